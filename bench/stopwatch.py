@@ -1,0 +1,79 @@
+"""Time and processor time of a stretch of work, worker processes counted in."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+
+def cpu_seconds() -> float:
+    """Return processor seconds of this process and of all its living and ended children.
+
+    Worker processes that still run are read from /proc; where there is none, only ended ones count.
+    """
+    times = os.times()
+    used = times.user + times.system + times.children_user + times.children_system
+    return used + sum(_cpu_of(pid) for pid in _children(os.getpid()))
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/children") as file:
+                for child in map(int, file.read().split()):
+                    found += [child, *_children(child)]
+    except OSError:
+        pass
+    return found
+
+
+def _cpu_of(pid: int) -> float:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@dataclass
+class Stopwatch:
+    """Repeated measurements of one thing: `with watch(images): …` takes one.
+
+    Attributes:
+        seconds: wall-clock time of each.
+        cpu: processor seconds of each.
+        images: images handled in each.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+
+    def lap(self, batches: Iterable) -> None:
+        """Walk `batches` to its end and take its time; an item's length is its number of images."""
+        wall, cpu, images = time.perf_counter(), cpu_seconds(), 0
+        for batch in batches:
+            images += len(batch)
+        self.seconds.append(time.perf_counter() - wall)
+        self.cpu.append(cpu_seconds() - cpu)
+        self.images.append(images)
+
+    def summary(self) -> dict[str, float | int]:
+        """Return medians and spreads: images per second, images per processor second."""
+        rate = [n / s for n, s in zip(self.images, self.seconds)]
+        per_cpu = [n / max(c, 1e-9) for n, c in zip(self.images, self.cpu)]
+        return {
+            "images_per_s": round(statistics.median(rate), 1),
+            "images_per_s_min": round(min(rate), 1),
+            "images_per_s_max": round(max(rate), 1),
+            "images_per_cpu_s": round(statistics.median(per_cpu), 1),
+            "images_per_cpu_s_min": round(min(per_cpu), 1),
+            "images_per_cpu_s_max": round(max(per_cpu), 1),
+            "repeats": len(rate),
+            "images": self.images[-1],
+        }

@@ -1,0 +1,69 @@
+"""Augmentation recipes: what may happen to a view's colours, and how likely.
+
+The numbers are those of facebookresearch/moco (`moco-v2`: Chen et al. 2020, "Improved Baselines with Momentum
+Contrastive Learning") and of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ). What each step does to
+pixels is defined once, in kernels/colour_reference.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from objcrop.errors import one_of
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How one view is augmented; `*_p` are probabilities.
+
+    Attributes:
+        brightness: factor drawn from [max(0, 1 - b), 1 + b]; contrast and saturation alike.
+        contrast: see brightness.
+        saturation: see brightness.
+        hue: shift drawn from [-h, h], in turns of the colour circle.
+        jitter_p: that the four steps above happen, in a random order.
+        grey_p: that the view turns grey.
+        blur_p: that it is blurred, with sigma (pixels) drawn from `sigma`.
+        solarise_p: that values from 0.5 up are inverted.
+        flip_p: that it is mirrored left to right.
+        sigma: smallest and largest blur, pixels of the view.
+        interpolation: "bilinear" or "bicubic", antialiased.
+        mean: subtracted, per channel, of values in 0..1.
+        std: divided by, per channel.
+    """
+
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    jitter_p: float = 0.0
+    grey_p: float = 0.0
+    blur_p: float = 0.0
+    solarise_p: float = 0.0
+    flip_p: float = 0.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+_MOCO_V2 = Augment(0.4, 0.4, 0.4, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5, flip_p=0.5)
+_BYOL = Augment(0.4, 0.4, 0.2, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=1.0, flip_p=0.5, interpolation="bicubic")
+RECIPES = {
+    "moco-v2": (_MOCO_V2,),
+    "byol": (_BYOL, replace(_BYOL, blur_p=0.1, solarise_p=0.2)),
+    "none": (Augment(),),
+}
+
+
+def augment_recipe(name: str, views: int) -> tuple[Augment, ...]:
+    """Return one `Augment` a view; a recipe with fewer entries than views is repeated in turn.
+
+    Raises:
+        UsageError: no recipe has that name.
+    """
+    recipe = RECIPES[one_of(name, RECIPES, "augment")]
+    return tuple(recipe[v % len(recipe)] for v in range(views))

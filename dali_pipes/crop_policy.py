@@ -1,0 +1,226 @@
+"""Crop policies: which role each view plays and the region its crop is drawn from.
+
+Sources: OAC = "Object-Aware Cropping for Self-Supervised Learning" (section 3, Implementation Details, Table 11);
+CIB = "Coarse Is Better" (sections 3.2 and 3.3). Where the papers leave a choice, this file makes it:
+
+- Boxes become integers outwards (floor, ceil), clipped to the image.
+- Small boxes first, then dilation or shift. The rule acts on each axis by itself.
+- A shift counts as undone when sliding the box back into the image leaves less than half the distance drawn; then
+  another direction is drawn, ten at most, and the farthest is kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objcrop.dali_pipes.philox import blocks
+from objcrop.errors import UsageError, one_of
+
+SHIFT_TRIES = 10
+
+
+@dataclass(frozen=True)
+class ViewSpec:
+    """One view of a policy.
+
+    Attributes:
+        role: "object" or "scene"; chooses the projection head (OAC 3).
+        region: "image", "box", "dilated", "shifted" or "centre": what the crop is drawn from.
+        scale: smallest and largest share of the region's area; None as smallest stands for `scale_min="auto"`.
+    """
+
+    role: str
+    region: str
+    scale: tuple[float | None, float] = (0.2, 1.0)
+
+
+@dataclass(frozen=True)
+class CropPolicy:
+    """A list of view specs and what an epoch counts.
+
+    Attributes:
+        name: as given on the command line.
+        views: one spec a view.
+        per_box: True when a sample is (image, box) and not an image (CIB 3.2).
+        small_box_rule: whether small boxes are enlarged first (OAC, Implementation Details).
+        heads_shared: whether all roles share one projection head (OAC 3: for scene-scene always).
+    """
+
+    name: str
+    views: tuple[ViewSpec, ...]
+    per_box: bool = False
+    small_box_rule: bool = True
+    heads_shared: bool = False
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The role of each view."""
+        return tuple(view.role for view in self.views)
+
+    @property
+    def needs_boxes(self) -> bool:
+        """Whether any view is drawn from a box."""
+        return any(view.region in ("box", "dilated", "shifted") for view in self.views)
+
+    @property
+    def crops_at_random(self) -> bool:
+        """False for the centre crop of probes."""
+        return all(view.region != "centre" for view in self.views)
+
+
+_AUTO = (None, 1.0)  # OAC 3: the smallest crop of a box should match the smallest crop of a scene
+POLICIES = {
+    policy.name: policy
+    for policy in (
+        CropPolicy("scene-scene", (ViewSpec("scene", "image"),) * 2, heads_shared=True),
+        CropPolicy("obj-scene", (ViewSpec("object", "box"), ViewSpec("scene", "image"))),
+        CropPolicy("obj-obj", (ViewSpec("object", "box", _AUTO),) * 2, heads_shared=True),
+        CropPolicy("obj-obj+dilate", (ViewSpec("object", "box", _AUTO), ViewSpec("scene", "dilated", _AUTO))),
+        CropPolicy("dilate-dilate", (ViewSpec("scene", "dilated", _AUTO),) * 2, heads_shared=True),
+        CropPolicy("obj-obj+shift", (ViewSpec("object", "box", _AUTO), ViewSpec("scene", "shifted", _AUTO))),
+        CropPolicy(
+            "within-box", (ViewSpec("object", "box"),) * 2, per_box=True, small_box_rule=False, heads_shared=True
+        ),
+        CropPolicy("centre", (ViewSpec("scene", "centre"),), heads_shared=True),
+    )
+}
+
+
+def crop_policy(name: str) -> CropPolicy:
+    """Return the policy of that name, or raise a `UsageError` that lists them."""
+    return POLICIES[one_of(name, POLICIES, "crops")]
+
+
+def with_scale(policy: CropPolicy, scale: tuple[float, float], scale_min: float) -> CropPolicy:
+    """Return the policy with its scales filled in.
+
+    Args:
+        policy: a policy of `POLICIES`.
+        scale: for views drawn from the image, and for those with a fixed scale.
+        scale_min: for views whose smallest scale is "auto".
+    """
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise UsageError(f"scale is {scale}, but it must be two shares with 0 < smallest <= largest <= 1.")
+    if not 0 < scale_min <= scale[1]:
+        raise UsageError(f"scale_min is {scale_min}, but it must lie above 0 and at most at {scale[1]}.")
+    views = (replace(v, scale=(scale_min if v.scale[0] is None else scale[0], scale[1])) for v in policy.views)
+    return replace(policy, views=tuple(views))
+
+
+def resolve_min_side(sizes: NDArray[np.int32], min_side: int | str, output_size: int) -> NDArray[np.int64]:
+    """Return the smallest side a box may have in each image.
+
+    "auto" is min(output size, half the image's shorter side): OAC's 224 on COCO-sized photos, less on small ones, so
+    that the policies stay apart.
+
+    Args:
+        sizes: int32 (N, 2) width, height.
+        min_side: pixels, or "auto".
+        output_size: side of the views, pixels.
+
+    Returns:
+        int64 (N,) pixels.
+    """
+    if min_side == "auto":
+        return np.minimum(output_size, sizes.min(axis=1) // 2).astype(np.int64)
+    return np.full(len(sizes), int(min_side), dtype=np.int64)
+
+
+def _slide_inside(start: NDArray, length: NDArray, limit: NDArray) -> NDArray:
+    """Return the start of an interval of that length moved the least so that it lies in [0, limit)."""
+    return np.clip(start, 0, limit - length)
+
+
+def outward(boxes: NDArray[np.float32], sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return boxes as integer windows (N, 4): floor and ceil, clipped to the image, at least one pixel a side."""
+    limit = sizes.astype(np.int64)
+    low = np.clip(np.floor(boxes[:, :2]).astype(np.int64), 0, limit - 1)
+    high = np.minimum(np.ceil(boxes[:, 2:]).astype(np.int64), limit)
+    return np.concatenate([low, np.maximum(high, low + 1)], axis=1)
+
+
+def enlarge_small(
+    windows: NDArray[np.int64], sizes: NDArray[np.int32], min_side: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Apply OAC's small-box rule: a side shorter than `min_side` becomes that long at the same centre.
+
+    The window is slid inside the image; `min_side` never exceeds the image.
+
+    Args:
+        windows: int64 (N, 4).
+        sizes: int32 (N, 2) width, height.
+        min_side: int64 (N,).
+
+    Returns:
+        int64 (N, 4).
+    """
+    limit = sizes.astype(np.int64)
+    side = windows[:, 2:] - windows[:, :2]
+    target = np.maximum(side, np.minimum(min_side[:, None], limit))
+    start = np.floor_divide(windows[:, :2] + windows[:, 2:] - target, 2)
+    low = _slide_inside(start, target, limit)
+    return np.concatenate([low, low + target], axis=1)
+
+
+def dilate(windows: NDArray[np.int64], sizes: NDArray[np.int32], delta: float, by: str) -> NDArray[np.int64]:
+    """Grow each axis by `delta` times the image's (or the box's) length in total, centre fixed, then clip (OAC 3a).
+
+    Args:
+        windows: int64 (N, 4).
+        sizes: int32 (N, 2) width, height.
+        delta: 0.1 for COCO, 0.2 for OpenImages in the paper.
+        by: "image" or "box".
+
+    Returns:
+        int64 (N, 4).
+    """
+    limit = sizes.astype(np.int64)
+    side = limit if by == "image" else windows[:, 2:] - windows[:, :2]
+    margin = np.rint(side * (delta / 2)).astype(np.int64)
+    return np.concatenate([np.maximum(windows[:, :2] - margin, 0), np.minimum(windows[:, 2:] + margin, limit)], axis=1)
+
+
+def shift(
+    windows: NDArray[np.int64],
+    sizes: NDArray[np.int32],
+    distance: tuple[float, float],
+    samples: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+) -> NDArray[np.int64]:
+    """Move each window by a distance drawn from `distance`, in a random direction, slid inside the image (OAC 3c).
+
+    Args:
+        windows: int64 (N, 4).
+        sizes: int32 (N, 2) width, height.
+        distance: smallest and largest, pixels of the original image (OAC: 80 to 100).
+        samples: int64 (N,), a coordinate of the draw.
+        seed: the run's seed.
+        epoch: the epoch.
+
+    Returns:
+        int64 (N, 4), the same sizes as `windows`.
+    """
+    limit, side = sizes.astype(np.int64), windows[:, 2:] - windows[:, :2]
+    u = blocks(seed, epoch, samples[:, None], 0, "shift", np.arange(SHIFT_TRIES))  # N, tries, 4
+    radius = distance[0] + u[:, :1, 0] * (distance[1] - distance[0])
+    angle = 2 * np.pi * u[:, :, 1]
+    step = np.stack([np.rint(radius * np.cos(angle)), np.rint(radius * np.sin(angle))], axis=-1).astype(np.int64)
+    low = _slide_inside(windows[:, None, :2] + step, side[:, None], limit[:, None])
+    moved = np.hypot(*np.moveaxis(low - windows[:, None, :2], -1, 0))
+    stays = moved >= radius / 2
+    choice = np.where(stays.any(axis=1), stays.argmax(axis=1), moved.argmax(axis=1))
+    low = low[np.arange(len(low)), choice]
+    return np.concatenate([low, low + side], axis=1)
+
+
+def centre_square(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the window of the usual evaluation crop (N, 4): shorter side resized to size / 0.875, centre kept."""
+    limit = sizes.astype(np.int64)
+    side = np.maximum(np.rint(limit.min(axis=1) * 0.875).astype(np.int64), 1)[:, None]
+    low = (limit - side) // 2
+    return np.concatenate([low, low + side], axis=1)

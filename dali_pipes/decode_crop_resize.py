@@ -1,0 +1,126 @@
+"""The DALI graph: file names and windows in, pixels out.
+
+DALI's own threads read the files, so Python hands over only names and four numbers an image. Decoding stops at the
+union of an image's windows, which makes it 1.4 to 1.9 times cheaper than decoding the whole. On a GPU the resize is in
+the graph; on a CPU the union is handed out, because torch resizes uint8 several times faster than DALI's CPU operator.
+The header's upright shape comes along, so that a file that changed since it was indexed is noticed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feed = Callable[[], tuple[list[NDArray[np.uint8]], NDArray[np.int32]]]
+
+
+def feed_of(paths: list[str], windows: NDArray[np.int32]) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
+    """Return what the graph takes for a batch: names as bytes, windows (N, V, 4) flattened to int32 (N, 4 V)."""
+    names = [np.frombuffer(path.encode(), np.uint8) for path in paths]
+    return names, np.ascontiguousarray(windows.reshape(len(paths), -1))
+
+
+def union_of(windows: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return the smallest window that holds all views' windows: (N, V, 4) to (N, 4)."""
+    return np.concatenate([windows[:, :, :2].min(axis=1), windows[:, :, 2:].max(axis=1)], axis=1)
+
+
+def decode_graph(
+    feed: Feed,
+    *,
+    batch_size: int,
+    threads: int,
+    prefetch: int,
+    device: str = "cpu",
+    device_id: int = 0,
+    interpolation: tuple[str, ...] = (),
+    size: int = 0,
+) -> Any:
+    """Build the pipeline.
+
+    Args:
+        feed: called once a batch, returns `feed_of(...)`; on "cpu" one window, the union; on "cuda" one a view.
+        batch_size: the most samples in a batch.
+        threads: DALI's worker threads.
+        prefetch: batches kept ready inside DALI.
+        device: "cpu" or "cuda".
+        device_id: which GPU.
+        interpolation: "bilinear" or "bicubic" a view; "cuda" only.
+        size: side of the views; "cuda" only.
+
+    Returns:
+        A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then on "cpu"
+        the union (uint8 HWC, RGB), on "cuda" each view (uint8 S, S, 3).
+    """
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali import math as dmath
+
+    on_gpu = device == "cuda"
+    filters = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
+
+    def low(window: Any) -> Any:
+        return fn.stack(window[1], window[0])
+
+    def high(window: Any) -> Any:
+        return fn.stack(window[3], window[2])
+
+    def as_float(corner: Any) -> Any:
+        return fn.cast(corner, dtype=types.FLOAT)
+
+    @pipeline_def(
+        batch_size=batch_size,
+        num_threads=threads,
+        device_id=device_id if on_gpu else None,
+        prefetch_queue_depth=prefetch,
+    )
+    def graph() -> Any:
+        names, windows = fn.external_source(
+            source=feed, num_outputs=2, batch=True, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
+        )
+        encoded = fn.io.file.read(names)
+        shape = fn.peek_image_shape(encoded)
+        if not on_gpu:
+            return shape, fn.decoders.image_slice(encoded, start=low(windows), end=high(windows), axes=[0, 1])
+        union = windows[0:4]
+        for v in range(1, len(interpolation)):
+            other = windows[4 * v : 4 * v + 4]
+            union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
+        image = fn.decoders.image_slice(
+            encoded,
+            device="mixed",
+            start=low(union),
+            end=high(union),
+            axes=[0, 1],
+            jpeg_fancy_upsampling=True,  # as libjpeg does it, so that pixels stay close to the CPU's
+        )
+        views = [
+            fn.resize(
+                image,
+                size=[size, size],
+                roi_start=as_float(low(windows[4 * v : 4 * v + 4]) - low(union)),
+                roi_end=as_float(high(windows[4 * v : 4 * v + 4]) - low(union)),
+                interp_type=filters[filter_name],
+                antialias=True,
+            )
+            for v, filter_name in enumerate(interpolation)
+        ]
+        return shape, *views
+
+    pipe = graph()
+    pipe.build()
+    return pipe
+
+
+def decodable(path: str) -> bool:
+    """Whether DALI decodes this file on the CPU; asked only of files in a batch that failed."""
+    whole = np.zeros((1, 4), np.int32)
+    whole[0, 2:] = 1
+    pipe = decode_graph(lambda: feed_of([path], whole), batch_size=1, threads=1, prefetch=1)
+    try:
+        pipe.run()
+    except RuntimeError:
+        return False
+    return True

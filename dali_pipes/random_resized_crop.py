@@ -1,0 +1,75 @@
+"""The random-resized crop: region to window.
+
+torchvision's sampler, drawn inside a region: up to ten tries of (area, aspect), then the centred fallback whose
+aspect is clamped. Source: Szegedy et al., "Going Deeper with Convolutions", and torchvision's
+`RandomResizedCrop.get_params`; OAC and CIB draw it inside a box.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objcrop.dali_pipes.philox import blocks
+
+TRIES = 10
+RATIO = (3 / 4, 4 / 3)
+
+
+def random_resized_crop(
+    regions: NDArray[np.int32],
+    scale: NDArray[np.float64],
+    samples: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+) -> NDArray[np.int32]:
+    """Draw one window inside every region.
+
+    Args:
+        regions: int32 (N, V, 4) x0, y0, x1, y1, half-open pixels of the upright image, none empty.
+        scale: float64 (V, 2) smallest and largest share of the region's area, per view.
+        samples: int64 (N,) which sample each row is: a coordinate of the draw.
+        seed: the run's seed.
+        epoch: the epoch.
+
+    Returns:
+        int32 (N, V, 4): integer windows inside their regions, at least one pixel on each axis.
+    """
+    n, v = regions.shape[:2]
+    flat = regions.reshape(-1, 4)
+    width, height = (flat[:, 2] - flat[:, 0]).astype(np.int64), (flat[:, 3] - flat[:, 1]).astype(np.int64)
+    sample, view = np.repeat(samples, v), np.tile(np.arange(v), n)
+    low, high = np.tile(scale[:, 0], n), np.tile(scale[:, 1], n)
+    log_ratio = np.log(RATIO)
+
+    w, h = _centred_fallback(width, height)
+    x, y = (width - w) // 2, (height - h) // 2
+    pending = np.arange(n * v)
+    for attempt in range(TRIES):
+        u = blocks(seed, epoch, sample[pending], view[pending], "crop", attempt)
+        area = width[pending] * height[pending] * (low[pending] + u[:, 0] * (high[pending] - low[pending]))
+        aspect = np.exp(log_ratio[0] + u[:, 1] * (log_ratio[1] - log_ratio[0]))
+        try_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+        try_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        fits = (try_w > 0) & (try_h > 0) & (try_w <= width[pending]) & (try_h <= height[pending])
+        hit = pending[fits]
+        w[hit], h[hit] = try_w[fits], try_h[fits]
+        x[hit] = (u[fits, 2] * (width[hit] - w[hit] + 1)).astype(np.int64)
+        y[hit] = (u[fits, 3] * (height[hit] - h[hit] + 1)).astype(np.int64)
+        pending = pending[~fits]
+        if not pending.size:
+            break
+
+    left, top = flat[:, 0] + x, flat[:, 1] + y
+    return np.stack([left, top, left + w, top + h], axis=-1).astype(np.int32).reshape(n, v, 4)
+
+
+def _centred_fallback(
+    width: NDArray[np.int64], height: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return width and height of the window used when no try fits: the whole region, its aspect clamped."""
+    ratio = width / height
+    w = np.where(ratio > RATIO[1], np.rint(height * RATIO[1]), width)
+    h = np.where(ratio < RATIO[0], np.rint(width / RATIO[0]), height)
+    return np.maximum(w, 1).astype(np.int64), np.maximum(h, 1).astype(np.int64)

@@ -1,0 +1,141 @@
+"""The reference loader: PIL and torchvision in DataLoader workers, as people have it today.
+
+Each worker makes whole batches: decode with PIL, crop, resize with PIL, colour either as torchvision's float
+definition (`colour="float"`, what the other backends are held against) or as the PIL chain of facebookresearch/moco
+(`colour="pil"`, the baseline for speed). Imports neither DALI nor CuPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.bad_images import BadImages, open_upright, stand_in
+from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
+from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
+from objcrop.dali_pipes.views import Views
+from objcrop.errors import ObjcropError
+from objcrop.kernels.colour_pil import colour_pil
+from objcrop.kernels.colour_reference import colour_reference
+
+PIL_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class TorchLoader(ViewLoader):
+    """Fills the contract with a `torch.utils.data.DataLoader`; arguments as in `load_views`."""
+
+    def __init__(
+        self,
+        planner: ViewPlanner,
+        bad_images: BadImages,
+        *,
+        workers: int,
+        prefetch: int,
+        colour: str,
+        device: str,
+        dtype: torch.dtype,
+        **contract: Any,
+    ) -> None:
+        super().__init__(planner, bad_images, **contract)
+        self.workers, self.prefetch, self.colour, self.device, self.dtype = workers, prefetch, colour, device, dtype
+
+    def _stream(self, start: Position) -> Iterator[Views]:
+        on_gpu = self.device != "cpu"
+        batches = DataLoader(
+            _Batches(self.batches, self.colour, self.dtype),
+            sampler=_From(self._positions(start)),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
+            collate_fn=_as_is,
+            pin_memory=on_gpu,
+        )
+        for views, bad in batches:
+            for row, reason in bad:
+                self.bad_images.add(row, reason)
+            yield views.to(self.device) if on_gpu else views
+
+
+class _From(Sampler):
+    """Endless positions, so that workers prefetch across the end of an epoch."""
+
+    def __init__(self, positions: Iterator[Position]) -> None:
+        self.positions = positions
+
+    def __iter__(self) -> Iterator[Position]:
+        return self.positions
+
+
+def _as_is(batch: Any) -> Any:
+    return batch
+
+
+class _Batches(Dataset):
+    """Position to one rank's batch and the rows found bad on the way, (row, reason) each."""
+
+    def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype) -> None:
+        self.batches, self.colour, self.dtype = batches, colour, dtype
+
+    def __getitem__(self, position: Position) -> tuple[Views, list[tuple[int, str]]]:
+        planner = self.batches.planner
+        plan = asked = self.batches.plan(position)
+        out = [torch.empty(len(plan), planner.size, planner.size, 3) for _ in planner.augment]
+        bad: list[tuple[int, str]] = []
+        pending = np.arange(len(plan))
+        for attempt in count():
+            failed = []
+            for i in pending:
+                row = int(plan.row[i])
+                try:
+                    image = open_upright(planner.catalog.path(row), tuple(planner.catalog.sizes[row]))
+                except ObjcropError as error:
+                    bad.append((row, str(error)))
+                    failed.append(i)
+                    continue
+                for v, augment in enumerate(planner.augment):
+                    out[v][i] = _view(image, plan, int(i), v, augment, planner.size, self.colour).permute(1, 2, 0)
+            if not failed:
+                break
+            pending = np.array(failed)
+            plan = stand_in(plan, asked, pending, planner, position[0], attempt)
+        return assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(self.dtype) for o in out]), bad
+
+
+def _view(image: Image.Image, plan: ViewPlan, i: int, v: int, augment: Augment, size: int, colour: str) -> torch.Tensor:
+    """Return one view, float32 (3, S, S), normalised."""
+    x0, y0, x1, y1 = (int(c) for c in plan.windows[i, v])
+    small = image.crop((x0, y0, x1, y1)).resize((size, size), PIL_FILTER[augment.interpolation])
+    decisions = (
+        bool(plan.flip[i, v]),
+        bool(plan.jitter[i, v]),
+        plan.factors[i, v],
+        plan.order[i, v],
+        bool(plan.grey[i, v]),
+        float(plan.sigma[i, v]),
+        bool(plan.solarise[i, v]),
+        augment.mean,
+        augment.std,
+    )
+    if colour == "pil":
+        return colour_pil(small, *decisions)
+    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
+    return colour_reference(pixels, *decisions)
+
+
+def assemble(planner: ViewPlanner, plan: ViewPlan, asked: ViewPlan, views: list[torch.Tensor]) -> Views:
+    """Return the batch of these view tensors, with rows, labels and substitutions filled in from the plans."""
+    return Views(
+        views=tuple(views),
+        index=torch.from_numpy(plan.row),
+        requested=torch.from_numpy(asked.row),
+        labels=torch.from_numpy(planner.catalog.label_matrix(plan.row)),
+        plan=plan,
+        substituted=torch.from_numpy(plan.sample != asked.sample),
+    )

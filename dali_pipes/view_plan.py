@@ -1,0 +1,281 @@
+"""The plan: every random decision for a batch, as arrays, before any pixel is touched.
+
+It is a pure function of (seed, epoch, sample, view). It does not know batch size, backend, threads, rank or restart,
+which is why loaders can be swapped, runs resumed and bad files stepped over without changing any other view.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.crop_policy import (
+    CropPolicy,
+    centre_square,
+    dilate,
+    enlarge_small,
+    outward,
+    resolve_min_side,
+    shift,
+    with_scale,
+)
+from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
+from objcrop.dali_pipes.random_resized_crop import random_resized_crop
+from objcrop.errors import UsageError, one_of
+
+_SCALE_SAMPLE = 20_000  # images that the mean box area is taken over: enough for three digits, no wait on millions
+
+
+@dataclass
+class ViewPlan:
+    """Decisions for N samples of V views each.
+
+    Attributes:
+        sample: int64 (N,) position in the sample space of the epoch.
+        row: int64 (N,) catalog row.
+        box: int32 (N,) which box of the row; -1 where the image has none and its whole frame stands in.
+        regions: int32 (N, V, 4) x0, y0, x1, y1, half-open pixels of the upright image: what the crop is drawn from.
+        windows: int32 (N, V, 4) the crop itself, inside its region.
+        flip: bool (N, V) mirrored left to right.
+        jitter: bool (N, V) whether `factors` are applied.
+        factors: float32 (N, V, 4) brightness, contrast, saturation (1 = unchanged), hue (turns, 0 = unchanged).
+        order: uint8 (N, V, 4) the order of these four, first applied first.
+        grey: bool (N, V).
+        sigma: float32 (N, V) blur in pixels of the view; 0 = none.
+        solarise: bool (N, V).
+    """
+
+    sample: NDArray[np.int64]
+    row: NDArray[np.int64]
+    box: NDArray[np.int32]
+    regions: NDArray[np.int32]
+    windows: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+    jitter: NDArray[np.bool_]
+    factors: NDArray[np.float32]
+    order: NDArray[np.uint8]
+    grey: NDArray[np.bool_]
+    sigma: NDArray[np.float32]
+    solarise: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def replace_rows(self, where: NDArray[np.int64], other: ViewPlan) -> ViewPlan:
+        """Return a plan in which `other`'s rows stand at the positions `where`."""
+        arrays = {}
+        for field in fields(self):
+            arrays[field.name] = getattr(self, field.name).copy()
+            arrays[field.name][where] = getattr(other, field.name)
+        return ViewPlan(**arrays)
+
+
+class ViewPlanner:
+    """Catalog, boxes, policy and options, bound together: samples in, `ViewPlan` out.
+
+    Args:
+        catalog: the images.
+        boxes: made for this catalog; needed by policies that crop in boxes.
+        policy: from `crop_policy`.
+        augment: one recipe a view.
+        size: side of the views, pixels.
+        seed: the run's seed.
+        scale: smallest and largest crop, as shares of the region's area.
+        scale_min: smallest share inside a box, or "auto": `scale[0]` / mean share of the image a box covers after the
+            small-box rule, at most 0.9 (OAC 3, S_min).
+        min_side: smallest side of a box in pixels, or "auto" (see `resolve_min_side`).
+        delta: how much a box is dilated (`dilate=` in `load_views`).
+        dilate_by: "image" or "box".
+        distance: smallest and largest shift, pixels.
+        max_boxes: one of so many boxes is drawn, the first of each row (OAC: 10).
+
+    Raises:
+        UsageError: a box policy without boxes, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        boxes: BoxTable | None,
+        policy: CropPolicy,
+        augment: tuple[Augment, ...],
+        *,
+        size: int,
+        seed: int,
+        scale: tuple[float, float] = (0.2, 1.0),
+        scale_min: float | str = "auto",
+        min_side: int | str = "auto",
+        delta: float = 0.1,
+        dilate_by: str = "image",
+        distance: tuple[float, float] = (80.0, 100.0),
+        max_boxes: int = 10,
+    ) -> None:
+        if policy.needs_boxes and boxes is None:
+            raise UsageError(
+                f"crops '{policy.name}' are drawn from boxes, but none were given: pass --boxes, "
+                "made by `objcrop propose`."
+            )
+        if not 0 <= delta <= 2:
+            raise UsageError(f"dilate is {delta}, but it must be a share from 0 to 2.")
+        if not 0 <= distance[0] <= distance[1]:
+            raise UsageError(f"shift is {distance}, but it must be two distances in pixels, the smaller first.")
+        if min_side != "auto" and (isinstance(min_side, str) or min_side < 1):
+            raise UsageError(f"min_side is '{min_side}', but it must be 'auto' or a number of pixels from 1.")
+        if max_boxes < 1:
+            raise UsageError(f"max_boxes is {max_boxes}, but at least one box must be left to draw from.")
+        self.catalog, self.boxes, self.augment = catalog, boxes, augment
+        self.size, self.seed = size, seed
+        self.delta, self.dilate_by, self.distance = delta, one_of(dilate_by, ("image", "box"), "dilate_by"), distance
+        self.min_side, self.max_boxes = min_side, max_boxes
+        self.policy = policy
+        self._ends = self._sample_ends() if policy.per_box else None
+        self.samples = len(catalog) if self._ends is None else int(self._ends[-1])
+        needs_auto = any(view.scale[0] is None for view in policy.views)
+        if scale_min == "auto":
+            scale_min = self._scale_min(scale[0]) if needs_auto else scale[0]
+        elif isinstance(scale_min, str):
+            raise UsageError(f"scale_min is '{scale_min}', but it must be 'auto' or a share.")
+        self.scale_min = float(scale_min)
+        self.policy = with_scale(policy, scale, self.scale_min)
+
+    def set_boxes(self, boxes: BoxTable) -> None:
+        """Draw from other boxes of the same catalog; `scale_min` stays what it was resolved to."""
+        self.boxes = boxes
+        if self._ends is not None:
+            self._ends = self._sample_ends()
+            self.samples = int(self._ends[-1])
+
+    def _sample_ends(self) -> NDArray[np.int64]:
+        """Where the samples of each row end, when every box is a sample; an image without boxes counts once."""
+        assert self.boxes is not None
+        return np.cumsum(np.maximum(np.diff(self.boxes.offsets), 1))
+
+    def _scale_min(self, smallest: float) -> float:
+        """Solve OAC's S_min on evenly spaced images, two digits: 0.2 / mean box share, at most 0.9."""
+        rows = np.unique(np.linspace(0, len(self.catalog) - 1, min(len(self.catalog), _SCALE_SAMPLE)).astype(np.int64))
+        assert self.boxes is not None
+        counts = np.minimum(self.boxes.counts(rows), self.max_boxes)
+        row = np.repeat(rows, np.maximum(counts, 1))
+        first = np.cumsum(np.maximum(counts, 1)) - np.maximum(counts, 1)
+        which = np.arange(len(row)) - np.repeat(first, np.maximum(counts, 1))
+        which = np.where(np.repeat(counts, np.maximum(counts, 1)) > 0, which, -1)
+        window = self._box_windows(row, which)
+        image = self.catalog.sizes[row].astype(np.int64).prod(axis=1)
+        share = (window[:, 2:] - window[:, :2]).prod(axis=1) / image
+        mean = np.add.reduceat(share, first) / np.maximum(counts, 1)
+        return round(min(smallest / float(mean.mean()), 0.9), 3)
+
+    def _box_windows(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return integer windows (N, 4) of the boxes drawn, after the small-box rule; which -1: the whole image."""
+        sizes = self.catalog.sizes[rows]
+        window = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
+        has = np.flatnonzero(which >= 0)
+        if has.size:
+            assert self.boxes is not None
+            window[has] = outward(self.boxes.gather(rows[has], which[has]), sizes[has])
+            if self.policy.small_box_rule:
+                smallest = resolve_min_side(sizes[has], self.min_side, self.size)
+                window[has] = enlarge_small(window[has], sizes[has], smallest)
+        return window
+
+    def locate(self, samples: NDArray[np.int64], epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return row (N,) and box (N,) of each sample; box -1: the image has none, or the policy draws none.
+
+        The draw leaves out the view: both views share the box (OAC 3).
+        """
+        if self._ends is not None:
+            rows = np.searchsorted(self._ends, samples, side="right")
+            assert self.boxes is not None
+            within = samples - np.where(rows > 0, self._ends[rows - 1], 0)
+            return rows, np.where(self.boxes.counts(rows) > 0, within, -1)
+        if self.boxes is None or not self.policy.needs_boxes:
+            return samples, np.full(len(samples), -1, dtype=np.int64)
+        counts = np.minimum(self.boxes.counts(samples), self.max_boxes)
+        drawn = (uniforms(self.seed, epoch, samples, 0, "box")[:, 0] * counts).astype(np.int64)
+        return samples, np.where(counts > 0, drawn, -1)
+
+    def plan(self, samples: NDArray[np.int64], epoch: int) -> ViewPlan:
+        """Make every decision for these samples of this epoch."""
+        samples = np.asarray(samples, dtype=np.int64)
+        rows, which = self.locate(samples, epoch)
+        regions = self._regions(samples, rows, which, epoch)
+        if self.policy.crops_at_random:
+            scale = np.array([view.scale for view in self.policy.views], dtype=np.float64)
+            windows = random_resized_crop(regions, scale, samples, seed=self.seed, epoch=epoch)
+        else:
+            windows = regions
+        return ViewPlan(
+            sample=samples,
+            row=rows,
+            box=which.astype(np.int32),
+            regions=regions,
+            windows=windows,
+            **colour_decisions(samples, self.augment, seed=self.seed, epoch=epoch),
+        )
+
+    def _regions(
+        self, samples: NDArray[np.int64], rows: NDArray[np.int64], which: NDArray[np.int64], epoch: int
+    ) -> NDArray[np.int32]:
+        """Return what each view's crop is drawn from, int32 (N, V, 4)."""
+        sizes = self.catalog.sizes[rows]
+        image = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
+        box = self._box_windows(rows, which)
+        made = {"image": image, "box": box}
+        for region in {view.region for view in self.policy.views} - made.keys():
+            if region == "dilated":
+                made[region] = dilate(box, sizes, self.delta, self.dilate_by)
+            elif region == "shifted":
+                made[region] = shift(box, sizes, self.distance, samples, seed=self.seed, epoch=epoch)
+            else:
+                made[region] = centre_square(sizes)
+        return np.stack([made[view.region] for view in self.policy.views], axis=1).astype(np.int32)
+
+    def substitute(self, samples: NDArray[np.int64], epoch: int, attempt: int) -> NDArray[np.int64]:
+        """Return the samples shown instead of these when their files are bad: a pure draw, one per attempt."""
+        return (uniforms(self.seed, epoch, samples, attempt, "substitute")[..., 0] * self.samples).astype(np.int64)
+
+
+_COLOUR = ("flip", "jitter", "jitter_factors", "jitter_order", "grey", "blur", "solarise")
+
+
+def colour_decisions(
+    samples: NDArray[np.int64], augment: tuple[Augment, ...], *, seed: int, epoch: int
+) -> dict[str, NDArray]:
+    """Draw flip, jitter, its factors and order, grey, blur and solarise for every (sample, view).
+
+    Args:
+        samples: int64 (N,).
+        augment: one recipe a view.
+        seed: the run's seed.
+        epoch: the epoch.
+
+    Returns:
+        The fields of `ViewPlan` from `flip` on.
+    """
+    words = np.array([PURPOSES[name] << 16 for name in _COLOUR], dtype=np.uint64)
+    counter = (samples[:, None, None], epoch, np.arange(len(augment))[:, None], words)
+    drawn = np.stack(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1) * 2.0**-32
+    flip, jitter, factors, order, grey, blur, solarise = np.moveaxis(drawn, 2, 0)  # each N, V, 4
+
+    def happens(u: NDArray, probability: str) -> NDArray[np.bool_]:
+        return u[..., 0] < np.array([getattr(a, probability) for a in augment])
+
+    strength = np.array([(a.brightness, a.contrast, a.saturation, a.hue) for a in augment])
+    low = np.stack([*np.maximum(1 - strength[:, :3], 0).T, -strength[:, 3]], axis=-1)
+    high = np.stack([*(1 + strength[:, :3]).T, strength[:, 3]], axis=-1)
+    sigma = np.array([a.sigma for a in augment])
+    drawn_sigma = sigma[:, 0] + blur[..., 1] * (sigma[:, 1] - sigma[:, 0])
+    return {
+        "flip": happens(flip, "flip_p"),
+        "jitter": happens(jitter, "jitter_p"),
+        "factors": (low + factors * (high - low)).astype(np.float32),
+        "order": np.argsort(order, axis=-1, kind="stable").astype(np.uint8),
+        "grey": happens(grey, "grey_p"),
+        "sigma": np.where(happens(blur, "blur_p"), drawn_sigma, 0).astype(np.float32),
+        "solarise": happens(solarise, "solarise_p"),
+    }

@@ -1,0 +1,5 @@
+"""`python -m objcrop` is the command line."""
+
+from objcrop.cli import main
+
+main()

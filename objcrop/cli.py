@@ -1,0 +1,211 @@
+"""The command line: each command reads its options, calls one function of the library and prints what came out.
+
+Exit codes: 0 done, 1 failed, 2 wrong use. An error is one sentence on standard error.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from objcrop.errors import ObjcropError, UsageError
+
+app = typer.Typer(
+    name="objcrop",
+    help="Object-aware views for self-supervised pretraining, fed at the speed of the GPU.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench_app = typer.Typer(help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True)
+app.add_typer(bench_app, name="bench")
+console = Console(soft_wrap=True)
+
+CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")]
+BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
+RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the images, if they moved.")]
+
+
+@app.command()
+def doctor() -> None:
+    """Say what works on this machine: driver, DALI, CuPy, decoders, shared memory."""
+    from objcrop.doctor import examine, print_findings
+
+    findings = examine()
+    print_findings(findings, console)
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise ObjcropError("objcrop cannot run here: see the lines marked 'missing'.")
+
+
+@app.command()
+def index(
+    source: Annotated[Path, typer.Argument(help="Folder of images, annotation file, or VOCdevkit.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.")],
+    format: Annotated[str, typer.Option(help="folder, coco, voc or scenes.")] = "folder",
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
+    root: RootOption = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
+) -> None:
+    """Read a source of photos into a catalog."""
+    from objcrop.formats import index_source
+
+    catalog, report = index_source(source, format, annotations=annotations, root=root, limit=limit, verify=verify)
+    catalog.save(output)
+    for line in report.lines():
+        console.print(line, markup=False, highlight=False)
+    console.print(f"{len(catalog)} images, {len(catalog.classes)} classes → {output}", highlight=False)
+
+
+@app.command()
+def join(
+    catalogs: Annotated[list[Path], typer.Argument(help="Catalogs to join, two or more.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.")],
+) -> None:
+    """Join catalogs of several sources into one."""
+    from objcrop.catalog import Catalog, join_catalogs
+
+    if len(catalogs) < 2:
+        raise UsageError("join takes two catalogs or more.")
+    joined = join_catalogs([Catalog.load(path) for path in catalogs])
+    joined.save(output)
+    console.print(f"{len(joined)} images, {len(joined.classes)} classes → {output}", highlight=False)
+
+
+@app.command()
+def propose(
+    catalog: CatalogFile,
+    method: Annotated[str, typer.Option(help="gt, gt-pad, grid, random, image or import.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.")],
+    source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
+    padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="random: boxes an image.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="random: the seed.")] = None,
+    root: RootOption = None,
+) -> None:
+    """Make boxes for a catalog."""
+    from objcrop.catalog import Catalog
+    from objcrop.proposals import propose as propose_boxes
+
+    given = {"source": source, "annotations": annotations, "padding": padding, "count": count, "seed": seed}
+    options = {name: value for name, value in given.items() if value is not None}
+    boxes = propose_boxes(Catalog.load(catalog, root=root), method, **options)
+    boxes.save(output)
+    for line in boxes.lines():
+        console.print(line, markup=False, highlight=False)
+    console.print(f"{len(boxes.values)} boxes on {len(boxes)} images → {output}", highlight=False)
+
+
+@app.command()
+def show(
+    catalog: CatalogFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    boxes: BoxesOption = None,
+    crops: Annotated[str, typer.Option(help="Crop policy.")] = "scene-scene",
+    augment: Annotated[str, typer.Option(help="moco-v2, byol or none.")] = "moco-v2",
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
+    epoch: Annotated[int, typer.Option(min=0, help="Which epoch's views.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    backend: Annotated[str, typer.Option(help="torch or dali.")] = "dali",
+    root: RootOption = None,
+) -> None:
+    """Draw a contact sheet: image, box, both windows, both final views."""
+    from objcrop.catalog import Catalog
+    from objcrop.contact_sheet import contact_sheet
+    from objcrop.dali_pipes.load_views import load_views
+
+    photos = Catalog.load(catalog, root=root)
+    with load_views(
+        photos,
+        boxes=boxes,
+        crops=crops,
+        augment=augment,
+        size=size,
+        batch_size=min(images, len(photos)),
+        backend=backend,
+        seed=seed,
+        prefetch=1,
+        workers=0,
+    ) as loader:
+        loader.set_epoch(epoch)
+        batch = next(iter(loader))
+    contact_sheet(photos, batch.index.numpy(), batch.plan, batch.views, output, policy_name=crops)
+    console.print(f"{len(batch)} images, {crops}, {augment} → {output}", highlight=False)
+
+
+@app.command()
+def pretrain(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
+    recipe: Annotated[str | None, typer.Option(help="A YAML file, or a name in ssl/recipes.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
+    boxes: BoxesOption = None,
+    root: RootOption = None,
+    method: Annotated[str | None, typer.Option(help="moco-v2 or byol.")] = None,
+    crops: Annotated[str | None, typer.Option(help="Crop policy.")] = None,
+    augment: Annotated[str | None, typer.Option(help="moco-v2, byol or none.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Any torchvision ResNet.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Global batch, over all processes.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
+    base_lr: Annotated[float | None, typer.Option(help="Learning rate at batch 256.")] = None,
+    queue: Annotated[int | None, typer.Option(help="moco-v2: keys in the queue.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The run's seed.")] = None,
+    loader: Annotated[str | None, typer.Option(help="dali or torch.")] = None,
+    device: Annotated[str | None, typer.Option(help="cuda or cpu.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes of the torch loader.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of the dali loader.")] = None,
+    max_bad: Annotated[float | None, typer.Option(help="Share of bad images to step over.")] = None,
+    checkpoint_every_steps: Annotated[int | None, typer.Option(help="Beside each epoch's end.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+) -> None:
+    """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
+    from objcrop.catalog import Catalog
+    from objcrop.ssl.recipe import resolve
+    from objcrop.ssl.trainer import pretrain as run_pretraining
+
+    if catalog is None:
+        raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
+    not_recipe = ("output", "recipe", "catalog", "boxes", "root", "resume", "not_recipe")
+    flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
+    run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
+
+
+RECIPE_FLAGS = (
+    *("method", "crops", "augment", "arch", "size", "batch_size", "epochs", "steps", "base_lr", "queue", "seed"),
+    *("loader", "device", "workers", "threads", "max_bad", "checkpoint_every_steps"),
+)
+
+
+@app.command()
+def probe(
+    checkpoint: Annotated[str, typer.Argument(help="last.pt of a run, or 'untrained:ARCH' for the floor.")],
+    train: Annotated[Path, typer.Option(help="Catalog the linear classifier learns from.")],
+    test: Annotated[Path, typer.Option(help="Catalog it is measured on.")],
+    size: Annotated[int | None, typer.Option(help="Side of the images, pixels; default: the run's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Measure a backbone: linear multi-label mAP on frozen features."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; turns errors into one sentence and an exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        app(args=arguments, standalone_mode=False)
+    except ObjcropError as error:
+        Console(stderr=True, soft_wrap=True).print(f"objcrop: {error}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,113 @@
+"""Upright images: what a file's header says of its size and EXIF orientation, and boxes and masks turned to match.
+
+EXIF tag 0x0112 (EXIF 2.32, 4.6.4) holds 1..8: how the stored pixels are mirrored, then transposed, to stand upright.
+The *stored frame* is the grid of pixels in the file, the *upright frame* the one a viewer shows.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image
+
+# Stored to upright: mirror left-right, mirror top-bottom, then swap x and y.
+_MIRROR_X = np.isin(np.arange(9), (2, 3, 7, 8))
+_MIRROR_Y = np.isin(np.arange(9), (3, 4, 6, 7))
+_SWAP = np.isin(np.arange(9), (5, 6, 7, 8))
+
+MISSING = "no such file"
+
+
+class Header(NamedTuple):
+    """What a header says: stored width and height in pixels, and the EXIF orientation 1..8 of the decoded pixels."""
+
+    width: int
+    height: int
+    orientation: int
+
+
+def read_header(path: str, *, verify: bool = False) -> Header:
+    """Read stored size and orientation of one image file, without decoding it.
+
+    Pillow turns TIFF and AVIF upright while decoding; for them the size is the upright one and the orientation 1.
+    Damaged EXIF data counts as orientation 1, as in image viewers.
+
+    Args:
+        path: image file, of any format Pillow knows.
+        verify: also decode every pixel and convert to RGB.
+
+    Raises:
+        Exception: whatever Pillow raises (OSError, SyntaxError, ValueError, DecompressionBombError, ...);
+            `why_unreadable` makes a short sentence of it.
+    """
+    with Image.open(path) as image:
+        header = Header(*image.size, orientation=_orientation(image))
+        if min(image.size) < 1:
+            raise ValueError(f"the header says {image.width}x{image.height} pixels")
+        if verify:
+            image.convert("RGB")
+    return header
+
+
+def why_unreadable(error: Exception) -> str:
+    """Return the reason for which `read_header` failed, in one line without the path."""
+    if isinstance(error, FileNotFoundError):
+        return MISSING
+    if isinstance(error, UnicodeEncodeError):
+        return "the name is not UTF-8"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"decompression bomb: {error}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "not an image that Pillow knows, or its header is damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def upright_sizes(sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Return upright (width, height), int32 (N, 2), from stored (width, height) (N, 2) and orientations 1..8 (N,)."""
+    stored = np.asarray(sizes, np.int32).reshape(-1, 2)
+    swap = _SWAP[np.asarray(orientations)].reshape(-1, 1)
+    return np.where(swap, stored[:, ::-1], stored)
+
+
+def upright_boxes(boxes: npt.ArrayLike, sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Turn boxes from the stored frame to the upright frame.
+
+    Args:
+        boxes: (k, 4) x0,y0,x1,y1, half-open, absolute pixels of the stored frame.
+        sizes: (k, 2) stored width and height of each box's image.
+        orientations: (k,) EXIF orientation 1..8 of each box's image.
+
+    Returns:
+        float64 (k, 4) x0,y0,x1,y1 in the upright frame.
+    """
+    x0, y0, x1, y1 = np.asarray(boxes, np.float64).reshape(-1, 4).T
+    width, height = np.asarray(sizes, np.float64).reshape(-1, 2).T
+    o = np.asarray(orientations)
+    x0, x1 = np.where(_MIRROR_X[o], width - x1, x0), np.where(_MIRROR_X[o], width - x0, x1)
+    y0, y1 = np.where(_MIRROR_Y[o], height - y1, y0), np.where(_MIRROR_Y[o], height - y0, y1)
+    stored, swapped = np.stack((x0, y0, x1, y1), 1), np.stack((y0, x0, y1, x1), 1)
+    return np.where(_SWAP[o].reshape(-1, 1), swapped, stored)
+
+
+def upright_array(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turn an array (H, W, ...) of the stored frame upright (a view, any dtype)."""
+    if _MIRROR_X[orientation]:
+        pixels = pixels[:, ::-1]
+    if _MIRROR_Y[orientation]:
+        pixels = pixels[::-1]
+    return pixels.swapaxes(0, 1) if _SWAP[orientation] else pixels
+
+
+def _orientation(image: Image.Image) -> int:
+    # PNG may carry EXIF after the pixels, and Pillow would decode the whole file to look for it: headers only.
+    if image.format in ("TIFF", "AVIF") or (image.format == "PNG" and "exif" not in image.info):
+        return 1
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # anything at all can be wrong in EXIF bytes, and Pillow raises what it meets
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -1,0 +1,271 @@
+"""From a folder of images, with or without annotations, to a `Catalog`: one module a format, all with one signature.
+
+    read_<format>(source, *, annotations=None, root=None, limit=None, verify=False) -> (Catalog, IndexReport)
+
+What the readers share is here: headers read in parallel, annotations turned upright, clipped and counted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from objcrop.catalog import Catalog
+from objcrop.errors import ObjcropError, UsageError, one_of
+from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
+
+FORMATS = ("folder", "coco", "voc", "scenes")
+
+T = TypeVar("T")
+StrPath = str | os.PathLike[str]
+
+
+@dataclass
+class IndexReport:
+    """What `index` met on the way: nothing is left out, clipped or dropped without a word here.
+
+    Attributes:
+        images: images in the catalog.
+        boxes: boxes in the catalog.
+        left_out: (key, reason) of each file not taken; keys that are not UTF-8 are escaped.
+        missing_annotated: images that the annotations name and that are not there.
+        other_size: images whose annotation states a size that the file has in neither frame; their boxes are taken as
+            they are, in the stored frame.
+        clipped: boxes that reached over the image's edge.
+        dropped_empty: boxes without area inside the image.
+        dropped_not_finite: boxes with NaN or infinite corners.
+    """
+
+    images: int = 0
+    boxes: int = 0
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+    missing_annotated: list[str] = field(default_factory=list)
+    other_size: list[str] = field(default_factory=list)
+    clipped: int = 0
+    dropped_empty: int = 0
+    dropped_not_finite: int = 0
+
+    @property
+    def dropped_boxes(self) -> int:
+        """Boxes that are not in the catalog although their image is."""
+        return self.dropped_empty + self.dropped_not_finite
+
+    def lines(self, most: int = 10) -> list[str]:
+        """Return the report as lines for the screen, at most `most` names a list."""
+        lines = [f"{self.images} images, {self.boxes} boxes"]
+        if self.clipped:
+            lines.append(f"{self.clipped} boxes clipped to their image")
+        if self.dropped_boxes:
+            lines.append(
+                f"{self.dropped_boxes} boxes dropped ({self.dropped_empty} without area, "
+                f"{self.dropped_not_finite} not finite)"
+            )
+        listed = (
+            ("annotated images are not there", self.missing_annotated),
+            ("images differ in size from their annotation", self.other_size),
+            ("files left out", [f"{key}: {reason}" for key, reason in self.left_out]),
+        )
+        for what, names in listed:
+            if names:
+                lines.append(f"{len(names)} {what}:")
+                lines += [f"  {name}" for name in names[:most]]
+                if len(names) > most:
+                    lines.append(f"  ... and {len(names) - most} more")
+        return lines
+
+
+def index_source(
+    source: StrPath,
+    format: str = "folder",
+    *,
+    annotations: StrPath | None = None,
+    root: StrPath | None = None,
+    limit: int | None = None,
+    verify: bool = False,
+) -> tuple[Catalog, IndexReport]:
+    """Make the catalog of `source`.
+
+    Args:
+        source: folder of images, or what the format says (a COCO JSON, a VOCdevkit).
+        format: one of `FORMATS`.
+        annotations: annotation file, where it is not in its usual place.
+        root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
+        limit: take the first so many images, in the order of their keys.
+        verify: decode every image, and leave out what does not decode.
+
+    Raises:
+        UsageError: unknown format, or a limit below 1.
+        ObjcropError: a folder or file is missing or broken, or no image is left.
+    """
+    one_of(format, FORMATS, "--format")
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit is {limit}, but it must be at least 1.")
+    read = getattr(importlib.import_module(f"objcrop.formats.{format}"), f"read_{format}")
+    return read(source, annotations=annotations, root=root, limit=limit, verify=verify)
+
+
+class FlatBoxes(NamedTuple):
+    """Boxes of many images as the annotations state them, before any check.
+
+    image (M,) position in the reader's list of keys; corners (M, 4) x0,y0,x1,y1 half-open pixels; classes (M,);
+    difficult (M,); crowd (M,); `mask(i, (width, height), orientation)` gives the upright COCO RLE JSON of box i, where
+    the size is that of the frame the annotation is in, and the orientation 1 if that is upright already.
+    """
+
+    image: list[int]
+    corners: list[tuple[float, float, float, float]]
+    classes: list[int]
+    difficult: list[bool]
+    crowd: list[bool]
+    mask: Callable[[int, tuple[int, int], int], str | None] | None = None
+
+
+def catalog_of(
+    root: str,
+    keys: Sequence[str],
+    report: IndexReport,
+    *,
+    verify: bool,
+    classes: Sequence[str] = (),
+    boxes: FlatBoxes | None = None,
+    stated_sizes: npt.ArrayLike | None = None,
+) -> Catalog:
+    """Read the headers of `keys` and fit the boxes to them: upright, clipped, without empty ones.
+
+    Boxes are in the stored frame, unless the annotation states the upright size and that differs from the stored one.
+
+    Args:
+        root: image folder.
+        keys: (N,) paths relative to `root`.
+        report: filled in as files and boxes are met.
+        verify: decode every image too.
+        classes: class names.
+        boxes: annotations, None for none.
+        stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
+
+    Raises:
+        ObjcropError: no image is left, or a key comes twice.
+    """
+    headers = _read_headers(root, keys, verify)
+    for key, header in zip(keys, headers):
+        if header == MISSING:
+            report.missing_annotated.append(printable(key))
+        elif isinstance(header, str):
+            report.left_out.append((printable(key), header))
+    good = np.array([isinstance(header, Header) for header in headers], bool)
+    if not good.any():
+        first = f"; the first is {printable(keys[0])}: {headers[0]}" if len(keys) else ""
+        raise ObjcropError(f"{root} has no image to index ({len(keys)} tried{first}); check the folder, or --root.")
+    facts = np.array([header if isinstance(header, Header) else (0, 0, 1) for header in headers], np.int32)
+    stored, orientations = facts[:, :2], facts[:, 2]
+    upright = upright_sizes(stored, orientations)
+    row = np.cumsum(good) - 1
+    good_keys = [key for key, taken in zip(keys, good) if taken]
+    catalog_rows = (root, good_keys, upright[good], orientations[good])
+    report.images = len(good_keys)
+    if boxes is None:
+        return Catalog.build(*catalog_rows, classes=classes)
+
+    stated = np.zeros((len(keys), 2)) if stated_sizes is None else np.asarray(stated_sizes).reshape(-1, 2)
+    is_stored, is_upright = np.all(stated == stored, 1), np.all(stated == upright, 1)
+    frame_turn = np.where(is_upright & ~is_stored, 1, orientations)
+    unlike = good & np.all(stated > 0, 1) & ~is_stored & ~is_upright
+    report.other_size += [keys[int(i)] for i in np.flatnonzero(unlike)]
+
+    image = np.asarray(boxes.image, np.int64)
+    corners = np.asarray(boxes.corners, np.float64).reshape(-1, 4)
+    corners = upright_boxes(corners, stored[image], frame_turn[image])
+    finite = np.all(np.isfinite(corners), 1)
+    inside = np.clip(np.where(finite[:, None], corners, 0), 0, np.tile(upright[image], 2)).astype(np.float32)
+    # A hundredth of a pixel over the edge is the annotation file's rounding, not a box outside its image.
+    over = finite & np.any(np.abs(inside - np.where(finite[:, None], corners, 0)) > 0.01, 1)
+    area = np.all(inside[:, :2] < inside[:, 2:], 1)
+    kept = good[image] & finite & area
+    report.boxes += int(kept.sum())
+    report.clipped += int((kept & over).sum())
+    report.dropped_not_finite += int((good[image] & ~finite).sum())
+    report.dropped_empty += int((good[image] & finite & ~area).sum())
+
+    masks = None
+    if boxes.mask is not None:
+        frames = np.where((frame_turn == 1)[:, None], upright, stored)
+        masks = [
+            boxes.mask(int(i), (int(frames[image[i], 0]), int(frames[image[i], 1])), int(frame_turn[image[i]]))
+            for i in tracked(np.flatnonzero(kept), int(kept.sum()), "masks")
+        ]
+    return Catalog.build(
+        *catalog_rows,
+        classes=classes,
+        boxes=inside[kept],
+        box_rows=row[image[kept]],
+        box_classes=np.asarray(boxes.classes, np.int64)[kept],
+        difficult=np.asarray(boxes.difficult, bool)[kept],
+        crowd=np.asarray(boxes.crowd, bool)[kept],
+        masks=masks,
+    )
+
+
+def folder_at(path: StrPath, what: str) -> str:
+    """Return the absolute path of a folder that must be there; `what` names it in the error."""
+    if not os.path.isdir(path):
+        there = "is not a folder" if os.path.exists(path) else "is not there"
+        raise ObjcropError(f"The {what} '{printable(os.fspath(path))}' {there}; check the path.")
+    return os.path.abspath(path)
+
+
+def printable(name: str) -> str:
+    """Return a file name with what is not UTF-8 in it escaped, so that it can be printed."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Yield `items` with a progress bar on a terminal, and with a plain line every five seconds elsewhere."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if console.is_terminal:
+        from rich.progress import track
+
+        yield from track(items, description=what, total=total, console=console, transient=True)
+        return
+    shown = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+
+
+def _read_headers(root: str, keys: Sequence[str], verify: bool) -> list[Header | str]:
+    """Return for each key its header, or the reason why there is none."""
+
+    def read(key: str) -> Header | str:
+        try:
+            key.encode()
+            return read_header(os.path.join(root, key), verify=verify)
+        except Exception as error:  # a damaged file can raise anything in Pillow; the reason is listed
+            return why_unreadable(error)
+
+    def read_part(begin: int) -> list[Header | str]:
+        return [read(key) for key in keys[begin : begin + 64]]
+
+    parts = range(0, len(keys), 64)
+    headers: list[Header | str] = []
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        # Between one and two times Pillow's pixel limit it only warns; such images are used.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", module="PIL")
+        for part in tracked(pool.map(read_part, parts), len(parts), "decoding" if verify else "reading headers"):
+            headers += part
+    return headers

@@ -1,0 +1,379 @@
+"""Drawn scenes with several small objects and exact boxes: data for trying everything out without a download.
+
+A scene has a theme, which makes some classes and some backgrounds likelier than others, so that context tells something
+about the objects, as in photographs. Every scene is a function of (seed, index) alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.formats import tracked
+
+# fmt: off
+CLASSES = (
+    "disc", "ring", "star", "cross", "striped-square", "triangle", "fish", "flower", "arrow", "chequer",
+)
+# How often each class comes in each theme, and the hue (degrees) the background tends to.
+THEMES: tuple[tuple[tuple[int, ...], int], ...] = (
+    ((2, 3, 2, 1, 0, 1, 9, 1, 1, 0), 210),     # water
+    ((2, 1, 1, 1, 1, 3, 1, 9, 0, 0), 110),     # meadow
+    ((1, 2, 1, 4, 5, 2, 0, 0, 6, 3), 30),      # street
+    ((3, 4, 6, 1, 1, 1, 0, 1, 1, 2), 265),     # night
+    ((4, 1, 1, 2, 4, 2, 1, 1, 1, 6), 0),       # games
+)
+# fmt: on
+JPEG_QUALITY = 88
+MOST_HIDDEN = 0.6
+
+# What OpenCV returns has no exact type: a picture is uint8 (H, W, 3) or (H, W), a plane float32 (H, W).
+Picture = npt.NDArray[Any]
+Plane = npt.NDArray[Any]
+Points = npt.NDArray[np.float64]
+
+
+def draw_scenes(
+    folder: str | os.PathLike[str],
+    n: int,
+    seed: int = 0,
+    size: tuple[int, int] = (500, 375),
+    classes: int = 10,
+    workers: int | None = None,
+) -> None:
+    """Draw `n` scenes into `folder`: images/00000.jpg and so on, and last of all instances.json (COCO's format).
+
+    A scene holds 2 to 7 objects, sized 8 to 32 % of the shorter side (30 to 120 pixels of 375), none of them more than
+    60 % hidden by others; their boxes are tight around what is visible of them. One scene in five is upright.
+
+    Args:
+        folder: made if it is not there; scenes of the same numbers are overwritten.
+        n: number of scenes, at least 1.
+        seed: scenes depend on (seed, index) only, neither on `n` nor on `workers`.
+        size: (width, height) in pixels, at least 64 each.
+        classes: use the first so many of `CLASSES`, 2 to 10.
+        workers: processes; all cores for 200 scenes and more when left out, else this process alone.
+
+    Raises:
+        UsageError: an option is out of range.
+        ObjcropError: the folder cannot be written.
+    """
+    if n < 1 or min(size) < 64 or not 2 <= classes <= len(CLASSES) or seed < 0 or (workers or 0) < 0:
+        raise UsageError(
+            f"draw_scenes got n={n}, seed={seed}, size={size}, classes={classes}, workers={workers}; it needs n >= 1, "
+            f"seed >= 0, sides >= 64, 2 to {len(CLASSES)} classes and workers >= 0."
+        )
+    images = os.path.join(folder, "images")
+    try:
+        os.makedirs(images, exist_ok=True)
+    except OSError as error:
+        raise ObjcropError(f"{images} cannot be made ({error.strerror}); choose another folder.") from error
+    if workers is None:
+        workers = (os.cpu_count() or 1) if n >= 200 else 1
+    write = partial(_write_scene, images, seed, size, classes)
+    with ExitStack() as stack:
+        if workers > 1:
+            spawn = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(min(workers, n), mp_context=spawn))
+            scenes: Iterator[Any] = pool.map(write, range(n), chunksize=16)
+        else:
+            scenes = map(write, range(n))
+        drawn = list(tracked(scenes, n, "drawing scenes"))
+    _write_instances(os.path.join(folder, "instances.json"), drawn, classes, seed)
+
+
+def draw_scene(
+    seed: int, index: int, size: tuple[int, int] = (500, 375), classes: int = 10
+) -> tuple[Picture, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Draw one scene.
+
+    Args:
+        seed: the set's seed.
+        index: the scene's number in the set.
+        size: (width, height) in pixels.
+        classes: use the first so many of `CLASSES`.
+
+    Returns:
+        image uint8 (H, W, 3) RGB; boxes int64 (k, 4) x0,y0,x1,y1 half-open, tight around the visible pixels; classes
+        int64 (k,); visible int64 (k,) visible pixels of each object.
+    """
+    import cv2
+
+    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    width, height = size if rng.random() < 0.8 else size[::-1]
+    shorter = min(size)
+    weights, hue = THEMES[rng.integers(len(THEMES))]
+    chances = np.array(weights[:classes], float) + 0.05
+    image = _background(rng, width, height, hue)
+    _clutter(rng, image)
+
+    owner = np.zeros((height, width), np.uint8)  # the object each pixel shows, counted from 1
+    areas = np.zeros(0, np.int64)
+    shown = np.zeros(0, np.int64)
+    patches: list[tuple[slice, slice]] = []
+    labels: list[int] = []
+    wanted = int(rng.integers(2, 8))
+    for attempt in range(60):
+        if len(labels) == wanted:
+            break
+        label = int(rng.choice(classes, p=chances / chances.sum()))
+        side = int(shorter * rng.uniform(0.08, 0.32) * (1.0 if attempt < 40 else 0.5))
+        alpha, paint = _object(rng, CLASSES[label], max(side, 12))
+        found = _place(rng, owner, alpha, areas, shown)
+        if found is None:
+            continue
+        patch, covered = found
+        _paint(rng, image, patch, alpha, paint)
+        labels.append(label)
+        patches.append(patch)
+        owner[patch][alpha > 0.5] = len(labels)
+        area = np.count_nonzero(alpha > 0.5)
+        areas, shown = np.append(areas, area), np.append(shown - covered, area)
+
+    grain = np.frombuffer(rng.bytes(width * height), np.uint8).reshape(height, width) % np.uint8(rng.integers(1, 16))
+    image = cv2.add(image, cv2.merge((grain, grain, grain)))
+    boxes = [_visible_box(owner, patch, i) for i, patch in enumerate(patches, 1)]
+    return image, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), shown
+
+
+def _write_scene(folder: str, seed: int, size: tuple[int, int], classes: int, index: int) -> tuple[Any, ...]:
+    import cv2
+
+    cv2.setNumThreads(1)
+    image, boxes, labels, visible = draw_scene(seed, index, size, classes)
+    name = f"{index:05d}.jpg"
+    _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    with open(os.path.join(folder, name), "wb") as stream:
+        stream.write(data.tobytes())
+    return name, image.shape[1], image.shape[0], boxes.tolist(), labels.tolist(), visible.tolist()
+
+
+def _write_instances(file: str, drawn: list[Any], classes: int, seed: int) -> None:
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (name, width, height, boxes, labels, visible) in enumerate(drawn, 1):
+        images.append({"id": number, "file_name": name, "width": width, "height": height})
+        for (x0, y0, x1, y1), label, area in zip(boxes, labels, visible):
+            place = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1} | place)
+    categories = [{"id": c, "name": name} for c, name in enumerate(CLASSES[:classes], 1)]
+    content: dict[str, Any] = {"info": {"description": f"objcrop sample scenes, seed {seed}"}, "images": images}
+    content |= {"annotations": annotations, "categories": categories}
+    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(file), prefix=".instances.")
+    with os.fdopen(handle, "w") as stream:
+        json.dump(content, stream)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, file)
+
+
+def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float]) -> Plane:
+    """Return an RGB colour, float32 (3,) in 0..255, of the given hue (degrees) and ranges."""
+    s, v = rng.uniform(*saturation), rng.uniform(*value)
+    sector = (hue / 60 + np.array([5, 3, 1])) % 6
+    return np.asarray(255 * v * (1 - s * np.minimum(sector, 4 - sector).clip(0, 1)), np.float32)
+
+
+def _noise(rng: np.random.Generator, width: int, height: int, cell: int) -> Plane:
+    """Return smooth noise in about -1..1, float32 (height, width), with blotches of about `cell` pixels."""
+    import cv2
+
+    grid = rng.uniform(-1, 1, (height // cell + 3, width // cell + 3)).astype(np.float32)
+    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR if cell < 10 else cv2.INTER_CUBIC)
+
+
+def _background(rng: np.random.Generator, width: int, height: int, hue: float) -> Picture:
+    """Return a gradient of two kindred colours with noise, stripes or blotches over it, uint8 (H, W, 3)."""
+    import cv2
+
+    near = hue + rng.normal(0, 30)
+    first = _colour(rng, near, (0.05, 0.6), (0.25, 0.9))
+    second = _colour(rng, near + rng.normal(0, 40), (0.05, 0.6), (0.25, 0.9))
+    turn = rng.uniform(0, 2 * math.pi)
+    x = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
+    y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
+    blend = 0.5 + 0.7 * (math.cos(turn) * x + math.sin(turn) * y)
+    kind = rng.integers(4)
+    if kind == 1:  # blotches
+        blend += rng.uniform(0.3, 0.9) * _noise(rng, width, height, int(rng.integers(20, 90)))
+    elif kind == 2:  # stripes
+        across = rng.uniform(0, math.pi)
+        period = rng.uniform(12, 70)
+        phase = 2 * math.pi / period * (math.cos(across) * x * width + math.sin(across) * y * height)
+        blend += rng.uniform(0.1, 0.4) * np.sin(phase)
+    elif kind == 3:  # grass, water, gravel
+        for cell in (rng.integers(3, 8), rng.integers(10, 30)):
+            blend += rng.uniform(0.1, 0.35) * _noise(rng, width, height, int(cell))
+    step = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
+    colours = (first + (second - first) * step).astype(np.uint8)
+    # convertScaleAbs would mirror what is below 0, hence the maximum.
+    return cv2.applyColorMap(cv2.convertScaleAbs(np.maximum(blend, 0), alpha=255), colours[:, None])
+
+
+def _clutter(rng: np.random.Generator, image: Picture) -> None:
+    """Draw lines and blobs that belong to no class over the background, in place."""
+    import cv2
+
+    height, width = image.shape[:2]
+
+    def point() -> tuple[int, int]:
+        return int(rng.integers(width)), int(rng.integers(height))
+
+    for _ in range(rng.integers(0, 6)):
+        colour = _colour(rng, rng.uniform(0, 360), (0, 0.7), (0.15, 0.95)).tolist()
+        cv2.line(image, point(), point(), colour, int(rng.integers(1, 5)))
+    for _ in range(rng.integers(0, 6)):
+        colour = _colour(rng, rng.uniform(0, 360), (0, 0.7), (0.15, 0.95)).tolist()
+        angle = np.sort(rng.uniform(0, 2 * math.pi, 9))
+        radius = min(width, height) * rng.uniform(0.02, 0.12) * rng.uniform(0.3, 1.0, 9)
+        blob = np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None] + point()
+        cv2.fillPoly(image, [blob.astype(np.int32)], colour)
+
+
+def _ellipse(rx: float, ry: float, cx: float = 0.0, cy: float = 0.0) -> Points:
+    angle = np.linspace(0, 2 * math.pi, 33)[:-1]
+    return np.stack((cx + rx * np.cos(angle), cy + ry * np.sin(angle)), 1)
+
+
+def _square(x0: float, y0: float, x1: float, y1: float) -> Points:
+    return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def _outline(rng: np.random.Generator, name: str) -> list[tuple[Points, int]]:
+    """Return a class's shape: polygons in -1..1, drawn in turn with paint 1 or 2 (its colours) or 0 (a hole)."""
+    if name == "disc":
+        return [(_ellipse(1, 1), 1)]
+    if name == "ring":
+        inner = rng.uniform(0.45, 0.7)
+        return [(_ellipse(1, 1), 1), (_ellipse(inner, inner), 0)]
+    if name == "star":
+        radius = np.where(np.arange(10) % 2 == 0, 1.0, rng.uniform(0.36, 0.48))
+        angle = np.arange(10) * math.pi / 5
+        return [(np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None], 1)]
+    if name == "cross":
+        arm = rng.uniform(0.22, 0.38)
+        return [(_square(-1, -arm, 1, arm), 1), (_square(-arm, -1, arm, 1), 1)]
+    if name == "striped-square":
+        edges = np.linspace(-0.85, 0.85, 2 * int(rng.integers(3, 5)))
+        stripes = [(_square(a, -0.85, b, 0.85), 2) for a, b in zip(edges[1::2], edges[2::2])]
+        return [(_square(-0.85, -0.85, 0.85, 0.85), 1), *stripes]
+    if name == "triangle":
+        return [(np.array([(0, -1), (0.9, 0.75), (-0.9, 0.75)]), 1)]
+    if name == "fish":
+        tail = np.array([(-0.35, 0), (-1, -0.5), (-0.85, 0), (-1, 0.5)])
+        fin = np.array([(0.35, -0.2), (-0.15, -0.65), (-0.2, -0.2)])
+        return [(tail, 2), (fin, 2), (_ellipse(0.7, 0.4, 0.25), 1), (_ellipse(0.08, 0.08, 0.65, -0.1), 2)]
+    if name == "flower":
+        turns = np.linspace(0, 2 * math.pi, int(rng.integers(5, 8)), endpoint=False)
+        petals = [_ellipse(0.4, 0.4, 0.6 * math.cos(turn), 0.6 * math.sin(turn)) for turn in turns]
+        return [*((petal, 1) for petal in petals), (_ellipse(0.3, 0.3), 2)]
+    if name == "arrow":
+        shaft = rng.uniform(0.14, 0.28)
+        head = [(0.2, -0.65), (1, 0), (0.2, 0.65)]
+        return [(np.array([(-1, -shaft), (0.2, -shaft), *head, (0.2, shaft), (-1, shaft)]), 1)]
+    cells = int(rng.integers(3, 5))  # chequer
+    edges = np.linspace(-0.85, 0.85, cells + 1)
+    pairs = [(i, j) for i in range(cells) for j in range(cells) if (i + j) % 2]
+    fields = [(_square(edges[i], edges[j], edges[i + 1], edges[j + 1]), 2) for i, j in pairs]
+    return [(_square(-0.85, -0.85, 0.85, 0.85), 1), *fields]
+
+
+def _object(rng: np.random.Generator, name: str, side: int) -> tuple[Plane, Plane]:
+    """Return an object's alpha (h, w) and its second colour's share (h, w), both 0..1; `side` is its longer side."""
+    import cv2
+
+    turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.0)
+    shear = rng.uniform(-0.2, 0.2)
+    cos, sin = math.cos(turn), math.sin(turn)
+    matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, shear], [0.0, squeeze]])
+    shapes = [(points @ matrix.T, paint) for points, paint in _outline(rng, name)]
+    everything = np.concatenate([points for points, _ in shapes])
+    low, span = everything.min(0), np.ptp(everything, 0)
+    scale = 2 * side / span.max()  # drawn at twice the size, then averaged: soft edges
+    width, height = (max(4, 2 * math.ceil(extent * scale / 2)) for extent in span)
+    painted = np.zeros((height, width), np.uint8)
+    for points, paint in shapes:
+        # cv2 takes pixel centres as whole numbers; four bits of fraction keep the edges where they belong.
+        corners = ((points - low) * scale - 0.5) * 16
+        cv2.fillPoly(painted, [np.round(corners).astype(np.int32)], paint, shift=4)
+    half = (width // 2, height // 2)
+    alpha = cv2.resize((painted > 0).astype(np.float32), half, interpolation=cv2.INTER_AREA)
+    second = cv2.resize((painted == 2).astype(np.float32), half, interpolation=cv2.INTER_AREA)
+    return alpha, second / np.maximum(alpha, np.float32(1e-6))
+
+
+def _place(
+    rng: np.random.Generator,
+    owner: Picture,
+    alpha: Plane,
+    areas: npt.NDArray[np.int64],
+    shown: npt.NDArray[np.int64],
+) -> tuple[tuple[slice, slice], npt.NDArray[np.int64]] | None:
+    """Find a place where no earlier object would be hidden by more than `MOST_HIDDEN`; None after ten tries.
+
+    Args:
+        rng: the scene's generator.
+        owner: (H, W) which object, from 1, each pixel shows.
+        alpha: (h, w) cover of the new object.
+        areas: (k,) pixels of the earlier objects.
+        shown: (k,) how many of them still show.
+
+    Returns:
+        The place, and how many pixels of each earlier object the new one hides there (k,).
+    """
+    height, width = alpha.shape
+    solid = alpha > 0.5
+    if height >= owner.shape[0] or width >= owner.shape[1]:
+        return None
+    for _ in range(10):
+        top = int(rng.integers(owner.shape[0] - height))
+        left = int(rng.integers(owner.shape[1] - width))
+        patch = slice(top, top + height), slice(left, left + width)
+        covered = np.bincount(owner[patch][solid], minlength=len(areas) + 1)[1:]
+        if np.all(shown - covered >= (1 - MOST_HIDDEN) * areas):
+            return patch, covered
+    return None
+
+
+def _paint(rng: np.random.Generator, image: Picture, patch: tuple[slice, slice], alpha: Plane, second: Plane) -> None:
+    """Paint an object with two colours, texture and shading into `image` at `patch`, in place."""
+    import cv2
+
+    height, width = alpha.shape
+    behind = np.array(cv2.mean(image[patch])[:3], np.float32)
+    for _ in range(8):  # colours that stand out from what is behind, if a few tries find them
+        hue = rng.uniform(0, 360)
+        colour = _colour(rng, hue, (0.2, 1.0), (0.3, 1.0))
+        if np.abs(colour - behind).sum() > 120:
+            break
+    for _ in range(8):
+        other = _colour(rng, hue + rng.uniform(60, 300), (0.0, 1.0), (0.1, 1.0))
+        if np.abs(colour - other).sum() > 150:
+            break
+    turn = rng.uniform(0, 2 * math.pi)
+    x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
+    y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
+    light = 1 + rng.uniform(0, 0.35) * (math.cos(turn) * x + math.sin(turn) * y)
+    light += rng.uniform(0, 0.25) * _noise(rng, width, height, int(rng.integers(3, 16)))[..., None]
+    surface = (colour + (other - colour) * second[..., None]) * light
+    below = image[patch].astype(np.float32)
+    image[patch] = below + (surface.clip(0, 255) - below) * alpha[..., None]
+
+
+def _visible_box(owner: Picture, patch: tuple[slice, slice], number: int) -> tuple[int, int, int, int]:
+    """Return the tight box x0,y0,x1,y1 of what the map `owner` (H, W) shows of an object that was drawn in `patch`."""
+    shows = owner[patch] == number
+    columns, rows = np.flatnonzero(shows.any(0)), np.flatnonzero(shows.any(1))
+    top, left = patch[0].start, patch[1].start
+    return left + int(columns[0]), top + int(rows[0]), left + int(columns[-1]) + 1, top + int(rows[-1]) + 1

@@ -1,0 +1,80 @@
+"""Small real files for every test: photos-like JPEGs of several sizes and turns, with boxes."""
+
+import os
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def photo(width, height, seed):
+    """A smooth, colourful picture with edges: what JPEG and resize filters meet in photos."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(width, height)
+    picture = np.zeros((height, width, 3))
+    for _ in range(6):
+        fx, fy, phase = rng.normal(0, 9), rng.normal(0, 9), rng.uniform(0, 6)
+        picture += np.sin(x * fx + y * fy + phase)[..., None] * rng.normal(0, 0.5, 3)
+    for _ in range(5):
+        x0, y0 = rng.integers(0, width - 3), rng.integers(0, height - 3)
+        picture[y0 : y0 + height // 4, x0 : x0 + width // 4] += rng.normal(0, 0.8, 3)
+    return Image.fromarray((255 / (1 + np.exp(-picture))).astype(np.uint8))
+
+
+def save_photos(folder, n, seed=0):
+    """Write n JPEGs, every fifth turned by EXIF, every seventh a PNG; return their names."""
+    sizes = [(160, 120), (121, 163), (200, 90), (97, 97), (140, 150)]
+    names = []
+    for i in range(n):
+        image = photo(*sizes[i % len(sizes)], seed + i)
+        name = f"{i:03d}.{'png' if i % 7 == 6 else 'jpg'}"
+        exif = Image.Exif()
+        if i % 5 == 4:
+            exif[0x0112] = 6
+        image.save(folder / name, **({"quality": 90, "exif": exif} if name.endswith("jpg") else {}))
+        names.append(name)
+    return names
+
+
+def boxes_for(catalog, seed=0):
+    """Up to four boxes an image, none on every sixth."""
+    rng = np.random.default_rng(seed)
+    boxes = []
+    for row, (w, h) in enumerate(catalog.sizes):
+        k = 0 if row % 6 == 5 else int(rng.integers(1, 5))
+        low = rng.uniform(0, 0.7, (k, 2)) * (w, h)
+        high = np.minimum(low + rng.uniform(0.1, 0.5, (k, 2)) * (w, h), (w, h))
+        boxes.append(np.concatenate([low, high], 1).astype(np.float32))
+    return boxes
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A catalog of 24 pictures and its boxes."""
+    from objcrop.boxes import BoxTable
+    from objcrop.formats import index_source
+
+    folder = tmp_path_factory.mktemp("photos")
+    save_photos(folder, 24)
+    catalog, _ = index_source(folder, "folder")
+    return catalog, BoxTable.from_arrays(catalog, boxes_for(catalog))
+
+
+@pytest.fixture(scope="session")
+def test_data():
+    """The folder of real images, where there is one."""
+    folder = os.environ.get("OBJCROP_TEST_DATA")
+    if not folder:
+        pytest.skip("OBJCROP_TEST_DATA names no folder of real images")
+    return pathlib.Path(folder)
+
+
+def pytest_collection_modifyitems(items):
+    if any(item.get_closest_marker("gpu") for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if item.get_closest_marker("gpu"):
+                    item.add_marker(pytest.mark.skip(reason="no GPU"))

@@ -1,0 +1,45 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from objcrop.dali_pipes.epoch_order import batch_samples, permute
+
+
+def test_bijection_for_every_size():
+    for n in range(1, 2200):
+        assert np.array_equal(np.sort(permute(np.arange(n), n, seed=n, epoch=n % 5)), np.arange(n)), n
+
+
+@pytest.mark.parametrize("n", [2**20 + 1, 10**7])
+def test_large_sets_need_no_table(n):
+    position = np.random.default_rng(0).choice(n, 5000, replace=False)
+    drawn = permute(position, n, seed=3, epoch=1)
+    assert len(set(drawn.tolist())) == 5000 and drawn.min() >= 0 and drawn.max() < n
+
+
+def test_every_sample_reaches_every_position():
+    n, epochs = 7, 4200
+    table = np.zeros((n, n))
+    for epoch in range(epochs):
+        table[np.arange(n), permute(np.arange(n), n, seed=1, epoch=epoch)] += 1
+    assert stats.chisquare(table.ravel(), ddof=2 * n - 2).pvalue > 0.001
+
+
+def test_epochs_and_seeds_differ_and_neighbours_part():
+    a, b = (permute(np.arange(5000), 5000, seed=1, epoch=e) for e in (0, 1))
+    assert np.mean(a == b) < 0.01
+    assert abs(np.corrcoef(a, np.arange(5000))[0, 1]) < 0.05
+    assert abs(np.corrcoef(a[1:], a[:-1])[0, 1]) < 0.05
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_ranks_share_a_batch_without_overlap(world):
+    whole = batch_samples(103, 4, 24, 9, 2)
+    parts = [batch_samples(103, 4, 24, 9, 2, rank=r, world=world) for r in range(world)]
+    for r, part in enumerate(parts):
+        np.testing.assert_array_equal(part, whole[r::world])
+    assert len(whole) == 103 - 96
+
+
+def test_without_shuffle_the_order_is_the_catalogs():
+    np.testing.assert_array_equal(batch_samples(10, 1, 4, 0, 0, shuffle=False), [4, 5, 6, 7])

@@ -1,0 +1,173 @@
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import ColorJitter
+
+from objcrop.dali_pipes.augment import RECIPES, augment_recipe
+from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
+from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner, colour_decisions
+from objcrop.errors import UsageError
+
+
+def planner(photos, crops="obj-obj+dilate", augment="moco-v2", **options):
+    catalog, boxes = photos
+    policy = crop_policy(crops)
+    return ViewPlanner(
+        catalog, boxes, policy, augment_recipe(augment, len(policy.views)), **{"size": 64, "seed": 5, **options}
+    )
+
+
+def assert_same(a: ViewPlan, b: ViewPlan):
+    for field in fields(ViewPlan):
+        np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name), err_msg=field.name)
+
+
+@pytest.mark.parametrize("crops", POLICIES)
+def test_a_row_does_not_depend_on_its_batch(photos, crops):
+    plans = planner(photos, crops)
+    samples = np.random.default_rng(0).permutation(plans.samples)
+    together = plans.plan(samples, epoch=2)
+    for i in (0, 3, len(samples) - 1):
+        alone = plans.plan(samples[i : i + 1], epoch=2)
+        for field in fields(ViewPlan):
+            np.testing.assert_array_equal(getattr(together, field.name)[i], getattr(alone, field.name)[0])
+    assert_same(together, planner(photos, crops).plan(samples, epoch=2))
+
+
+@pytest.mark.parametrize("crops", POLICIES)
+@pytest.mark.parametrize("epoch", [0, 7])
+def test_windows_lie_in_regions_and_regions_in_images(photos, crops, epoch):
+    plans = planner(photos, crops)
+    plan = plans.plan(np.arange(plans.samples), epoch)
+    sizes = plans.catalog.sizes[plan.row][:, None]
+    assert plan.windows.dtype == plan.regions.dtype == np.int32
+    for inner, low, high in (
+        (plan.windows, plan.regions[..., :2], plan.regions[..., 2:]),
+        (plan.regions, 0, sizes),
+    ):
+        assert (inner[..., :2] >= low).all() and (inner[..., 2:] <= high).all()
+        assert (inner[..., 2:] > inner[..., :2]).all()
+
+
+def test_views_share_the_box_and_regions_follow_the_policy(photos):
+    catalog, boxes = photos
+    one = planner(photos, "obj-obj", min_side=1).plan(np.arange(len(catalog)), 0)
+    two = planner(photos, "obj-obj+dilate", min_side=1).plan(np.arange(len(catalog)), 0)
+    np.testing.assert_array_equal(one.regions[:, 0], one.regions[:, 1])
+    np.testing.assert_array_equal(one.regions[:, 0], two.regions[:, 0])
+    np.testing.assert_array_equal(one.box, two.box)
+    for i in range(len(catalog)):
+        if one.box[i] < 0:
+            assert one.regions[i, 0].tolist() == [0, 0, *catalog.sizes[i]]
+        else:
+            x0, y0, x1, y1 = boxes[i][one.box[i]]
+            assert one.regions[i, 0].tolist() == [np.floor(x0), np.floor(y0), np.ceil(x1), np.ceil(y1)]
+
+
+def test_boxes_are_drawn_uniformly_and_anew_each_epoch(photos):
+    _, boxes = photos
+    row = int(np.argmax(np.diff(boxes.offsets)))
+    k = int(np.diff(boxes.offsets)[row])
+    plans = planner(photos, "obj-obj")
+    drawn = [int(plans.plan(np.array([row]), epoch).box[0]) for epoch in range(600)]
+    assert stats.chisquare(np.bincount(drawn, minlength=k)).pvalue > 0.001
+
+
+def test_max_boxes_takes_the_first(photos):
+    plan = planner(photos, "obj-obj", max_boxes=1).plan(np.arange(24), 3)
+    assert set(plan.box.tolist()) == {-1, 0}
+
+
+def test_within_box_counts_every_box_once(photos):
+    _, boxes = photos
+    plans = planner(photos, "within-box")
+    counts = np.diff(boxes.offsets)
+    assert plans.samples == np.maximum(counts, 1).sum()
+    plan = plans.plan(np.arange(plans.samples), 0)
+    expected = [(r, b) for r, c in enumerate(counts) for b in (range(c) if c else [-1])]
+    assert list(zip(plan.row.tolist(), plan.box.tolist())) == expected
+
+
+def test_scale_min_is_the_papers_s_min(photos):
+    catalog, boxes = photos
+    plans = planner(photos, "obj-obj+dilate", min_side=30)
+    shares = []
+    for row, (w, h) in enumerate(catalog.sizes.tolist()):
+        areas = []
+        for x0, y0, x1, y1 in boxes[row].tolist():
+            side_x, side_y = np.ceil(x1) - np.floor(x0), np.ceil(y1) - np.floor(y0)
+            areas.append(max(side_x, min(30, w)) * max(side_y, min(30, h)) / (w * h))
+        shares.append(np.mean(areas) if areas else 1.0)
+    assert plans.scale_min == pytest.approx(min(0.2 / np.mean(shares), 0.9), abs=6e-4)
+    assert planner(photos, "obj-scene").scale_min == 0.2  # OAC Table 11
+
+
+def test_flip_and_probabilities_are_the_recipes():
+    n = 20_000
+    for name in RECIPES:
+        augment = augment_recipe(name, 2)
+        drawn = colour_decisions(np.arange(n), augment, seed=1, epoch=0)
+        for v, a in enumerate(augment):
+            shares = {
+                "flip": (drawn["flip"], a.flip_p),
+                "jitter": (drawn["jitter"], a.jitter_p),
+                "grey": (drawn["grey"], a.grey_p),
+                "blur": (drawn["sigma"] > 0, a.blur_p),
+                "solarise": (drawn["solarise"], a.solarise_p),
+            }
+            for what, (happened, probability) in shares.items():
+                if probability in (0, 1):
+                    assert happened[:, v].mean() == probability, what
+                else:
+                    assert stats.binomtest(int(happened[:, v].sum()), n, probability).pvalue > 0.001, what
+
+
+def test_jitter_is_drawn_as_torchvision_draws_it():
+    n = 4000
+    drawn = colour_decisions(np.arange(n), augment_recipe("byol", 2), seed=2, epoch=0)
+    torch.manual_seed(0)
+    jitter = ColorJitter(0.4, 0.4, 0.2, 0.1)
+    theirs = [
+        ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue) for _ in range(n)
+    ]
+    for f in range(4):
+        other = np.array([t[1 + f] for t in theirs])
+        assert stats.ks_2samp(drawn["factors"][:, 1, f], other).pvalue > 0.01
+    orders = drawn["order"][:, 0]
+    assert (np.sort(orders, 1) == np.arange(4)).all()
+    assert stats.chisquare(np.unique(orders, axis=0, return_counts=True)[1]).pvalue > 0.001
+    assert len(np.unique(orders, axis=0)) == 24
+
+
+def test_a_new_augmentation_leaves_the_others_alone():
+    samples = np.arange(200)
+    moco = colour_decisions(samples, augment_recipe("moco-v2", 2), seed=1, epoch=0)
+    byol = colour_decisions(samples, augment_recipe("byol", 2), seed=1, epoch=0)
+    np.testing.assert_array_equal(moco["order"], byol["order"])
+    np.testing.assert_array_equal(moco["flip"], byol["flip"])
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(delta=-0.1), "dilate"),
+        (dict(scale=(0.5, 0.2)), "scale"),
+        (dict(scale_min="all"), "scale_min"),
+        (dict(scale_min=1.5), "scale_min"),
+        (dict(min_side="big"), "min_side"),
+        (dict(distance=(100, 80)), "shift"),
+        (dict(max_boxes=0), "max_boxes"),
+        (dict(dilate_by="photo"), "dilate_by"),
+    ],
+)
+def test_bad_options_are_named(photos, options, word):
+    with pytest.raises(UsageError, match=word):
+        planner(photos, **options)
+
+
+def test_box_policy_without_boxes_says_what_to_do(photos):
+    with pytest.raises(UsageError, match="objcrop propose"):
+        planner((photos[0], None))

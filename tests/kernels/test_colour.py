@@ -1,0 +1,165 @@
+"""The definition against torchvision's public functional, and every implementation against the definition."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms import functional as tv1
+
+from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_pil import colour_pil
+from objcrop.kernels.colour_reference import blur_kernel_size, colour_reference
+from objcrop.kernels.colour_torch import colour_torch
+
+PLAIN = dict(flip=False, jitter=False, factors=[1, 1, 1, 0], order=[0, 1, 2, 3], grey=False, sigma=0.0, solarise=False)
+RAW = dict(mean=(0, 0, 0), std=(1, 1, 1))
+STEPS = {
+    "nothing": {},
+    "brightness": dict(jitter=True, factors=[1.3, 1, 1, 0]),
+    "contrast": dict(jitter=True, factors=[1, 0.65, 1, 0], order=[1, 0, 2, 3]),
+    "more contrast": dict(jitter=True, factors=[1, 1.4, 1, 0], order=[3, 2, 1, 0]),
+    "saturation": dict(jitter=True, factors=[1, 1, 1.4, 0]),
+    "hue": dict(jitter=True, factors=[1, 1, 1, 0.1]),
+    "hue back": dict(jitter=True, factors=[1, 1, 1, -0.5]),
+    "grey": dict(grey=True),
+    "blur": dict(sigma=1.7),
+    "light blur": dict(sigma=0.1),
+    "solarise": dict(solarise=True),
+    "flip": dict(flip=True),
+}
+
+
+def pictures(size):
+    rng = np.random.default_rng(size)
+    y, x = np.mgrid[0:size, 0:size] / size
+    smooth = np.stack([np.sin(7 * x + 3 * y), np.cos(5 * y), np.sin(9 * x * y)], -1) * 110 + 128
+    primaries = np.zeros((size, size, 3))
+    primaries[: size // 2, :, 0] = 255
+    primaries[:, : size // 2, 1] = 255
+    primaries[size // 4 : size // 2, :, 2] = 255
+    kinds = [
+        np.clip(smooth + rng.normal(0, 12, smooth.shape), 0, 255),
+        rng.integers(0, 256, (size, size, 3)),
+        np.zeros((size, size, 3)),
+        np.full((size, size, 3), 255),
+        np.full((size, size, 3), 77),
+        primaries,
+    ]
+    return torch.from_numpy(np.stack(kinds).astype(np.uint8))
+
+
+def by_reference(views, decisions, mean, std):
+    pairs = zip(views, decisions)
+    return torch.stack([colour_reference(v.permute(2, 0, 1), **d, mean=mean, std=std) for v, d in pairs])
+
+
+def by_numba(views, decisions, mean, std):
+    out = np.full(views.shape, np.nan, np.float32)
+    for v, d, o in zip(views.numpy(), decisions, out):
+        arrays = dict(factors=np.array(d["factors"], np.float32), order=np.array(d["order"], np.uint8))
+        colour_one(v, **{**d, **arrays}, mean=mean, std=std, out=o)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+def by_torch(views, decisions, mean, std):
+    stacked = {k: torch.as_tensor(np.array([d[k] for d in decisions])) for k in PLAIN}
+    stacked["factors"], stacked["sigma"] = stacked["factors"].float(), stacked["sigma"].float()
+    return colour_torch(views, **stacked, mean=mean, std=std)
+
+
+IMPLEMENTATIONS = {"numba": by_numba, "torch": by_torch}
+
+
+@pytest.mark.parametrize("size", [9, 31, 64, 224])
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_each_step(name, step, size):
+    views = pictures(size)
+    decisions = [{**PLAIN, **STEPS[step]}] * len(views)
+    apart = (IMPLEMENTATIONS[name](views, decisions, **RAW) - by_reference(views, decisions, **RAW)).abs() * 255
+    assert apart.max() < 0.1, apart.amax((1, 2, 3))
+
+
+def random_decisions(n, rng):
+    return [
+        dict(
+            flip=bool(rng.random() < 0.5),
+            jitter=bool(rng.random() < 0.8),
+            factors=[*rng.uniform(0.6, 1.4, 3), rng.uniform(-0.1, 0.1)],
+            order=rng.permutation(4).tolist(),
+            grey=bool(rng.random() < 0.2),
+            sigma=float(rng.uniform(0.1, 2) if rng.random() < 0.5 else 0),
+            solarise=bool(rng.random() < 0.2),
+        )
+        for _ in range(n)
+    ]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_whole_chains(name):
+    rng = np.random.default_rng(0)
+    views = pictures(96).repeat(20, 1, 1, 1)
+    decisions = random_decisions(len(views), rng)
+    for d in decisions:  # solarising is a jump: a hair's difference on either side of 0.5 is a whole level apart
+        d["solarise"] = False
+    norm = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    apart = (IMPLEMENTATIONS[name](views, decisions, **norm) - by_reference(views, decisions, **norm)).abs()
+    apart = apart * torch.tensor(norm["std"]).view(3, 1, 1) * 255
+    assert apart.mean() < 0.01 and apart.max() < 0.6
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_solarised_chains_on_the_mean(name):
+    views = pictures(64)[:1].repeat(30, 1, 1, 1)
+    decisions = [{**d, "solarise": True} for d in random_decisions(30, np.random.default_rng(1))]
+    apart = (IMPLEMENTATIONS[name](views, decisions, **RAW) - by_reference(views, decisions, **RAW)).abs() * 255
+    assert apart.mean() < 0.05
+
+
+def test_half_precision_is_channels_last():
+    views = pictures(32)
+    stacked = by_torch(views, [PLAIN] * len(views), **RAW)
+    assert stacked.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("step", "theirs"),
+    [
+        ("brightness", lambda x: tv1.adjust_brightness(x, 1.3)),
+        ("contrast", lambda x: tv1.adjust_contrast(x, 0.65)),
+        ("saturation", lambda x: tv1.adjust_saturation(x, 1.4)),
+        ("hue", lambda x: tv1.adjust_hue(x, 0.1)),
+        ("grey", lambda x: tv1.rgb_to_grayscale(x, 3)),
+        ("blur", lambda x: tv1.gaussian_blur(x, [23, 23], [1.7, 1.7])),
+        ("solarise", lambda x: tv1.solarize(x, 0.5)),
+        ("flip", tv1.hflip),
+    ],
+)
+def test_the_definition_is_torchvisions(step, theirs):
+    view = pictures(230)[0].permute(2, 0, 1)
+    mine = colour_reference(view, **{**PLAIN, **STEPS[step]}, **RAW)
+    torch.testing.assert_close(mine, theirs(view.float() / 255), atol=5e-6, rtol=0)
+
+
+def test_order_matters_and_is_kept():
+    view = pictures(64)[0].permute(2, 0, 1)
+    jitter = {**PLAIN, "jitter": True, "factors": [1.4, 0.6, 1.3, 0.08]}
+    a = colour_reference(view, **{**jitter, "order": [0, 1, 2, 3]}, **RAW)
+    b = colour_reference(view, **{**jitter, "order": [3, 2, 1, 0]}, **RAW)
+    x = view.float() / 255
+    x = tv1.adjust_saturation(tv1.adjust_contrast(tv1.adjust_brightness(x, 1.4), 0.6), 1.3)
+    torch.testing.assert_close(a, tv1.adjust_hue(x, 0.08), atol=5e-6, rtol=0)
+    assert (a - b).abs().mean() > 0.01
+
+
+def test_blur_kernel_is_a_tenth_of_the_view():
+    assert [blur_kernel_size(s) for s in (224, 96, 64, 32, 8)] == [23, 9, 7, 3, 1]
+
+
+@pytest.mark.parametrize("step", [s for s in STEPS if "blur" not in s])
+def test_the_pil_chain_is_near(step):
+    view = pictures(64)[0]
+    d = {**PLAIN, **STEPS[step]}
+    mine = colour_pil(Image.fromarray(view.numpy()), **d, **RAW)
+    apart = (mine - colour_reference(view.permute(2, 0, 1), **d, **RAW)).abs() * 255
+    assert apart.mean() < (0.01 if step in ("nothing", "flip") else 4)

@@ -1,0 +1,105 @@
+"""Drawn scenes: the same from any number of processes, boxes tight, counts and shares as promised."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import objcrop.sample_scenes as sample_scenes
+from objcrop.errors import UsageError
+from objcrop.formats import index_source
+from objcrop.sample_scenes import CLASSES, draw_scene, draw_scenes
+
+
+def test_same_scenes_from_any_number_of_workers(tmp_path):
+    draw_scenes(tmp_path / "one", 6, seed=3, size=(160, 120), workers=1)
+    draw_scenes(tmp_path / "two", 6, seed=3, size=(160, 120), workers=2)
+    names = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
+    assert len(names) == 7
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_scene_is_a_function_of_seed_and_index():
+    one, again, other = draw_scene(1, 5), draw_scene(1, 5), draw_scene(2, 5)
+    assert np.array_equal(one[0], again[0]) and np.array_equal(one[1], again[1])
+    assert one[0].shape != other[0].shape or not np.array_equal(one[0], other[0])
+
+
+def test_catalog_of_scenes_has_what_was_drawn(tmp_path):
+    draw_scenes(tmp_path, 8, seed=1, size=(200, 150), classes=6)
+    catalog, report = index_source(tmp_path, "scenes", verify=True)
+    assert catalog.classes == list(CLASSES[:6]) and len(catalog) == 8
+    assert report.clipped == report.dropped_boxes == 0 and report.left_out == []
+    for row in range(8):
+        image, boxes, labels, _ = draw_scene(1, row, (200, 150), 6)
+        truth = catalog.annotations(row)
+        assert truth.boxes.tolist() == boxes.tolist() and truth.classes.tolist() == labels.tolist()
+        stored = np.asarray(Image.open(catalog.path(row)))
+        assert stored.shape == image.shape
+        assert np.abs(stored.astype(int) - image).mean() < 8  # JPEG, quality 88
+    sizes = {(p["width"], p["height"]) for p in json.loads((tmp_path / "instances.json").read_text())["images"]}
+    assert sizes <= {(200, 150), (150, 200)}
+
+
+def test_boxes_are_tight_around_what_shows(monkeypatch):
+    """Each object is painted in a colour of its own on black: the picture itself then says where it shows."""
+    number = iter(())
+
+    def paint(rng, image, patch, alpha, second):
+        image[patch][alpha > 0.5] = next(number)
+
+    monkeypatch.setattr(sample_scenes, "_background", lambda rng, w, h, hue: np.zeros((h, w, 3), np.uint8))
+    monkeypatch.setattr(sample_scenes, "_clutter", lambda rng, image: None)
+    monkeypatch.setattr(sample_scenes, "_paint", paint)
+    counts = []
+    for index in range(40):
+        number = iter(range(16, 256, 16))  # the grain adds at most 14
+        image, boxes, labels, visible = draw_scene(0, index)
+        counts.append(len(labels))
+        for i, (x0, y0, x1, y1) in enumerate(boxes):
+            ys, xs = np.nonzero(image[..., 0] // 16 == i + 1)
+            assert (xs.min(), ys.min(), xs.max() + 1, ys.max() + 1) == (x0, y0, x1, y1)
+            assert visible[i] == len(xs)
+    assert min(counts) >= 2 and max(counts) <= 7 and len(set(counts)) > 3
+
+
+def test_no_object_is_more_hidden_than_promised(monkeypatch):
+    areas = []
+    place = sample_scenes._place
+
+    def watch(rng, owner, alpha, *more):
+        found = place(rng, owner, alpha, *more)
+        if found:
+            areas.append(int((alpha > 0.5).sum()))
+        return found
+
+    monkeypatch.setattr(sample_scenes, "_place", watch)
+    hidden = []
+    for index in range(60):
+        areas.clear()
+        *_, visible = draw_scene(4, index, (200, 150))
+        hidden += (1 - visible / np.array(areas)).tolist()
+    assert 0.1 < max(hidden) <= 0.6 and min(hidden) == 0
+
+
+def test_sizes_and_context():
+    scenes = [draw_scene(9, i) for i in range(150)]
+    longer = np.concatenate([(b[:, 2:] - b[:, :2]).max(1) for _, b, _, _ in scenes])
+    assert 25 <= np.median(longer) <= 110 and longer.max() <= 122
+    upright = np.mean([image.shape[0] > image.shape[1] for image, *_ in scenes])
+    assert 0.1 < upright < 0.35
+    has = np.zeros((150, len(CLASSES)))
+    for i, (_, _, labels, _) in enumerate(scenes):
+        has[i, labels] = 1
+    assert has.sum(0).min() >= 10  # every class comes
+    fish, flower, chequer, arrow = (CLASSES.index(name) for name in ("fish", "flower", "chequer", "arrow"))
+    together = np.corrcoef(has.T)
+    assert together[fish, chequer] < -0.1 and together[flower, arrow] < 0  # themes keep them apart
+
+
+@pytest.mark.parametrize("bad", [dict(n=0), dict(classes=1), dict(classes=11), dict(size=(500, 20)), dict(seed=-1)])
+def test_wrong_options(tmp_path, bad):
+    with pytest.raises(UsageError, match="draw_scenes"):
+        draw_scenes(tmp_path, **({"n": 3} | bad))
