@@ -6,7 +6,7 @@ CIB = "Coarse Is Better" (sections 3.2 and 3.3). Where the papers leave a choice
 - Boxes become integers outwards (floor, ceil), clipped to the image.
 - Small boxes first, then dilation or shift. The rule acts on each axis by itself.
 - A shift counts as undone when sliding the box back into the image leaves less than half the distance drawn; then
-  another direction is drawn, ten at most, and the farthest is kept.
+  another distance and direction are drawn, ten times at most; if all are undone, the one that keeps most is taken.
 """
 
 from __future__ import annotations
@@ -206,15 +206,27 @@ def shift(
         int64 (N, 4), the same sizes as `windows`.
     """
     limit, side = sizes.astype(np.int64), windows[:, 2:] - windows[:, :2]
-    u = blocks(seed, epoch, samples[:, None], 0, "shift", np.arange(SHIFT_TRIES))  # N, tries, 4
-    radius = distance[0] + u[:, :1, 0] * (distance[1] - distance[0])
-    angle = 2 * np.pi * u[:, :, 1]
-    step = np.stack([np.rint(radius * np.cos(angle)), np.rint(radius * np.sin(angle))], axis=-1).astype(np.int64)
-    low = _slide_inside(windows[:, None, :2] + step, side[:, None], limit[:, None])
-    moved = np.hypot(*np.moveaxis(low - windows[:, None, :2], -1, 0))
-    stays = moved >= radius / 2
-    choice = np.where(stays.any(axis=1), stays.argmax(axis=1), moved.argmax(axis=1))
-    low = low[np.arange(len(low)), choice]
+    start = windows[:, :2]
+
+    def tries(rows: NDArray[np.int64], attempts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Return where the boxes of these rows come to lie at each attempt (n, attempts, 2), and how far off."""
+        u = blocks(seed, epoch, samples[rows, None], 0, "shift", attempts)
+        radius = distance[0] + u[..., 0] * (distance[1] - distance[0])
+        angle = 2 * np.pi * u[..., 1]
+        step = np.rint(radius[..., None] * np.stack([np.cos(angle), np.sin(angle)], axis=-1)).astype(np.int64)
+        low = _slide_inside(start[rows, None] + step, side[rows, None], limit[rows, None])
+        return low, np.hypot(*np.moveaxis(low - start[rows, None], -1, 0)) / np.maximum(radius, 1e-9)
+
+    first, kept = tries(np.arange(len(windows)), np.arange(1))
+    low = first[:, 0]
+    undone = np.flatnonzero(kept[:, 0] < 0.5)
+    if undone.size:
+        others, kept_others = tries(undone, np.arange(1, SHIFT_TRIES))
+        kept = np.concatenate([kept[undone], kept_others], axis=1)
+        places = np.concatenate([first[undone], others], axis=1)
+        stays = kept >= 0.5
+        choice = np.where(stays.any(axis=1), stays.argmax(axis=1), kept.argmax(axis=1))
+        low[undone] = places[np.arange(len(undone)), choice]
     return np.concatenate([low, low + side], axis=1)
 
 

@@ -7,6 +7,8 @@ Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002 
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -21,6 +23,13 @@ def _mix(half: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (z ^ (z >> np.uint64(31))) >> np.uint64(8)
+
+
+@lru_cache(maxsize=8)
+def _keys(seed: int, epoch: int) -> NDArray[np.uint64]:
+    """Return a 64-bit key a round."""
+    words = (uniforms(seed, epoch, 0, 0, "epoch_order", 2 * _ROUNDS) * 2.0**32).astype(np.uint64)
+    return words[0::2] << np.uint64(32) | words[1::2]
 
 
 def permute(position: ArrayLike, n: int, seed: int, epoch: int) -> NDArray[np.int64]:
@@ -38,9 +47,7 @@ def permute(position: ArrayLike, n: int, seed: int, epoch: int) -> NDArray[np.in
     bits = max(int(n - 1).bit_length(), 2)
     low_bits = np.uint64(bits // 2)
     low_mask, high_mask = np.uint64((1 << (bits // 2)) - 1), np.uint64((1 << (bits - bits // 2)) - 1)
-    words = uniforms(seed, epoch, 0, 0, "epoch_order", 2 * _ROUNDS) * 2.0**32
-    keys = words[0::2].astype(np.uint64) << np.uint64(32) | words[1::2].astype(np.uint64)
-
+    keys = _keys(seed, epoch)
     out = np.array(position, dtype=np.uint64, ndmin=1)
     walking = np.arange(out.size)
     flat = out.reshape(-1)

@@ -51,13 +51,13 @@ def philox4x32(counter: Sequence[ArrayLike], key: tuple[int, int]) -> list[NDArr
     Returns:
         Four uint64 arrays of the broadcast shape, values below 2**32.
     """
-    c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(c, dtype=np.uint64) for c in counter))
+    c0, c1, c2, c3 = (np.asarray(c, dtype=np.uint64) for c in counter)
     k0, k1 = key
     for _ in range(10):
         p0, p1 = _M0 * c0, _M1 * c2
         c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ np.uint64(k0), p1 & _LOW, (p0 >> _32) ^ c3 ^ np.uint64(k1), p0 & _LOW
         k0, k1 = (k0 + _W0) & 0xFFFFFFFF, (k1 + _W1) & 0xFFFFFFFF
-    return [c0, c1, c2, c3]
+    return list(np.broadcast_arrays(c0, c1, c2, c3))
 
 
 def blocks(

@@ -173,7 +173,6 @@ def pretrain(
 
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
-    not_recipe = ("output", "recipe", "catalog", "boxes", "root", "resume", "not_recipe")
     flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
     run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
 
@@ -190,9 +189,76 @@ def probe(
     train: Annotated[Path, typer.Option(help="Catalog the linear classifier learns from.")],
     test: Annotated[Path, typer.Option(help="Catalog it is measured on.")],
     size: Annotated[int | None, typer.Option(help="Side of the images, pixels; default: the run's.")] = None,
+    loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
 ) -> None:
     """Measure a backbone: linear multi-label mAP on frozen features."""
+    import json
+
+    from objcrop.catalog import Catalog
+    from objcrop.ssl.linear_probe import linear_probe
+
+    result = linear_probe(checkpoint, Catalog.load(train), Catalog.load(test), size=size, backend=loader, device=device)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(
+        f"{checkpoint}: linear mAP {result['linear_map']:.4f} (chance {result['chance_map']:.4f}, "
+        f"{result['train_images']} images to learn from, {result['test_images']} to test)",
+        highlight=False,
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
+    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 1200,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 12,
+) -> None:
+    """Do all of it, small: draw scenes, index, boxes, contact sheet, two runs, probes, one report page."""
+    from objcrop.demo import run_demo
+
+    run_demo(output, scenes=scenes, epochs=epochs, console=console)
+
+
+@bench_app.command("plan")
+def bench_plan(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    images: Annotated[int, typer.Option(min=256, help="Images an epoch.")] = 20_000,
+) -> None:
+    """How many images a processor second the planner decides on."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.plan import bench_plan as run_bench
+    from objcrop.bench.table import print_table
+
+    result = run_bench(images=images)
+    print_table(result["policies"], "policy", console)
+    if output is not None:
+        write_result(output, result)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
+    boxes: BoxesOption = None,
+    crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Compare loaders on the same files and the same plan, in one run."""
+    from objcrop.bench.loader import bench_loader as run_bench
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.table import print_table
+
+    result = run_bench(catalog, boxes, crops=crops, size=size, batch_size=batch_size, repeats=repeats, images=images)
+    print_table(result["loaders"], "loader", console)
+    for line in result["verdict"]:
+        console.print(line, highlight=False)
+    if output is not None:
+        write_result(output, result)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,0 +1,50 @@
+"""Projection and prediction heads, one per role or one for all.
+
+OAC 3: object crops and scene crops get different projection heads; the backbone is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+
+def moco_head(width: int, hidden: int, dim: int) -> nn.Module:
+    """Return MoCo-v2's MLP head: width, hidden, dim, no BatchNorm (Chen et al. 2020)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
+
+
+def byol_head(width: int, hidden: int, dim: int) -> nn.Module:
+    """Return BYOL's projector or predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, appendix F)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
+    )
+
+
+class RoleHeads(nn.Module):
+    """One head a role.
+
+    All heads run on every input and the role's output is selected: a head that sat out a step would have no gradient,
+    and DistributedDataParallel would wait for it for ever.
+
+    Args:
+        roles: the roles of the views, "object" or "scene"; repeats share a head.
+        shared: one head for all roles.
+        make: makes one head.
+    """
+
+    def __init__(self, roles: Sequence[str], shared: bool, make: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        names = ["all"] if shared else sorted(set(roles))
+        self.shared = shared or len(names) == 1
+        self.heads = nn.ModuleDict({name: make() for name in names})
+
+    def forward(self, features: torch.Tensor, role: str) -> torch.Tensor:
+        """Return this role's output; features (N, width) to (N, dim)."""
+        if self.shared:
+            return next(iter(self.heads.values()))(features)
+        outputs = {name: head(features) for name, head in self.heads.items()}
+        idle = sum(out.sum() for name, out in outputs.items() if name != role)
+        return outputs[role] + 0.0 * idle

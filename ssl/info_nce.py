@@ -1,0 +1,20 @@
+"""InfoNCE, the contrastive loss (van den Oord et al. 2018; MoCo: He et al. 2020, equation 1)."""
+
+from __future__ import annotations
+
+import torch
+from torch.nn.functional import cross_entropy
+
+
+def info_nce(query: torch.Tensor, key: torch.Tensor, negatives: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Return the mean over the batch of -log(exp(q·k/T) / (exp(q·k/T) + Σ exp(q·n/T))).
+
+    Args:
+        query: (N, dim), of length 1.
+        key: (N, dim), the positive of each query, of length 1.
+        negatives: (K, dim), of length 1.
+        temperature: T.
+    """
+    positive = (query * key).sum(1, keepdim=True)
+    logits = torch.cat([positive, query @ negatives.T], dim=1) / temperature
+    return cross_entropy(logits.float(), torch.zeros(len(query), dtype=torch.int64, device=query.device))

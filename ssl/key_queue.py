@@ -1,0 +1,31 @@
+"""The queue of keys that serve as negatives (He et al. 2020, section 3.2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+
+
+class KeyQueue(nn.Module):
+    """First in, first out; its keys and its place are buffers, so checkpoints hold them.
+
+    Args:
+        length: keys, a multiple of the global batch.
+        dim: of a key.
+    """
+
+    keys: torch.Tensor
+    place: torch.Tensor
+
+    def __init__(self, length: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", normalize(torch.randn(length, dim), dim=1))
+        self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, keys: torch.Tensor) -> None:
+        """Replace the oldest keys by these, (N, dim), without asking the device where it is."""
+        at = (self.place + torch.arange(len(keys), device=self.keys.device)) % len(self.keys)
+        self.keys.index_copy_(0, at, keys.to(self.keys.dtype))
+        self.place.copy_((self.place + len(keys)) % len(self.keys))

@@ -1,0 +1,68 @@
+"""The run folder: last.pt, metrics.jsonl, the resolved recipe, bad_images.txt."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from objcrop.errors import ObjcropError, UsageError
+
+
+class RunFolder:
+    """Paths of a run, and its metrics file.
+
+    Args:
+        path: the folder; made if it is not there.
+        resume: whether a run in it is to be gone on with.
+
+    Raises:
+        UsageError: another run lies in it and `resume` is False.
+        ObjcropError: `resume` is True and there is no checkpoint, or the folder cannot be made.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
+        self.path = Path(path)
+        self.checkpoint = self.path / "last.pt"
+        self.metrics = self.path / "metrics.jsonl"
+        self.bad_images = self.path / "bad_images.txt"
+        if resume and not self.checkpoint.exists():
+            raise ObjcropError(f"there is no checkpoint to resume from in {self.path}; start without --resume.")
+        if not resume and self.checkpoint.exists():
+            raise UsageError(f"{self.path} holds a run already: go on with --resume, or name another --output.")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ObjcropError(f"the run folder {self.path} cannot be made ({error.strerror}).") from None
+
+    def write_recipe(self, recipe: dict[str, Any]) -> None:
+        """Keep the resolved recipe, versions and data beside the run."""
+        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+    def cut_metrics(self, step: int) -> None:
+        """Drop lines after `step`: steps that a broken run took and a resumed one takes again."""
+        if not self.metrics.exists():
+            return
+        kept = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError):  # the line that a kill cut in half
+                break
+        part = self.metrics.with_suffix(".part")
+        part.write_text("".join(kept), encoding="utf-8")
+        os.replace(part, self.metrics)
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append one line to metrics.jsonl."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
