@@ -42,6 +42,7 @@ def bench_loader(
     images: int = 256,
 ) -> dict[str, Any]:
     """Measure every contender; without a catalog, on scenes drawn for the purpose."""
+    table: BoxTable | None
     with ExitStack() as stack:
         if catalog is None:
             photos, table = drawn_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())), images)

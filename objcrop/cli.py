@@ -136,7 +136,9 @@ def show(
     ) as loader:
         loader.set_epoch(epoch)
         batch = next(iter(loader))
-    contact_sheet(photos, batch.index.numpy(), batch.plan, batch.views, output, policy_name=crops)
+    contact_sheet(
+        photos, batch.index.numpy(), batch.plan, batch.views, output, policy_name=crops, boxes=loader.planner.boxes
+    )
     console.print(f"{len(batch)} images, {crops}, {augment} → {output}", highlight=False)
 
 

@@ -22,8 +22,8 @@ def backbone(arch: str, size: int) -> tuple[nn.Module, int]:
 
     Args:
         arch: a torchvision ResNet by name, "resnet18" say.
-        size: side of the views in pixels; at 96 and below the stem is a 3×3 convolution of stride 1 without pooling
-            at 32 and below, of stride 2 without pooling above (after Chen et al. 2020, SimCLR, appendix B.9).
+        size: side of the views in pixels; at 96 and below the stem's convolution is 3×3, at 48 and below without the
+            pooling after it, at 32 and below of stride 1 (after Chen et al. 2020, SimCLR, appendix B.9).
 
     Returns:
         A module from (N, 3, size, size) to (N, width), and the width.
@@ -41,5 +41,6 @@ def backbone(arch: str, size: int) -> tuple[nn.Module, int]:
     if size <= SMALL:
         network.conv1 = nn.Conv2d(3, 64, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
+        if size <= 48:
+            network.maxpool = nn.Identity()
     return network.to(memory_format=torch.channels_last), width

@@ -154,7 +154,7 @@ class _Run:
         boxes = self.loader.planner.boxes
         return {
             "objcrop": __version__,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
             "catalog": self.loader.catalog.fingerprint,
             "boxes": None if boxes is None else boxes.fingerprint,
             "steps": self.total,
