@@ -214,8 +214,8 @@ def probe(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
-    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 1200,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 12,
+    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 640,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 10,
 ) -> None:
     """Do all of it, small: draw scenes, index, boxes, contact sheet, two runs, probes, one report page."""
     from objcrop.demo import run_demo

@@ -1,7 +1,8 @@
 """The contact sheet: one row an image, what was drawn from and what came out.
 
-Left the upright image with the drawn box (yellow), each view's region (thin: the box, dilated or shifted where the policy says so) and window
-(thick) in the view's colour; right of it the final views as the network gets them, un-normalised.
+Left the upright image with the drawn box (yellow), each view's region (thin: the box, dilated or shifted where the
+policy says so) and window (thick) in the view's colour; right of it the final views as the network gets them,
+un-normalised.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ def _with_windows(
     image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))
     draw = ImageDraw.Draw(image)
 
-    def frame(box: np.ndarray, colour: tuple[int, int, int], thick: int) -> None:
+    def frame(box: np.ndarray, colour: tuple[int, ...], thick: int) -> None:
         x0, y0, x1, y1 = (float(c) * scale for c in box)
         draw.rectangle((x0, y0, max(x1 - 1, x0), max(y1 - 1, y0)), outline=colour, width=thick)
 

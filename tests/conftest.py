@@ -22,7 +22,7 @@ def photo(width, height, seed):
     return Image.fromarray((255 / (1 + np.exp(-picture))).astype(np.uint8))
 
 
-def save_photos(folder, n, seed=0):
+def write_photos(folder, n, seed=0):
     """Write n JPEGs, every fifth turned by EXIF, every seventh a PNG; return their names."""
     sizes = [(160, 120), (121, 163), (200, 90), (97, 97), (140, 150)]
     names = []
@@ -56,9 +56,15 @@ def photos(tmp_path_factory):
     from objcrop.formats import index_source
 
     folder = tmp_path_factory.mktemp("photos")
-    save_photos(folder, 24)
+    write_photos(folder, 24)
     catalog, _ = index_source(folder, "folder")
     return catalog, BoxTable.from_arrays(catalog, boxes_for(catalog))
+
+
+@pytest.fixture(scope="session")
+def save_photos():
+    """The function that writes n pictures into a folder."""
+    return write_photos
 
 
 @pytest.fixture(scope="session")
