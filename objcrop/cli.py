@@ -214,8 +214,8 @@ def probe(
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
-    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 640,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 10,
+    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 512,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 8,
 ) -> None:
     """Do all of it, small: draw scenes, index, boxes, contact sheet, two runs, probes, one report page."""
     from objcrop.demo import run_demo
@@ -266,14 +266,22 @@ def bench_loader(
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; turns errors into one sentence and an exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+
+    def say(sentence: str) -> None:
+        Console(stderr=True, soft_wrap=True).print(f"objcrop: {sentence}", markup=False, highlight=False)
+
     try:
         app(args=arguments, standalone_mode=False)
     except ObjcropError as error:
-        Console(stderr=True, soft_wrap=True).print(f"objcrop: {error}", markup=False, highlight=False)
+        say(str(error))
         sys.exit(error.exit_code)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
-    except typer.Abort:
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Exception as error:
+        # Wrong options are click's own errors; which click that is depends on typer's version.
+        if not hasattr(error, "format_message"):
+            raise
+        say(f"{error.format_message()} See `objcrop --help`.")
+        sys.exit(2)

@@ -1,8 +1,9 @@
 """MoCo-v2 (Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning") with OAC's per-role heads.
 
 Which view is query and which is key is drawn per step as a function of (seed, step), the same on all ranks (OAC,
-Algorithm 1). One queue holds the keys of all roles, in the order they came: the query of a step is told from keys of
-both heads, as OAC's text changes nothing of MoCo but crops and heads.
+Algorithm 1). Each projection head has a queue of its own: keys of one head lie closer to each other than to the keys
+of the other, so in a mixed queue a query would find negatives of its own head nearer than its positive, which comes
+from the other head (seen: the loss then stays above that of a constant embedding).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class MoCo(nn.Module):
         self.recipe, self.roles = recipe, tuple(roles)
         self.encoder = Encoder(network, heads)
         self.momentum_encoder = momentum_copy(self.encoder)
-        self.queue = KeyQueue(recipe.queue, recipe.dim)
+        self.queues = nn.ModuleDict({name: KeyQueue(recipe.queue, recipe.dim) for name in heads.heads})
 
     def forward(self, views: Sequence[torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Return the loss and what to watch, all on the device; call `after_step` once the optimiser has stepped."""
@@ -75,8 +76,10 @@ class MoCo(nn.Module):
             )
         rank, world = rank_and_world_size()
         mine = keys[rank::world]
-        loss = info_nce(query, mine, self.queue.keys.clone(), self.recipe.temperature)
-        self.queue.push(keys)
+        queue: KeyQueue = self.queues[self.roles[k] if self.roles[k] in self.queues else "all"]  # type: ignore[assignment]
+        negatives, valid = queue.keys.clone(), queue.filled.clone()
+        loss = info_nce(query, mine, negatives, self.recipe.temperature, valid)
+        queue.push(keys)
         with torch.no_grad():
             watch = {"positive_similarity": (query * mine).sum(1).mean(), "embedding_std": query.std(0).mean()}
         return loss, watch

@@ -1,0 +1,41 @@
+"""Every bench runs, in seconds, so that none rots; no test looks at how fast anything was."""
+
+import json
+
+from objcrop.bench.loader import CONTENDERS, bench_loader
+from objcrop.bench.machine import write_result
+from objcrop.bench.plan import bench_plan
+from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
+from objcrop.dali_pipes.crop_policy import POLICIES
+
+
+def test_plan(tmp_path):
+    result = bench_plan(images=512, repeats=1)
+    assert set(result["policies"]) == set(POLICIES)
+    assert all(row["images"] == 512 for row in result["policies"].values())
+    write_result(tmp_path / "plan.json", result)
+    assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
+
+
+def test_loader():
+    result = bench_loader(size=32, batch_size=4, repeats=1, images=8)
+    assert set(result["loaders"]) == set(CONTENDERS)
+    assert all(row["images"] == 8 and row["images_per_cpu_s"] > 0 for row in result["loaders"].values())
+
+
+def test_processor_time_counts_living_children():
+    import subprocess
+    import sys
+
+    before = cpu_seconds()
+    code = "import time\nwhile time.process_time() < 0.5: pass\nprint(flush=True)\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert cpu_seconds() - before >= 0.4
+    child.communicate(b"\n")
+
+
+def test_stopwatch_counts_images():
+    watch = Stopwatch()
+    watch.lap([range(3), range(4)])
+    assert watch.summary()["images"] == 7

@@ -1,0 +1,100 @@
+"""What only whole processes show: two ranks under torchrun, a new process that resumes, memory that stays put."""
+
+import subprocess
+import sys
+
+import pytest
+
+from objcrop.dali_pipes.load_views import load_views
+
+
+@pytest.fixture(scope="module")
+def saved(photos, tmp_path_factory):
+    catalog, boxes = photos
+    folder = tmp_path_factory.mktemp("saved")
+    catalog.save(folder / "c.arrow")
+    boxes.save(folder / "b.arrow")
+    return folder
+
+
+RANKS = """
+import sys, torch.distributed as dist
+from objcrop import load_views
+dist.init_process_group("gloo")
+with load_views("c.arrow", boxes="b.arrow", crops="obj-obj", size=32, batch_size=8, backend=sys.argv[1],
+                workers=0, threads=1, augment="none") as loader:
+    rows = [batch.index.tolist() for batch in loader]
+everyone = [None, None]
+dist.all_gather_object(everyone, rows)
+if dist.get_rank() == 0:
+    print("ROWS", everyone)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_two_ranks_see_disjoint_rows_that_make_the_epoch(saved, backend):
+    (saved / "ranks.py").write_text(RANKS)
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ranks.py", backend],
+        cwd=saved,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    first, second = eval(next(line for line in run.stdout.splitlines() if line.startswith("ROWS"))[5:])
+    assert [len(rows) for rows in first] == [len(rows) for rows in second] == [4, 4, 4]
+    assert sorted(row for rows in first + second for row in rows) == list(range(24))
+
+
+RESUME = """
+import sys, json, hashlib
+from objcrop import load_views
+state = json.loads(sys.argv[2])
+with load_views("c.arrow", boxes="b.arrow", crops="obj-obj+dilate", size=32, batch_size=8, backend=sys.argv[1],
+                workers=0, threads=2) as loader:
+    loader.load_state_dict(state)
+    for batch in loader:
+        print(hashlib.sha256(b"".join(view.numpy().tobytes() for view in batch.views)).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_a_new_process_goes_on_bit_for_bit(saved, backend):
+    import hashlib
+    import json
+
+    options = {"boxes": saved / "b.arrow", "crops": "obj-obj+dilate", "size": 32, "batch_size": 8}
+    with load_views(saved / "c.arrow", **options, backend=backend, workers=0, threads=2) as loader:
+        walk = iter(loader)
+        next(walk)
+        state = json.dumps(loader.state_dict())
+        rest = [hashlib.sha256(b"".join(v.numpy().tobytes() for v in b.views)).hexdigest() for b in walk]
+    code = subprocess.run(
+        [sys.executable, "-c", RESUME, backend, state], cwd=saved, capture_output=True, text=True, check=True
+    )
+    assert code.stdout.split() == rest and len(rest) == 2
+
+
+MEMORY = """
+import os, sys, gc
+from objcrop import load_views
+def resident():
+    gc.collect()
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+with load_views("c.arrow", boxes="b.arrow", crops="obj-obj+dilate", size=32, batch_size=8, backend=sys.argv[1],
+                workers=0, threads=2) as loader:
+    for epoch in range(50):
+        for batch in loader:
+            pass
+        if epoch == 4:
+            fifth = resident()
+    print(resident() - fifth)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_memory_stays_put_over_fifty_epochs(saved, backend):
+    run = subprocess.run([sys.executable, "-c", MEMORY, backend], cwd=saved, capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 20

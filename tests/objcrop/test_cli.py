@@ -1,0 +1,89 @@
+"""The command line as a person meets it: what it prints, what it leaves behind, its exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+
+
+def objcrop(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "objcrop", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
+    )
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    from objcrop.sample_scenes import draw_scenes
+
+    folder = tmp_path_factory.mktemp("scenes")
+    draw_scenes(folder / "s", 16, seed=1)
+    return folder
+
+
+def test_from_scenes_to_a_probe(scenes):
+    index = objcrop("index", "s", "--format", "scenes", "-o", "s.arrow", cwd=scenes)
+    assert index.returncode == 0 and "16 images" in index.stdout, index.stderr
+    propose = objcrop("propose", "s.arrow", "--method", "gt", "-o", "gt.arrow", cwd=scenes)
+    assert propose.returncode == 0, propose.stderr
+    catalog = Catalog.load(scenes / "s.arrow")
+    assert len(BoxTable.load(scenes / "gt.arrow", catalog)) == 16
+    show = objcrop("show", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-scene", "-o", "sheet.png", cwd=scenes)
+    assert show.returncode == 0 and (scenes / "sheet.png").stat().st_size > 10_000, show.stderr
+
+    small = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--queue", 16, "--threads", 2)
+    data = ("--catalog", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-obj+dilate")
+    run = objcrop("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
+    assert run.returncode == 0, run.stderr
+    assert sorted(p.name for p in (scenes / "run").iterdir()) == ["last.pt", "metrics.jsonl", "recipe.yaml"]
+    assert json.loads((scenes / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
+    assert "scale_min" in (scenes / "run" / "recipe.yaml").read_text()
+    again = objcrop("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
+    assert again.returncode == 2 and "--resume" in again.stderr
+    probe = objcrop("probe", "run/last.pt", "--train", "s.arrow", "--test", "s.arrow", "-o", "probe.json", cwd=scenes)
+    assert probe.returncode == 0, probe.stderr
+    assert 0 < json.loads((scenes / "probe.json").read_text())["linear_map"] <= 1
+
+
+def test_join(scenes, tmp_path):
+    from objcrop.sample_scenes import draw_scenes
+
+    draw_scenes(tmp_path / "more", 3, seed=9)
+    assert objcrop("index", scenes / "s", "--format", "scenes", "-o", tmp_path / "a.arrow").returncode == 0
+    assert objcrop("index", tmp_path / "more", "--format", "scenes", "-o", tmp_path / "b.arrow").returncode == 0
+    joined = objcrop("join", tmp_path / "a.arrow", tmp_path / "b.arrow", "-o", tmp_path / "c.arrow")
+    assert joined.returncode == 0 and "19 images" in joined.stdout, joined.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (("index", "nowhere", "-o", "x.arrow"), 1, "nowhere"),
+        (("index", ".", "--format", "pascal", "-o", "x.arrow"), 2, "voc"),
+        (("propose", "none.arrow", "--method", "gt", "-o", "x.arrow"), 1, "none.arrow"),
+        (("show", "none.arrow", "-o", "x.png"), 1, "objcrop index"),
+        (("pretrain", "-o", "run"), 2, "--catalog"),
+        (("pretrain", "--catalog", "none.arrow", "-o", "run", "--recipe", "moco-v3"), 2, "moco-v2"),
+        (("pretrain", "--catalog", "none.arrow", "-o", "run", "--queue", "100"), 2, "queue"),
+        (("probe", "none.pt", "--train", "a.arrow", "--test", "b.arrow"), 1, "a.arrow"),
+        (("join", "a.arrow", "-o", "x.arrow"), 2, "two catalogs"),
+        (("frobnicate",), 2, "frobnicate"),
+    ],
+)
+def test_errors_are_one_sentence_and_a_code(tmp_path, arguments, code, word):
+    run = objcrop(*arguments, cwd=tmp_path)
+    assert run.returncode == code, run.stderr
+    assert word in run.stderr and "Traceback" not in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_doctor_looks_at_everything():
+    run = objcrop("doctor")
+    assert run.returncode == 0, run.stderr
+    for what in ("torch", "DALI", "CuPy", "NVIDIA driver", "shared memory", "load_views"):
+        assert what in run.stdout

@@ -1,0 +1,183 @@
+"""Losses, queue, heads, momentum encoder, schedules and LARS against naive second implementations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from lightly.loss import NTXentLoss
+from torch import nn
+from torch.nn.functional import normalize
+
+from objcrop.ssl.byol import BYOL, byol_loss
+from objcrop.ssl.heads import RoleHeads, byol_head, moco_head
+from objcrop.ssl.info_nce import info_nce
+from objcrop.ssl.key_queue import KeyQueue
+from objcrop.ssl.lars import LARS
+from objcrop.ssl.moco import MoCo, query_view
+from objcrop.ssl.momentum_encoder import follow, momentum_copy
+from objcrop.ssl.recipe import FOLDER, Recipe, resolve
+from objcrop.ssl.schedules import byol_momentum, cosine_rate
+from objcrop.ssl.shuffle_bn import encode_shuffled, permutation
+
+
+def units(n, dim=8, seed=0):
+    return normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+def test_info_nce_by_two_loops():
+    q, k, negatives = units(5), units(5, seed=1), units(11, seed=2)
+    total = 0.0
+    for i in range(5):
+        positive = math.exp(float(q[i] @ k[i]) / 0.2)
+        total -= math.log(positive / (positive + sum(math.exp(float(q[i] @ n) / 0.2) for n in negatives)))
+    assert float(info_nce(q, k, negatives, 0.2)) == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_info_nce_agrees_with_lightly():
+    q, k, queue = units(6), units(6, seed=1), units(16, seed=2)
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(16, 8))
+    theirs.memory_bank.bank = queue.clone()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.int64)
+    torch.testing.assert_close(info_nce(q, k, queue, 0.2), theirs(q, k), atol=1e-5, rtol=0)
+
+
+def test_byol_loss_closed_form():
+    x = torch.tensor([[3.0, 0.0], [0.0, 2.0]])
+    assert float(byol_loss(x, 5 * x)) == pytest.approx(0, abs=1e-6)
+    assert float(byol_loss(x, -x)) == pytest.approx(4)
+    assert float(byol_loss(x, x.flip(1))) == pytest.approx(2)
+    a, b = units(4), units(4, seed=1)
+    assert float(byol_loss(a, b)) == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-5)
+
+
+def test_queue_is_first_in_first_out():
+    queue, naive = KeyQueue(8, 2), None
+    naive = [row.tolist() for row in queue.keys]
+    place = 0
+    for step in range(7):
+        keys = units(4, 2, seed=step)
+        queue.push(keys)
+        for key in keys:
+            naive[place % 8] = key.tolist()
+            place += 1
+        torch.testing.assert_close(queue.keys, torch.tensor(naive))
+        assert int(queue.filled.sum()) == min(place, 8)
+    assert int(queue.place) == place % 8
+
+
+def test_momentum_encoder_is_an_exponential_average():
+    net = nn.Linear(2, 1, bias=False)
+    nn.init.constant_(net.weight, 1.0)
+    twin = momentum_copy(net)
+    nn.init.constant_(net.weight, 3.0)
+    for _ in range(4):
+        follow(twin, net, 0.9)
+    torch.testing.assert_close(twin.weight.data, torch.full((1, 2), 3 - 2 * 0.9**4))
+    assert not any(p.requires_grad for p in twin.parameters())
+
+
+@pytest.mark.parametrize("make", [moco_head, byol_head])
+@pytest.mark.parametrize("role", ["object", "scene"])
+def test_every_head_has_a_gradient_and_the_roles_own_output(make, role):
+    heads = RoleHeads(("object", "scene"), False, lambda: make(6, 5, 4))
+    x = torch.randn(8, 6)
+    out = heads(x, role)
+    torch.testing.assert_close(out, heads.heads[role](x))
+    out.sum().backward()
+    assert all(p.grad is not None for p in heads.parameters())
+    other = next(name for name in heads.heads if name != role)
+    assert all(p.grad.abs().max() == 0 for p in heads.heads[other].parameters())
+
+
+def test_shared_heads_are_one():
+    assert len(RoleHeads(("scene", "scene"), False, lambda: nn.Linear(2, 2)).heads) == 1
+    assert len(RoleHeads(("object", "scene"), True, lambda: nn.Linear(2, 2)).heads) == 1
+
+
+def test_lars_by_hand():
+    weight, bias = nn.Parameter(torch.tensor([[3.0, 4.0]])), nn.Parameter(torch.tensor([1.0]))
+    optimiser = LARS([weight, bias], lr=0.5, momentum=0.9, weight_decay=0.1, trust=0.01)
+    w, b, vw, vb = np.array([3.0, 4.0]), 1.0, 0.0, 0.0
+    for _ in range(3):
+        weight.grad, bias.grad = torch.tensor([[1.0, -2.0]]), torch.tensor([0.5])
+        optimiser.step()
+        g = np.array([1.0, -2.0]) + 0.1 * w
+        vw = 0.9 * vw + 0.01 * np.linalg.norm(w) / np.linalg.norm(g) * g
+        vb = 0.9 * vb + 0.5  # neither decayed nor adapted
+        w, b = w - 0.5 * vw, b - 0.5 * vb
+    np.testing.assert_allclose(weight.detach().numpy()[0], w, rtol=1e-5)
+    assert float(bias) == pytest.approx(b)
+
+
+def test_schedules():
+    assert [cosine_rate(s, 100, 10, 2.0) for s in (0, 9, 10)] == pytest.approx([0.2, 2.0, 2.0])
+    assert cosine_rate(55, 100, 10, 2.0) == pytest.approx(1.0)
+    assert cosine_rate(99, 100, 0, 1.0) == pytest.approx(0.5 * (1 + math.cos(math.pi * 0.99)))
+    assert [byol_momentum(p, 0.99) for p in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
+
+
+def test_permutations_and_query_views_are_functions_of_seed_and_step():
+    assert sorted(permutation(64, 1, 2).tolist()) == list(range(64))
+    assert torch.equal(permutation(64, 1, 2), permutation(64, 1, 2))
+    assert not torch.equal(permutation(64, 1, 2), permutation(64, 1, 3))
+    drawn = [query_view(1, step) for step in range(400)]
+    assert set(drawn) == {0, 1} and 150 < sum(drawn) < 250
+
+
+def test_shuffled_encoding_comes_back_in_order():
+    views = torch.randn(32, 3, 4, 4)
+    options = dict(seed=1, step=5, bn_groups=4)
+    plain = encode_shuffled(lambda v: v.flatten(1) * 2, views, **options)
+    torch.testing.assert_close(plain, views.flatten(1) * 2)
+    norm = nn.BatchNorm2d(3)
+    grouped = encode_shuffled(lambda v: norm(v).flatten(1), views, **options)
+    assert not torch.allclose(grouped, norm(views).flatten(1), atol=1e-3)
+
+
+SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=16, dim=16)
+
+
+def test_mocos_step_is_the_loss_of_its_parts():
+    torch.manual_seed(0)
+    moco = MoCo(Recipe(**SMALL, bn_groups=1), ("object", "scene"), False).eval()
+    views = torch.randn(2, 8, 3, 32, 32)
+    assert float(moco(list(views), step=3)[0]) == 0  # its role's queue is empty: nothing to tell it from yet
+    q = query_view(0, 3)
+    queue = moco.queues[moco.roles[1 - q]].keys.clone()
+    loss, _ = moco(list(views), step=3)
+    with torch.no_grad():
+        query = normalize(moco.encoder.heads.heads[moco.roles[q]](moco.encoder.backbone(views[q])), dim=1)
+        twin = moco.momentum_encoder
+        key = normalize(twin.heads.heads[moco.roles[1 - q]](twin.backbone(views[1 - q])), dim=1)
+    torch.testing.assert_close(loss, info_nce(query, key, queue[:8], 0.2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(moco.queues[moco.roles[1 - q]].keys[8:], key, atol=1e-5, rtol=1e-4)
+
+
+def test_byol_is_symmetric():
+    torch.manual_seed(0)
+    byol = BYOL(Recipe(method="byol", **SMALL), ("scene", "scene"), True).eval()
+    a, b = torch.randn(2, 8, 3, 32, 32)
+    torch.testing.assert_close(byol([a, b], 0)[0], byol([b, a], 0)[0])
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.yaml")))
+def test_every_recipe_resolves(name):
+    assert resolve(name, {"batch_size": 256}).method in name
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        ({"tempreature": 1}, "temperature"),
+        ({"queue": 100}, "multiple"),
+        ({"method": "simclr"}, "moco-v2"),
+        ({"epochs": 0}, "epochs"),
+        ({"heads": "two"}, "per-role"),
+    ],
+)
+def test_wrong_recipes_say_so(flags, word):
+    from objcrop.errors import UsageError
+
+    with pytest.raises(UsageError, match=word):
+        resolve(None, flags)

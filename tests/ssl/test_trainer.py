@@ -1,0 +1,171 @@
+"""Training for real, small: the loss falls, nothing collapses, a broken run resumes to the bit."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
+from objcrop.ssl.linear_probe import fit_linear, linear_probe, mean_average_precision
+from objcrop.ssl.recipe import resolve
+from objcrop.ssl.run_folder import RunFolder, read_metrics
+from objcrop.ssl.trainer import _Run, pretrain
+
+SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
+
+
+def train(photos, output, resume=False, **flags):
+    catalog, boxes = photos
+    return pretrain(resolve(None, {**SMALL, **flags}), catalog, boxes, output, resume=resume)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(method="moco-v2", crops="scene-scene", augment="none", base_lr=0.03, ema=0.9, queue=8),
+        dict(method="byol", crops="scene-scene", base_lr=1.0, optimiser="sgd", ema=0.9),
+    ],
+    ids=["moco-v2", "byol"],
+)
+def test_the_loss_falls_and_nothing_collapses(photos, tmp_path, flags):
+    train(photos, tmp_path / "run", steps=30, **flags)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    loss = [line["loss"] for line in lines]
+    assert len(loss) == 30
+    # MoCo's queue is empty at first and the loss then 0; one batch fills it.
+    begin = loss[1:7] if flags["method"] == "moco-v2" else loss[:6]
+    assert np.mean(loss[-6:]) < np.mean(begin) - 0.05
+    assert lines[-1]["embedding_std"] > 0.3 / np.sqrt(32)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("loader", ["torch", "dali"])
+def test_a_broken_run_resumes_to_the_bit(photos, tmp_path, monkeypatch, loader):
+    flags = dict(crops="obj-obj+dilate", steps=7, loader=loader, workers=0, checkpoint_every_steps=2)
+    whole = load_checkpoint(train(photos, tmp_path / "whole", **flags))
+
+    step = _Run._one_step
+
+    def dies(self, views):
+        if self.step == 5:
+            raise Killed
+        return step(self, views)
+
+    monkeypatch.setattr(_Run, "_one_step", dies)
+    with pytest.raises(Killed):
+        train(photos, tmp_path / "broken", **flags)
+    monkeypatch.setattr(_Run, "_one_step", step)
+    resumed = load_checkpoint(train(photos, tmp_path / "broken", resume=True, **flags))
+
+    assert resumed["step"] == whole["step"] == 7 and resumed["loader"] == whole["loader"]
+    for name, value in whole["method"].items():
+        assert torch.equal(value, resumed["method"][name]), name
+    for a, b in zip(whole["optimiser"]["state"].values(), resumed["optimiser"]["state"].values(), strict=True):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+    curves = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
+    for a, b in zip(*curves, strict=True):
+        assert (a["step"], a["loss"], a["lr"]) == (b["step"], b["loss"], b["lr"])
+
+
+def test_nan_stops_with_the_step(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(_Run, "_one_step", lambda self, views: {"loss": torch.tensor(float("nan"))})
+    with pytest.raises(ObjcropError, match="after step 1"):
+        train(photos, tmp_path / "run", steps=3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "word"),
+    [
+        (dict(batch_size=32), "smaller batch"),
+        (dict(crops="centre"), "training needs two"),
+        (dict(arch="resnet19"), "resnet18"),
+        (dict(device="cuda"), "no GPU"),
+    ],
+)
+def test_wrong_use(photos, tmp_path, flags, word):
+    if flags.get("device") == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UsageError, match=word):
+        train(photos, tmp_path / "run", steps=1, **flags)
+
+
+def test_resume_refuses_another_architecture_and_nothing(photos, tmp_path):
+    with pytest.raises(ObjcropError, match="without --resume"):
+        train(photos, tmp_path / "none", resume=True, steps=1)
+    train(photos, tmp_path / "run", steps=1)
+    with pytest.raises(ObjcropError, match="arch=resnet18"):
+        train(photos, tmp_path / "run", resume=True, steps=1, arch="resnet34")
+    with pytest.raises(UsageError, match="--resume"):
+        train(photos, tmp_path / "run", steps=1)
+
+
+def test_checkpoints_are_whole_or_refused(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"step": 1, "weight": torch.ones(3)})
+    assert load_checkpoint(path)["step"] == 1
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:300])
+    torch.save({"step": 1}, tmp_path / "foreign.pt")
+    for name, word in {"none.pt": "not there", "cut.pt": "truncated", "foreign.pt": "not a checkpoint"}.items():
+        with pytest.raises(ObjcropError, match=word) as caught:
+            load_checkpoint(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ObjcropError, match="No space left"):
+        save_checkpoint(path, {"step": 2})
+    monkeypatch.undo()
+    assert load_checkpoint(path)["step"] == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cut.pt", "foreign.pt", "last.pt"]
+
+
+def test_metrics_are_cut_back(tmp_path):
+    folder = RunFolder(tmp_path / "run", resume=False)
+    for step in range(1, 6):
+        folder.log({"step": step})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 6, "lo')
+    folder.cut_metrics(3)
+    assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_average_precision_by_a_naive_loop():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((40, 3)), rng.random((40, 3)) < 0.3
+    labels[:, 2] = False  # a class that does not occur is left out
+    expected = []
+    for c in range(2):
+        order = np.argsort(-scores[:, c])
+        hits = np.cumsum(labels[order, c])
+        precision = [hits[i] / (i + 1) for i in range(40) if labels[order[i], c]]
+        expected.append(np.mean(precision))
+    value, per_class = mean_average_precision(torch.tensor(scores), torch.tensor(labels))
+    assert value == pytest.approx(np.mean(expected), rel=1e-5) and np.isnan(per_class[2])
+
+
+def test_the_linear_classifier_finds_what_is_linear():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 10, generator=generator)
+    y = (x[:, :3] > 0.4).float()
+    weight, bias = fit_linear(x, y)
+    assert mean_average_precision(x @ weight + bias, y)[0] > 0.97
+    noise = torch.randn(300, 10, generator=generator)
+    assert abs(mean_average_precision(noise @ weight + bias, y)[0] - float(y.mean())) < 0.12
+
+
+def test_probe_of_an_untrained_network(tmp_path):
+    from objcrop.formats import index_source
+    from objcrop.sample_scenes import draw_scenes
+
+    draw_scenes(tmp_path / "s", 20)
+    catalog, _ = index_source(tmp_path / "s", "scenes")
+    result = linear_probe("untrained:resnet18", catalog, catalog, size=32)
+    assert result["train_images"] == 20 and result["linear_map"] > 0.9  # 512 features tell 20 images apart
+    assert result == linear_probe("untrained:resnet18", catalog, catalog, size=32)
