@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from objcrop.doctor import commit
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
@@ -25,7 +26,7 @@ def machine() -> dict[str, Any]:
         "gpu": gpu,
         "python": platform.python_version(),
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
-        "commit": _commit(),
+        "commit": commit(),
         "command": " ".join(["objcrop", *sys.argv[1:]]),
     }
 
@@ -52,13 +53,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _commit() -> str | None:
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-    )
-    return run.stdout.strip() or None

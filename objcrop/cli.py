@@ -149,16 +149,27 @@ def pretrain(
     catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
     boxes: BoxesOption = None,
     root: RootOption = None,
-    method: Annotated[str | None, typer.Option(help="moco-v2 or byol.")] = None,
+    method: Annotated[str | None, typer.Option(help="moco-v2, byol or supervised.")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop policy.")] = None,
     augment: Annotated[str | None, typer.Option(help="moco-v2, byol or none.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Any torchvision ResNet.")] = None,
+    arch: Annotated[str | None, typer.Option(help="Any torchvision ResNet, or timm/NAME.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Global batch, over all processes.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     base_lr: Annotated[float | None, typer.Option(help="Learning rate at batch 256.")] = None,
     queue: Annotated[int | None, typer.Option(help="moco-v2: keys in the queue.")] = None,
+    ema: Annotated[float | None, typer.Option(help="Momentum of the momentum encoder.")] = None,
+    bn_groups: Annotated[int | None, typer.Option(help="Virtual devices for BatchNorm; 1 is SyncBN.")] = None,
+    init: Annotated[str | None, typer.Option(help="Weights to begin with.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Parts that a step is taken in.")] = None,
+    compile: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder.")] = None,
+    online_probe: Annotated[bool | None, typer.Option("--online-probe", help="Probe while training.")] = None,
+    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write TensorBoard's files.")] = None,
+    wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any other option of a recipe.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The run's seed.")] = None,
     loader: Annotated[str | None, typer.Option(help="dali or torch.")] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu.")] = None,
@@ -169,6 +180,8 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
+    import yaml
+
     from objcrop.catalog import Catalog
     from objcrop.ssl.recipe import resolve
     from objcrop.ssl.trainer import pretrain as run_pretraining
@@ -176,12 +189,18 @@ def pretrain(
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
     flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
+    for assignment in set_ or ():
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes OPTION=VALUE, not '{assignment}'.")
+        flags[name] = yaml.safe_load(value)
     run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
 
 
 RECIPE_FLAGS = (
     *("method", "crops", "augment", "arch", "size", "batch_size", "epochs", "steps", "base_lr", "queue", "seed"),
-    *("loader", "device", "workers", "threads", "max_bad", "checkpoint_every_steps"),
+    *("loader", "device", "workers", "threads", "max_bad", "checkpoint_every_steps", "ema", "bn_groups", "init"),
+    *("accumulate", "compile", "online_probe", "tensorboard", "wandb"),
 )
 
 

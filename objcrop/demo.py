@@ -22,7 +22,7 @@ from objcrop.catalog import Catalog
 
 POLICIES = ("scene-scene", "obj-obj+dilate")
 # The queue stays well below the number of scenes: else it holds the positives' own images as negatives.
-SIZE, ARCH, BATCH, QUEUE = 64, "resnet18", 64, 128
+SIZE, ARCH, BATCH, QUEUE = 64, "resnet18", 64, 256
 
 
 def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Path:
@@ -69,7 +69,8 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
         contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=boxes)
 
         flags = {"crops": policy, "arch": ARCH, "size": SIZE, "batch_size": BATCH, "queue": QUEUE, "epochs": epochs}
-        flags |= {"base_lr": 0.03}
+        # A short run: the momentum encoder must follow within it, and the rate is the highest that does not collapse.
+        flags |= {"base_lr": 0.12, "ema": 0.99}
         shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
         run = folder / f"run-{policy}"
         command = f"objcrop pretrain --catalog {folder}/train.arrow --boxes {folder}/gt.arrow {shown} --output {run}"

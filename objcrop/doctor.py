@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,3 +143,14 @@ def _shared_memory() -> str:
 
 def _cores() -> str:
     return str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
+
+
+def commit() -> str | None:
+    """Return the git commit of this code, with "-dirty" where it was changed since; None outside a checkout."""
+    run = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).resolve().parent,
+        capture_output=True,
+        text=True,
+    )
+    return run.stdout.strip() or None

@@ -1,8 +1,20 @@
-"""Which process this is, and of how many: torch.distributed where it runs, one process otherwise."""
+"""Which process this is, and of how many, and the few things that processes say to each other.
+
+torch.distributed where it runs, one process otherwise.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from objcrop.errors import ObjcropError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def rank_and_world_size() -> tuple[int, int]:
@@ -14,3 +26,95 @@ def rank_and_world_size() -> tuple[int, int]:
     if not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def process_group(backend: str) -> Iterator[None]:
+    """Join the process group that torchrun or Slurm's environment names, where there is one, and leave it again.
+
+    A group that is there already is used and left alone.
+
+    Args:
+        backend: "nccl" or "gloo".
+
+    Raises:
+        ObjcropError: the group cannot be joined, or another process of it died.
+    """
+    import torch.distributed as dist
+
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+        yield
+        return
+    try:
+        dist.init_process_group(backend)
+    except (RuntimeError, ValueError, OSError) as error:
+        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        taken = "in use" in str(error).lower() or "EADDRINUSE" in str(error)
+        reason = "the port is in use" if taken else str(error).strip().splitlines()[0][:160]
+        raise ObjcropError(
+            f"the processes cannot meet at {where} ({reason}); give torchrun another --master-port."
+        ) from None
+    try:
+        yield
+    except RuntimeError as error:
+        if _is_a_lost_peer(str(error)):
+            raise ObjcropError(
+                "another process of this run has died, its own message says why; go on from the last checkpoint with "
+                "--resume."
+            ) from None
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+def _is_a_lost_peer(message: str) -> bool:
+    signs = ("connection closed by peer", "connection reset by peer", "gloo", "nccl", "broken pipe", "heartbeat")
+    return any(sign in message.lower() for sign in signs)
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return whether the flag is set on any rank; every rank must ask."""
+    if rank_and_world_size()[1] == 1:
+        return flag
+    import torch
+    import torch.distributed as dist
+
+    flags = torch.tensor(int(flag), device=device)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def average_over_ranks(tensors: Sequence[torch.Tensor]) -> None:
+    """Replace each float tensor by its mean over all ranks, in place, in one message."""
+    _, world = rank_and_world_size()
+    if world == 1 or not tensors:
+        return
+    import torch
+    import torch.distributed as dist
+
+    flat = torch.cat([t.detach().flatten().double() for t in tensors])
+    dist.all_reduce(flat)
+    for tensor, mean in zip(tensors, (flat / world).split([t.numel() for t in tensors])):
+        tensor.detach().copy_(mean.view_as(tensor))
+
+
+def gather_ranks(local: torch.Tensor) -> torch.Tensor:
+    """Return the tensors of all ranks, stacked: (world, *local.shape); no gradient."""
+    _, world = rank_and_world_size()
+    if world == 1:
+        return local[None]
+    import torch
+    import torch.distributed as dist
+
+    local = local.contiguous()  # before empty_like, which keeps another layout and would let memory pass for order
+    parts = [torch.empty_like(local) for _ in range(world)]
+    dist.all_gather(parts, local)
+    return torch.stack(parts)
+
+
+def wait_for_ranks() -> None:
+    """Return when every rank has come here."""
+    if rank_and_world_size()[1] > 1:
+        import torch.distributed as dist
+
+        dist.barrier()

@@ -1,46 +1,109 @@
-"""The encoder: any torchvision ResNet without its classifier."""
+"""The encoder: a ResNet of torchvision, or any of timm's networks, without its classifier."""
 
 from __future__ import annotations
 
 import torch
 from torch import nn
 
-from objcrop.errors import UsageError
+from objcrop.errors import ObjcropError, UsageError
 
 SMALL = 96  # views of this side and less lose too much to a stem that shrinks them fourfold
 
 
 def backbone_names() -> list[str]:
-    """Return the names `backbone` takes."""
+    """Return torchvision's names that `backbone` takes."""
     from torchvision import models
 
     return [name for name in models.list_models(module=models) if "resne" in name]
 
 
-def backbone(arch: str, size: int) -> tuple[nn.Module, int]:
-    """Make an encoder with random weights from torch's global generator.
+def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, int]:
+    """Make an encoder with random weights from torch's global generator, or with those of a file.
 
     Args:
-        arch: a torchvision ResNet by name, "resnet18" say.
-        size: side of the views in pixels; at 96 and below the stem's convolution is 3×3, at 48 and below without the
-            pooling after it, at 32 and below of stride 1 (after Chen et al. 2020, SimCLR, appendix B.9).
+        arch: a torchvision ResNet by name, "resnet18" say, or "timm/NAME".
+        size: side of the views in pixels; at 96 and below a ResNet's first convolution is 3×3, at 48 and below without
+            the pooling after it, at 32 and below of stride 1 (after Chen et al. 2020, SimCLR, appendix B.9).
+        init: a checkpoint of objcrop, or a state dict with torchvision's (timm's) names; a classifier in it is left.
 
     Returns:
         A module from (N, 3, size, size) to (N, width), and the width.
 
     Raises:
         UsageError: an unknown name.
+        ObjcropError: weights that cannot be read or are of another network.
     """
+    network, width = _timm(arch.removeprefix("timm/")) if arch.startswith("timm/") else _torchvision(arch)
+    first = getattr(network, "conv1", None)
+    if size <= SMALL and isinstance(first, nn.Conv2d) and first.kernel_size == (7, 7):
+        stem = nn.Conv2d(3, first.out_channels, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
+        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+        network.conv1 = stem
+        if size <= 48:
+            network.maxpool = nn.Identity()
+    if init is not None:
+        _load(network, init)
+    return network.to(memory_format=torch.channels_last), width
+
+
+def _torchvision(arch: str) -> tuple[nn.Module, int]:
     from torchvision import models
 
     if arch not in backbone_names():
-        raise UsageError(f"arch is '{arch}', but it must be one of: {', '.join(backbone_names())}.")
+        raise UsageError(f"arch is '{arch}', but it must be timm/NAME or one of: {', '.join(backbone_names())}.")
     network = models.get_model(arch, weights=None)
     width = network.fc.in_features
     network.fc = nn.Identity()
-    if size <= SMALL:
-        network.conv1 = nn.Conv2d(3, 64, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
-        nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        if size <= 48:
-            network.maxpool = nn.Identity()
-    return network.to(memory_format=torch.channels_last), width
+    return network, width
+
+
+def _timm(name: str) -> tuple[nn.Module, int]:
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(f"arch is 'timm/{name}', but timm is not installed; `pip install timm`.") from None
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "none"
+        raise UsageError(f"arch is 'timm/{name}', but timm has no such model; near it are: {near}.")
+    network = timm.create_model(name, pretrained=False, num_classes=0)
+    return network, network.num_features
+
+
+def _load(network: nn.Module, init: str) -> None:
+    weights = read_weights(init)
+    own = network.state_dict()
+    weights = {name: value for name, value in weights.items() if not name.startswith(("fc.", "classifier.", "head."))}
+    missing, foreign = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
+    other = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    if missing or foreign or other:
+        what = (other and f"{sorted(other)[0]} has another shape") or f"{(missing + foreign)[0]} is on one side only"
+        raise ObjcropError(f"the weights in {init} are of another network ({what}); give --arch and --size of theirs.")
+    network.load_state_dict(weights, strict=False)
+
+
+def read_weights(path: str) -> dict[str, torch.Tensor]:
+    """Return a backbone's weights by name, from a checkpoint of objcrop or from a state dict.
+
+    Raises:
+        ObjcropError: the file is missing, damaged or neither of the two.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ObjcropError(f"the weights {path} are not there.") from None
+    except Exception as error:
+        raise ObjcropError(f"{path} holds no weights that can be read ({str(error).strip()[:80]!r}).") from None
+    if isinstance(content, dict) and content.get("kind") == "objcrop checkpoint":
+        return backbone_weights(content)
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise ObjcropError(f"{path} is neither a checkpoint of objcrop nor a state dict.")
+    return content
+
+
+def backbone_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
+    """Return the encoder's weights out of a loaded checkpoint, named as the bare network names them."""
+    prefix = "encoder.backbone."
+    return {k[len(prefix) :]: v for k, v in checkpoint["method"].items() if k.startswith(prefix)}

@@ -1,6 +1,8 @@
 """BYOL (Grill et al. 2020, "Bootstrap Your Own Latent") with OAC's per-role heads.
 
-Both views pass through both networks each step (the symmetric loss), so query and key need no draw.
+Both views pass through both networks each step (the symmetric loss), so query and key need no draw. The published code
+takes BatchNorm's statistics over all devices, so `bn_groups` is 1 here by default; the target network normalises with
+the batch's own statistics too.
 """
 
 from __future__ import annotations
@@ -8,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 from torch.nn.functional import normalize
 
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, byol_head
-from objcrop.ssl.moco import Encoder
+from objcrop.ssl.method import Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.schedules import byol_momentum
+from objcrop.ssl.shuffle_bn import VirtualDevices
 
 
 def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -24,36 +26,44 @@ def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return (2 - 2 * (normalize(prediction.float(), dim=1) * normalize(target.float(), dim=1)).sum(1)).mean()
 
 
-class BYOL(nn.Module):
+class BYOL(Method):
     """Online network with predictor, target network.
 
     Args:
-        recipe: arch, size, dim, hidden, ema, heads.
+        recipe: arch, size, init, dim, hidden, batch_size, bn_groups, ema, heads.
         roles: of the two views.
         heads_shared: the policy's word on whether its roles share a head.
+        classes: not used.
     """
 
-    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool) -> None:
+    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
         super().__init__()
-        network, width = backbone(recipe.arch, recipe.size)
-        hidden = recipe.hidden or width
+        network, width = backbone(recipe.arch, recipe.size, recipe.init)
+        hidden = recipe.hidden or 4096
         shared = heads_shared or recipe.heads == "shared"
         self.recipe, self.roles = recipe, tuple(roles)
+        self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
         self.encoder = Encoder(network, RoleHeads(roles, shared, lambda: byol_head(width, hidden, recipe.dim)))
         self.predictor = RoleHeads(roles, shared, lambda: byol_head(recipe.dim, hidden, recipe.dim))
+        self.devices.normalise(self.encoder)
+        self.devices.normalise(self.predictor)
         self.momentum_encoder = momentum_copy(self.encoder)
 
-    def forward(self, views: Sequence[torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss and what to watch, all on the device; call `after_step` once the optimiser has stepped."""
-        projections = [self.encoder(view, role) for view, role in zip(views, self.roles)]
-        predictions = [self.predictor(z, role) for z, role in zip(projections, self.roles)]
-        with torch.no_grad():
-            targets = [self.momentum_encoder(view, role) for view, role in zip(views, self.roles)]
+    @torch.no_grad()
+    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """Return the target network's projection of each view."""
+        return tuple(self.momentum_encoder(view, role)[1] for view, role in zip(views, self.roles))
+
+    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+        """Return the symmetric loss: each view predicts the other's target."""
+        passes = [self.encoder(view, role) for view, role in zip(views, self.roles)]
+        predictions = [self.predictor(z, role) for (_, z), role in zip(passes, self.roles)]
         loss = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         with torch.no_grad():
-            embedding = normalize(projections[0].float(), dim=1)
-            watch = {"positive_similarity": 1 - loss.detach() / 4, "embedding_std": embedding.std(0).mean()}
-        return loss, watch
+            prediction, target = normalize(predictions[0].float(), dim=1), normalize(targets[1].float(), dim=1)
+            watch = similarities(prediction, target, target.roll(1, 0))
+            watch["embedding_std"] = normalize(passes[0][1].float(), dim=1).std(0).mean()
+        return Output(loss, passes[0][0].detach(), watch)
 
     def after_step(self, progress: float) -> None:
         """Let the target follow; its momentum rises from `ema` to 1 as `progress` goes from 0 to 1."""

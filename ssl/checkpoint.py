@@ -1,7 +1,11 @@
-"""Checkpoints: everything a run needs to go on, written whole or not at all, read without running code."""
+"""Checkpoints: everything a run needs to go on, written whole or not at all, read without running code.
+
+The one before is kept as previous.pt, and found where last.pt is damaged or a kill fell between the two.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -11,29 +15,39 @@ import torch
 
 from objcrop.errors import ObjcropError
 
-VERSION = 1
+VERSION = 2
+
+
+def previous(path: Path) -> Path:
+    """Return where the checkpoint before the one at `path` is kept."""
+    return path.with_name("previous.pt")
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` (tensors, numbers, strings, lists, dicts); the file that was there stays until the end.
+    """Write `content` (tensors, numbers, strings, lists, dicts); the file that was there becomes `previous(path)`.
 
     Raises:
-        ObjcropError: it cannot be written.
+        ObjcropError: it cannot be written; what was there stays.
     """
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    part = None
     try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             torch.save({"kind": "objcrop checkpoint", "version": VERSION, **content}, file)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(part, 0o644)
+        if path.exists():
+            os.replace(path, previous(path))
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         raise ObjcropError(
-            f"the checkpoint {path} cannot be written ({error}); free some space, the last one is kept."
+            f"the checkpoint {path} cannot be written ({error}); free some space and go on with --resume: the one "
+            "before is kept."
         ) from error
     finally:
-        Path(part).unlink(missing_ok=True)
+        if part is not None:
+            Path(part).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -52,6 +66,24 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ObjcropError(f"{file} is truncated or no checkpoint ({reason}).") from None
     if not isinstance(content, dict) or content.get("kind") != "objcrop checkpoint":
         raise ObjcropError(f"{file} is not a checkpoint of objcrop.")
-    if content["version"] > VERSION:
-        raise ObjcropError(f"{file} was written by a newer objcrop (version {content['version']}); upgrade to read it.")
+    if content["version"] != VERSION:
+        older = "an older" if content["version"] < VERSION else "a newer"
+        raise ObjcropError(f"{file} was written by {older} objcrop (format {content['version']}, not {VERSION}).")
     return content
+
+
+def load_newest(path: Path) -> dict[str, Any]:
+    """Read the checkpoint at `path`, or the one before it where that is damaged or missing.
+
+    Raises:
+        ObjcropError: neither can be read; the sentence is about the first.
+    """
+    try:
+        return load_checkpoint(path)
+    except ObjcropError as error:
+        try:
+            content = load_checkpoint(previous(path))
+        except ObjcropError:
+            raise error from None
+        logging.getLogger("objcrop").warning("%s Going on from %s.", error, previous(path))
+        return content

@@ -35,3 +35,7 @@ class KeyQueue(nn.Module):
         self.keys.index_copy_(0, at, keys.to(self.keys.dtype))
         self.filled.index_fill_(0, at, True)
         self.place.copy_((self.place + len(keys)) % len(self.keys))
+
+    def mean(self) -> torch.Tensor:
+        """Return the mean of the keys in filled places, (1, dim); zeros where there is none."""
+        return (self.keys * self.filled[:, None]).sum(0, keepdim=True) / self.filled.sum().clamp(min=1)

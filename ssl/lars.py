@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 class LARS(Optimizer):
     """SGD with momentum whose step is scaled per tensor by trust × ‖w‖ / ‖g + decay · w‖.
 
+    All tensors take their step in a few foreach kernels, and the host never waits for a norm.
+
     Args:
         parameters: tensors; those of fewer than two axes (biases, norms) are plain SGD without decay.
         lr: learning rate.
@@ -32,21 +34,24 @@ class LARS(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take one step on the device, without waiting for it."""
+        """Take one step."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                update = parameter.grad
-                if parameter.ndim > 1:
-                    update = update.add(parameter, alpha=group["weight_decay"])
-                    weight, gradient = parameter.norm(), update.norm()
-                    scale = torch.where(
-                        (weight > 0) & (gradient > 0), group["trust"] * weight / gradient, torch.ones_like(weight)
-                    )
-                    update = update * scale
-                state = self.state[parameter]
-                if "velocity" not in state:
-                    state["velocity"] = torch.zeros_like(parameter)
-                velocity = state["velocity"].mul_(group["momentum"]).add_(update)
-                parameter.add_(velocity, alpha=-group["lr"])
+            trained = [p for p in group["params"] if p.grad is not None]
+            for adapted in (True, False):
+                weights = [p for p in trained if (p.ndim > 1) == adapted]
+                if weights:
+                    self._step(weights, group, adapted)
+
+    def _step(self, weights: list[torch.Tensor], group: dict[str, Any], adapted: bool) -> None:
+        updates: Any = [p.grad for p in weights]
+        if adapted:
+            updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
+            norms = zip(torch._foreach_norm(weights), torch._foreach_norm(updates))
+            scales: Any = [torch.where((w > 0) & (u > 0), group["trust"] * w / u, torch.ones_like(w)) for w, u in norms]
+            torch._foreach_mul_(updates, scales)
+        for p in weights:
+            self.state[p].setdefault("velocity", torch.zeros_like(p))
+        velocities = [self.state[p]["velocity"] for p in weights]
+        torch._foreach_mul_(velocities, group["momentum"])
+        torch._foreach_add_(velocities, updates)
+        torch._foreach_add_(weights, velocities, alpha=-group["lr"])

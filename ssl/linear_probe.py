@@ -18,7 +18,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.backbones import backbone
+from objcrop.ssl.backbones import backbone, backbone_weights
 from objcrop.ssl.checkpoint import load_checkpoint
 
 
@@ -36,8 +36,7 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     saved = load_checkpoint(checkpoint)
     trained = int(saved["recipe"]["size"])
     network, _ = backbone(saved["recipe"]["arch"], trained)
-    prefix = "encoder.backbone."
-    network.load_state_dict({k[len(prefix) :]: v for k, v in saved["method"].items() if k.startswith(prefix)})
+    network.load_state_dict(backbone_weights(saved))
     return network, size or trained
 
 

@@ -1,9 +1,13 @@
 """MoCo-v2 (Chen et al. 2020, "Improved Baselines with Momentum Contrastive Learning") with OAC's per-role heads.
 
 Which view is query and which is key is drawn per step as a function of (seed, step), the same on all ranks (OAC,
-Algorithm 1). Each projection head has a queue of its own: keys of one head lie closer to each other than to the keys
-of the other, so in a mixed queue a query would find negatives of its own head nearer than its positive, which comes
-from the other head (seen: the loss then stays above that of a constant embedding).
+Algorithm 1). Both encoders hold a projection head per role, and each head has a queue of its own: keys of one head lie
+closer to each other than to the keys of the other, so in a mixed queue a query would find negatives of its own head
+nearer than its positive, which comes from the other head (seen: the loss then stays above that of a constant
+embedding).
+
+Against facebookresearch/moco: views are drawn by the plan, empty places in the queue are no negatives, and the
+momentum encoder follows after the optimiser's step instead of before the next one, which is the same.
 """
 
 from __future__ import annotations
@@ -15,26 +19,14 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from objcrop.dali_pipes.philox import uniforms
-from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, moco_head
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
+from objcrop.ssl.method import Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import Recipe
-from objcrop.ssl.shuffle_bn import encode_shuffled
-
-
-class Encoder(nn.Module):
-    """Backbone and projection heads: views and a role to embeddings."""
-
-    def __init__(self, network: nn.Module, heads: RoleHeads) -> None:
-        super().__init__()
-        self.backbone, self.heads = network, heads
-
-    def forward(self, views: torch.Tensor, role: str) -> torch.Tensor:
-        """Return unnormalised embeddings (N, dim)."""
-        return self.heads(self.backbone(views), role)
+from objcrop.ssl.shuffle_bn import VirtualDevices
 
 
 def query_view(seed: int, step: int) -> int:
@@ -42,48 +34,58 @@ def query_view(seed: int, step: int) -> int:
     return int(uniforms(seed, step, 0, 0, "query_view")[0] < 0.5)
 
 
-class MoCo(nn.Module):
+class MoCo(Method):
     """Query encoder, momentum encoder, queue.
 
     Args:
-        recipe: arch, size, dim, hidden, queue, temperature, bn_groups, heads.
+        recipe: arch, size, init, dim, hidden, queue, temperature, batch_size, bn_groups, heads, ema.
         roles: of the two views.
         heads_shared: the policy's word on whether its roles share a head.
+        classes: not used.
     """
 
-    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool) -> None:
+    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
         super().__init__()
-        network, width = backbone(recipe.arch, recipe.size)
+        network, width = backbone(recipe.arch, recipe.size, recipe.init)
         shared = heads_shared or recipe.heads == "shared"
         heads = RoleHeads(roles, shared, lambda: moco_head(width, recipe.hidden or width, recipe.dim))
         self.recipe, self.roles = recipe, tuple(roles)
+        self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
         self.encoder = Encoder(network, heads)
+        self.devices.normalise(self.encoder)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.queues = nn.ModuleDict({name: KeyQueue(recipe.queue, recipe.dim) for name in heads.heads})
+        self._pushed: tuple[KeyQueue, torch.Tensor] | None = None
 
-    def forward(self, views: Sequence[torch.Tensor], step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Return the loss and what to watch, all on the device; call `after_step` once the optimiser has stepped."""
+    def _queue(self, role: str) -> KeyQueue:
+        return self.queues[role if role in self.queues else "all"]  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """Return the positive keys; the global batch of keys enters the queue after the step."""
+        k = 1 - query_view(self.recipe.seed, step)
+
+        def encode(part: torch.Tensor) -> torch.Tensor:
+            return normalize(self.momentum_encoder(part, self.roles[k])[1].float(), dim=1)
+
+        keys = self.devices.encode_shuffled(encode, views[k], self.recipe.seed, step)
+        self._pushed = self._queue(self.roles[k]), keys
+        return (self.devices.mine(keys),)
+
+    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+        """Return InfoNCE of the queries against their keys and the queue of the keys' role."""
         q = query_view(self.recipe.seed, step)
-        k = 1 - q
-        query = normalize(self.encoder(views[q], self.roles[q]), dim=1)
-        with torch.no_grad():
-            keys = encode_shuffled(
-                lambda part: normalize(self.momentum_encoder(part, self.roles[k]), dim=1),
-                views[k],
-                seed=self.recipe.seed,
-                step=step,
-                bn_groups=self.recipe.bn_groups,
-            )
-        rank, world = rank_and_world_size()
-        mine = keys[rank::world]
-        queue: KeyQueue = self.queues[self.roles[k] if self.roles[k] in self.queues else "all"]  # type: ignore[assignment]
-        negatives, valid = queue.keys.clone(), queue.filled.clone()
-        loss = info_nce(query, mine, negatives, self.recipe.temperature, valid)
-        queue.push(keys)
-        with torch.no_grad():
-            watch = {"positive_similarity": (query * mine).sum(1).mean(), "embedding_std": query.std(0).mean()}
-        return loss, watch
+        features, embedding = self.encoder(views[q], self.roles[q])
+        query = normalize(embedding.float(), dim=1)
+        queue = self._queue(self.roles[1 - q])
+        loss = info_nce(query, targets[0], queue.keys, self.recipe.temperature, queue.filled)
+        return Output(loss, features.detach(), similarities(query, targets[0], queue.mean()))
 
+    @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Let the momentum encoder follow; `progress` (0 to 1) plays no part in MoCo."""
+        """Let the momentum encoder follow and the keys enter their queue; `progress` plays no part in MoCo."""
         follow(self.momentum_encoder, self.encoder, self.recipe.ema)
+        if self._pushed is not None:
+            queue, keys = self._pushed
+            queue.push(keys)
+            self._pushed = None

@@ -1,4 +1,4 @@
-"""The run folder: last.pt, metrics.jsonl, the resolved recipe, bad_images.txt."""
+"""The run folder: last.pt, previous.pt, metrics.jsonl, the resolved recipe, bad_images.txt."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.checkpoint import previous
 
 
 class RunFolder:
@@ -28,13 +29,15 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoint = self.path / "last.pt"
         self.metrics = self.path / "metrics.jsonl"
-        self.bad_images = self.path / "bad_images.txt"
-        if resume and not self.checkpoint.exists():
+        held = self.checkpoint.exists() or previous(self.checkpoint).exists()
+        if resume and not held:
             raise ObjcropError(f"there is no checkpoint to resume from in {self.path}; start without --resume.")
-        if not resume and self.checkpoint.exists():
+        if not resume and held:
             raise UsageError(f"{self.path} holds a run already: go on with --resume, or name another --output.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if not resume:  # a run that broke before its first checkpoint began anew
+                self.metrics.unlink(missing_ok=True)
         except OSError as error:
             raise ObjcropError(f"the run folder {self.path} cannot be made ({error.strerror}).") from None
 
@@ -58,11 +61,27 @@ class RunFolder:
         os.replace(part, self.metrics)
 
     def log(self, line: dict[str, Any]) -> None:
-        """Append one line to metrics.jsonl."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        """Append one line to metrics.jsonl.
+
+        Raises:
+            ObjcropError: the disk is full.
+        """
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise ObjcropError(f"{self.metrics} cannot be written ({error.strerror}); go on with --resume.") from None
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl."""
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
+    """Return the lines of a metrics.jsonl.
+
+    Raises:
+        ObjcropError: the file is not there or no metrics file.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
+    except OSError:
+        raise ObjcropError(f"{path} is not there; `objcrop pretrain` writes it in its run folder.") from None
+    except ValueError as error:
+        raise ObjcropError(f"{path} is no metrics file of objcrop ({error}).") from None

@@ -1,8 +1,13 @@
-"""Shuffled BatchNorm: the keys are normalised in other company than their queries (He et al. 2020, section 3.3).
+"""Virtual devices: the parts of a global batch that BatchNorm takes its statistics over.
 
-Otherwise the encoder tells a positive by the statistics the two share. Over several processes the keys of the global
-batch are gathered, permuted and dealt out again; in one process they are permuted and normalised in `bn_groups` parts.
-The permutation is a function of (seed, step), the same on all ranks.
+MoCo's published numbers come from 8 GPUs whose BatchNorm saw 32 images each (He et al. 2020, section 3.3). Here the
+global batch of N rows is dealt out to G virtual devices, whatever the number of processes: device d holds rows
+d, d + G, d + 2G, …, and rank r of W holds the devices d = r, r + W, … (so that its rows are the r, r + W, … that the
+loader hands it). One GPU and eight then train alike, and a step may be taken in parts of whole devices (gradient
+accumulation) without changing a number. G = 1 over several processes is SyncBN.
+
+Shuffled BatchNorm: a key is normalised in other company than its query, else the encoder tells a positive by the
+statistics the two share. The global batch is permuted by a function of (seed, step), the same on all ranks.
 """
 
 from __future__ import annotations
@@ -11,56 +16,166 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn import functional
 
 from objcrop.dali_pipes.philox import uniforms
-from objcrop.ranks import rank_and_world_size
+from objcrop.errors import UsageError
+from objcrop.ranks import gather_ranks, rank_and_world_size
+
+
+class VirtualBatchNorm(nn.modules.batchnorm._NormBase):
+    """BatchNorm over the rows of one virtual device at a time; rows of a device lie side by side.
+
+    The running statistics, which training does not use, follow the mean over the devices.
+
+    Args:
+        like: the BatchNorm it takes the place of, whose parameters and buffers it takes over.
+        rows: of a virtual device in this process.
+        synchronised: one device over all processes: the statistics are summed over them.
+    """
+
+    def __init__(self, like: nn.modules.batchnorm._BatchNorm, rows: int, synchronised: bool) -> None:
+        super().__init__(like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats)
+        self.weight, self.bias = like.weight, like.bias
+        for name, buffer in like.named_buffers():
+            setattr(self, name, buffer)
+        self.rows, self.synchronised = rows, synchronised
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        """Any of 2 to 5 axes will do."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise (n × rows, C, …)."""
+        if not self.training:
+            return functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if self.synchronised:
+            return self._over_all_processes(x)
+        parts = x.split(self.rows)
+        seen = x.new_zeros(2, len(parts), self.num_features, dtype=self.weight.dtype)
+        out = [
+            functional.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+            for part, mean, var in zip(parts, seen[0], seen[1])
+        ]
+        self._follow(seen[0].mean(0), seen[1].mean(0))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _over_all_processes(self, x: torch.Tensor) -> torch.Tensor:
+        """Torch's SyncBatchNorm does the same but refuses tensors on the CPU."""
+        from torch.distributed.nn.functional import all_reduce
+
+        axes = [0, *range(2, x.ndim)]
+        wide = x.to(self.weight.dtype)
+        _, world = rank_and_world_size()
+        count = x.numel() // self.num_features * world
+        mean = all_reduce(wide.sum(axes)) / count
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        centred = wide - mean.view(shape)
+        var = all_reduce(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self._follow(mean, var * count / (count - 1))
+        y = centred * torch.rsqrt(var + self.eps).view(shape)
+        return (y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+    @torch.no_grad()
+    def _follow(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var, self.momentum)
+
+
+class VirtualDevices:
+    """The lay-out of one step's rows over virtual devices and processes.
+
+    Args:
+        batch_size: N, global.
+        bn_groups: G; a multiple of the processes, or 1 (SyncBN).
+
+    Raises:
+        UsageError: the numbers do not divide, or leave a device with a single row.
+    """
+
+    def __init__(self, batch_size: int, bn_groups: int) -> None:
+        self.rank, self.world = rank_and_world_size()
+        self.synchronised = bn_groups == 1 and self.world > 1
+        if bn_groups % self.world and not self.synchronised:
+            raise UsageError(
+                f"bn_groups is {bn_groups}, but it must be a multiple of the {self.world} processes, or 1 for SyncBN."
+            )
+        if batch_size % bn_groups or batch_size // bn_groups < 2:
+            raise UsageError(
+                f"bn_groups is {bn_groups}, but it must divide the batch_size {batch_size} into parts of 2 or more."
+            )
+        self.devices = max(bn_groups, self.world)
+        self.rows = batch_size // self.devices
+        self.here = self.devices // self.world  # devices in this process
+
+    def normalise(self, network: nn.Module) -> None:
+        """Replace every BatchNorm inside `network` by a `VirtualBatchNorm`, in place; parameters and names stay."""
+        if self.devices == 1:
+            return
+        for name, child in network.named_children():
+            if isinstance(child, nn.modules.batchnorm._BatchNorm):
+                setattr(network, name, VirtualBatchNorm(child, self.rows, self.synchronised))
+            else:
+                self.normalise(child)
+
+    def deal(self, local: torch.Tensor) -> torch.Tensor:
+        """Reorder this rank's rows from the loader's order, so that rows of one device lie side by side."""
+        if self.here == 1:
+            return local
+        order = torch.arange(len(local), device=local.device).view(self.rows, self.here).T.flatten()
+        return local[order]
+
+    def gather(self, dealt: torch.Tensor) -> torch.Tensor:
+        """Return the rows of all ranks in global row order; `dealt` as `deal` leaves them, without gradient."""
+        if self.devices == 1:
+            return dealt
+        whole = gather_ranks(dealt.view(self.here, self.rows, *dealt.shape[1:]))
+        return whole.movedim((2, 1, 0), (0, 1, 2)).flatten(0, 2)
+
+    def mine(self, whole: torch.Tensor) -> torch.Tensor:
+        """Return this rank's rows of a global batch, dealt: the inverse of `gather`."""
+        if self.devices == 1:
+            return whole
+        by_device = whole.view(self.rows, self.devices, *whole.shape[1:])[:, self.rank :: self.world]
+        return by_device.transpose(0, 1).flatten(0, 1)
+
+    @torch.no_grad()
+    def encode_shuffled(
+        self, encode: Callable[[torch.Tensor], torch.Tensor], dealt: torch.Tensor, seed: int, step: int
+    ) -> torch.Tensor:
+        """Encode a global batch in shuffled company.
+
+        Args:
+            encode: (n × rows, 3, S, S) to (n × rows, dim), with BatchNorm over the rows of a device.
+            dealt: this rank's views as `deal` leaves them.
+            seed: the run's seed.
+            step: the training step.
+
+        Returns:
+            (N, dim): the embeddings of the global batch in global row order, the same on all ranks.
+        """
+        if self.devices == 1:
+            return encode(dealt)
+        whole = self.gather(dealt)
+        order = permutation(len(whole), seed, step).to(whole.device)
+        mine = order.view(self.devices, self.rows)[self.rank :: self.world].flatten()
+        encoded = encode(whole[mine].contiguous(memory_format=_layout(dealt)))
+        parts = gather_ranks(encoded.view(self.here, self.rows, -1))  # (world, here, rows, dim)
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=order.device)
+        return parts.transpose(0, 1).flatten(0, 2)[back]
+
+
+def _layout(views: torch.Tensor) -> torch.memory_format:
+    return torch.channels_last if views.ndim == 4 else torch.contiguous_format
 
 
 def permutation(n: int, seed: int, step: int) -> torch.Tensor:
     """Return a permutation of 0..n-1, a pure function of (seed, step)."""
     return torch.from_numpy(np.argsort(uniforms(seed, step, np.arange(n), 0, "batch_shuffle")[:, 0], kind="stable"))
-
-
-def gather(local: torch.Tensor) -> torch.Tensor:
-    """Return the rows of all ranks in global order (rank r holds rows r, r + world, …); no gradient."""
-    _, world = rank_and_world_size()
-    if world == 1:
-        return local
-    import torch.distributed as dist
-
-    parts = [torch.empty_like(local) for _ in range(world)]
-    dist.all_gather(parts, local.contiguous())
-    return torch.stack(parts, dim=1).flatten(0, 1)
-
-
-@torch.no_grad()
-def encode_shuffled(
-    encode: Callable[[torch.Tensor], torch.Tensor], views: torch.Tensor, *, seed: int, step: int, bn_groups: int
-) -> torch.Tensor:
-    """Encode this rank's views in shuffled company.
-
-    Args:
-        encode: (n, 3, S, S) to (n, dim), with BatchNorm in training mode.
-        views: (N, 3, S, S), this rank's rows.
-        seed: the run's seed.
-        step: the training step.
-        bn_groups: parts in one process; fewer where a part would hold fewer than 8 views.
-
-    Returns:
-        (N × world, dim): the embeddings of the global batch in global row order, the same on all ranks.
-    """
-    rank, world = rank_and_world_size()
-    whole = gather(views)
-    order = permutation(len(whole), seed, step).to(views.device)
-    mine = whole[order.view(world, -1)[rank]]
-    groups = 1 if world > 1 else max(min(bn_groups, len(mine) // 8), 1)
-    encoded = torch.cat([encode(part) for part in mine.contiguous(memory_format=torch.channels_last).chunk(groups)])
-    if world > 1:
-        import torch.distributed as dist
-
-        parts = [torch.empty_like(encoded) for _ in range(world)]
-        dist.all_gather(parts, encoded.contiguous())
-        encoded = torch.cat(parts)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return encoded[back]

@@ -9,7 +9,7 @@ plan. A run that was broken off and resumed goes on as if nothing had happened.
 
 from __future__ import annotations
 
-import math
+import logging
 import os
 import time
 from contextlib import nullcontext
@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
 from objcrop import __version__
@@ -26,17 +24,28 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.dali_pipes.views import Views
+from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ranks import rank_and_world_size
+from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.byol import BYOL
-from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
+from objcrop.ssl.checkpoint import load_newest, save_checkpoint
 from objcrop.ssl.lars import LARS
+from objcrop.ssl.method import Method
 from objcrop.ssl.moco import MoCo
+from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import Recipe, as_dict
 from objcrop.ssl.run_folder import RunFolder
 from objcrop.ssl.schedules import cosine_rate
+from objcrop.ssl.stop_signal import Stopped, StopSignal
+from objcrop.ssl.supervised import Supervised
+from objcrop.ssl.watch import Watch
 
-METHODS: dict[str, type[MoCo] | type[BYOL]] = {"moco-v2": MoCo, "byol": BYOL}
+METHODS: dict[str, type[MoCo] | type[BYOL] | type[Supervised]] = {
+    "moco-v2": MoCo,
+    "byol": BYOL,
+    "supervised": Supervised,
+}
 
 
 def pretrain(
@@ -62,9 +71,13 @@ def pretrain(
     Raises:
         UsageError: options that do not fit each other, the data or the machine.
         ObjcropError: a checkpoint that cannot be used, a loss that is not a number, too many bad images.
+        Stopped: SIGTERM or Ctrl-C; the checkpoint holds the step.
     """
     device = _device(recipe.device)
-    with _process_group(device), _loader(recipe, catalog, boxes, output, device) as loader:
+    with (
+        process_group("nccl" if device.type == "cuda" else "gloo"),
+        _loader(recipe, catalog, boxes, output, device) as loader,
+    ):
         return _Run(recipe, loader, RunFolder(output, resume), device, resume).train()
 
 
@@ -75,25 +88,6 @@ def _device(name: str) -> torch.device:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
-
-
-class _process_group:
-    """Join torchrun's process group, where there is one, and leave it again."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.backend = "nccl" if device.type == "cuda" else "gloo"
-        self.mine = False
-
-    def __enter__(self) -> None:
-        import torch.distributed as dist
-
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
-            dist.init_process_group(self.backend)
-            self.mine = True
-
-    def __exit__(self, *_: object) -> None:
-        if self.mine:
-            torch.distributed.destroy_process_group()
 
 
 def _loader(
@@ -108,7 +102,7 @@ def _loader(
         catalog,
         boxes=boxes,
         crops=recipe.crops,
-        augment=recipe.augment or recipe.method,
+        augment=recipe.augment,
         size=recipe.size,
         batch_size=recipe.batch_size,
         backend=recipe.loader,
@@ -131,94 +125,170 @@ class _Run:
     """One run: model, optimiser, loader and folder, and the step they are at."""
 
     def __init__(self, recipe: Recipe, loader: ViewLoader, folder: RunFolder, device: torch.device, resume: bool):
-        if len(loader.policy.views) != 2:
+        if len(loader.policy.views) != 2 and recipe.method != "supervised":
             raise UsageError(f"crops '{recipe.crops}' make {len(loader.policy.views)} view, but training needs two.")
         self.recipe, self.loader, self.folder, self.device = recipe, loader, folder, device
-        self.rank, self.world = rank_and_world_size()
+        self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
         self.total = recipe.steps or recipe.epochs * len(loader)
         self.step = 0
         torch.manual_seed(recipe.seed)
-        self.method = METHODS[recipe.method](recipe, loader.policy.roles, loader.policy.heads_shared).to(device)
-        self.model: nn.Module = self.method
-        self.optimiser = self._optimiser()
-        if resume:
-            self._restore()
-        if self.world > 1:
-            self.model = nn.parallel.DistributedDataParallel(
-                self.method, device_ids=[device.index] if device.type == "cuda" else None
+        self.method: Method = METHODS[recipe.method](
+            recipe, loader.policy.roles, loader.policy.heads_shared, len(loader.classes)
+        ).to(device)
+        if self.method.devices.here % recipe.accumulate:
+            raise UsageError(
+                f"accumulate is {recipe.accumulate}, but a step is taken in whole virtual devices, of which a process "
+                f"has {self.method.devices.here}: let bn_groups be a multiple of {recipe.accumulate * self.world}."
             )
-        if self.rank == 0:
+        self.probe = None
+        if recipe.online_probe:
+            width = next(iter(self.method.encoder.heads.parameters())).shape[1]
+            self.probe = OnlineProbe(width, len(loader.classes), recipe.single_label).to(device)
+        self.optimiser = self._optimiser()
+        saved = self._restore() if resume else None
+        self.watch = Watch(recipe, folder, self.total, self.step)
+        if saved is not None:
+            self.watch.load_state_dict(saved["watch"], device)
+        if recipe.compile:
+            self.method.encoder.backbone.compile()
+        self.model: nn.Module = self.method
+        if self.world > 1:
+            # Buffers are made the same when a checkpoint is written, not in every step.
+            self.model = nn.parallel.DistributedDataParallel(
+                self.method,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+            )
+        if self.leads:
             self.folder.write_recipe({**as_dict(recipe), "resolved": {**loader.resolved, **self._origin()}})
+            self._warn()
 
     def _origin(self) -> dict[str, Any]:
         boxes = self.loader.planner.boxes
         return {
             "objcrop": __version__,
+            "commit": commit(),
             "torch": str(torch.__version__),
             "catalog": self.loader.catalog.fingerprint,
             "boxes": None if boxes is None else boxes.fingerprint,
             "steps": self.total,
             "learning_rate": self.recipe.learning_rate,
+            "bn_groups": self.recipe.virtual_devices,
+            "processes": self.world,
         }
+
+    def _warn(self) -> None:
+        samples = self.loader.planner.samples
+        if self.recipe.method == "moco-v2" and self.recipe.queue * 2 > samples:
+            logging.getLogger("objcrop").warning(
+                "The queue of %d keys is more than half of the %d samples: it will hold the positives' own images as "
+                "negatives; take --queue %d or less.",
+                self.recipe.queue,
+                samples,
+                max(samples // 2 // self.recipe.batch_size, 1) * self.recipe.batch_size,
+            )
 
     def _optimiser(self) -> torch.optim.Optimizer:
         recipe = self.recipe
         parameters = [p for p in self.method.parameters() if p.requires_grad]
-        if (recipe.optimiser or ("lars" if recipe.method == "byol" else "sgd")) == "lars":
-            return LARS(parameters, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
-        return torch.optim.SGD(
-            parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-        )
+        rate, decay = recipe.learning_rate, recipe.weight_decay
+        fused = self.device.type == "cuda"
+        match recipe.optimiser:
+            case "lars":
+                return LARS(parameters, rate, recipe.momentum, decay)
+            case "adam":
+                return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=fused)
+            case _:
+                return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=fused)
 
     def train(self) -> Path:
         """Take all steps that are left; return the last checkpoint's path."""
-        recipe = self.recipe
-        watch = _Watch(self)
-        with watch:
+        recipe, saved_at = self.recipe, self.step
+        with self.watch, StopSignal() as stop:
             while self.step < self.total:
-                arrived = time.perf_counter()
+                asked_for = time.perf_counter()
                 for batch in self.loader:
-                    watch.waited += time.perf_counter() - arrived
-                    watch.add(self._one_step(batch.views), len(batch) * self.world)
+                    self.watch.waited += time.perf_counter() - asked_for
+                    self.watch.add(self._one_step(batch), torch.from_numpy(batch.plan.row))
                     self.step += 1
-                    if self.step % recipe.log_every_steps == 0 or self.step == self.total:
-                        watch.report()
+                    looks = self.step % recipe.log_every_steps == 0 or self.step == self.total
+                    if looks:
+                        more = self.probe.report() if self.probe is not None else {}
+                        self.watch.report(self.step, self.loader.epoch, self.optimiser.param_groups[0]["lr"], more)
+                    # Asking the others costs a wait for the device, so on a GPU it is done where one waits anyway.
+                    if (looks or self.device.type == "cpu") and any_rank(bool(stop.asked), self.device):
+                        self._save()
+                        raise Stopped(
+                            f"stopped after step {self.step} of {self.total} as asked and saved it; go on with "
+                            "--resume.",
+                            stop.asked or 15,
+                        )
                     if recipe.checkpoint_every_steps and self.step % recipe.checkpoint_every_steps == 0:
                         self._save()
+                        saved_at = self.step
                     if self.step == self.total:
                         break
-                    arrived = time.perf_counter()
-                self._save()
+                    asked_for = time.perf_counter()
+                if saved_at != self.step:
+                    self._save()
+                    saved_at = self.step
         return self.folder.checkpoint
 
-    def _one_step(self, views: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-        recipe = self.recipe
-        warmup = round(recipe.warmup_epochs * len(self.loader))
+    def _one_step(self, batch: Views) -> dict[str, torch.Tensor]:
+        recipe, devices = self.recipe, self.method.devices
+        warmup = min(round(recipe.warmup_epochs * len(self.loader)), self.total // 10)
         for group in self.optimiser.param_groups:
             group["lr"] = cosine_rate(self.step, self.total, warmup, recipe.learning_rate)
-        autocast = torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
-        with autocast:
-            loss, watched = self.model(views, self.step)
+        views = tuple(devices.deal(view) for view in batch.views)
+        labels = devices.deal(batch.labels.to(self.device, non_blocking=True))
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        with self._autocast():
+            targets = self.method.targets(views, labels, self.step)
+        rows = len(labels) // recipe.accumulate
+        outputs = []
+        for begin in range(0, len(labels), rows):
+            part = slice(begin, begin + rows)
+            last = begin + rows == len(labels)
+            sync = nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
+            with sync:
+                with self._autocast():
+                    output = self.model([v[part] for v in views], [t[part] for t in targets], self.step)
+                (output.loss / recipe.accumulate).backward()
+            outputs.append(output)
         self.optimiser.step()
         self.method.after_step((self.step + 1) / self.total)
-        return {"loss": loss.detach(), **watched}
+        if self.probe is not None:
+            self.probe.learn(torch.cat([o.features for o in outputs]), labels)
+        watched = [{"loss": o.loss.detach(), **o.watch} for o in outputs]
+        return {name: torch.stack([w[name] for w in watched]).mean() for name in watched[0]}
+
+    def _autocast(self) -> Any:
+        precision = self.recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
+        return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
     def _save(self) -> None:
-        if self.rank == 0:
+        """Write the checkpoint; returns on every rank once it lies there whole."""
+        self.watch.settle(self.step)
+        modules = [self.method] if self.probe is None else [self.method, self.probe]
+        norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
+        average_over_ranks([b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None])
+        if self.leads:
             content = {
                 "step": self.step,
                 "method": self.method.state_dict(),
                 "optimiser": self.optimiser.state_dict(),
                 "loader": self.loader.state_dict(),
+                "watch": self.watch.state_dict(),
+                "probe": None if self.probe is None else self.probe.state_dict(),
                 "recipe": as_dict(self.recipe),
             }
             save_checkpoint(self.folder.checkpoint, content)
+        wait_for_ranks()
 
-    def _restore(self) -> None:
-        saved = load_checkpoint(self.folder.checkpoint)
-        for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads"):
+    def _restore(self) -> dict[str, Any]:
+        saved = load_newest(self.folder.checkpoint)
+        for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe"):
             if saved["recipe"][name] != getattr(self.recipe, name):
                 raise ObjcropError(
                     f"{self.folder.checkpoint} was trained with {name}={saved['recipe'][name]}, not "
@@ -227,74 +297,10 @@ class _Run:
         self.method.load_state_dict(saved["method"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.loader.load_state_dict(saved["loader"])
+        if self.probe is not None:
+            self.probe.load_state_dict(saved["probe"])
         self.step = int(saved["step"])
-        if self.rank == 0:
+        wait_for_ranks()
+        if self.leads:
             self.folder.cut_metrics(self.step)
-
-
-class _Watch:
-    """Sums on the device between two reports; reading them is the only time the host waits for it."""
-
-    def __init__(self, run: _Run) -> None:
-        self.run = run
-        self.console = Console()
-        self.bar = Progress(
-            TextColumn("pretrain"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[line]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=run.rank != 0 or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task("pretrain", total=run.total, completed=run.step, line="")
-        self._reset()
-
-    def __enter__(self) -> None:
-        self.bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def _reset(self) -> None:
-        self.sums: dict[str, torch.Tensor] = {}
-        self.steps = self.images = 0
-        self.waited = 0.0
-        self.began = time.perf_counter()
-
-    def add(self, watched: dict[str, torch.Tensor], images: int) -> None:
-        """Count a step."""
-        for name, value in watched.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value
-        self.steps += 1
-        self.images += images
-
-    def report(self) -> None:
-        """Read the sums, write a line, show it, begin anew.
-
-        Raises:
-            ObjcropError: the loss is not a number.
-        """
-        means = {name: float(value) / self.steps for name, value in self.sums.items()}
-        run, took = self.run, time.perf_counter() - self.began
-        if not math.isfinite(means["loss"]):
-            raise ObjcropError(
-                f"the loss is {means['loss']} after step {run.step}; lower base_lr ({run.recipe.base_lr}), or look at "
-                "the data with `objcrop show`."
-            )
-        line: dict[str, Any] = {
-            "step": run.step,
-            "epoch": run.loader.epoch,
-            **{name: round(value, 6) for name, value in means.items()},
-            "lr": run.optimiser.param_groups[0]["lr"],
-            "images_per_s": round(self.images / took, 1),
-            "starvation": round(self.waited / took, 4),
-        }
-        if run.rank == 0:
-            run.folder.log(line)
-            shown = f"loss {line['loss']:.3f}  {line['images_per_s']:.0f} img/s  waiting {line['starvation']:.0%}"
-            if self.console.is_terminal:
-                self.bar.update(self.task, completed=run.step, line=shown)
-            elif run.step % (run.recipe.log_every_steps * 10) == 0 or run.step == run.total:
-                self.console.print(f"step {run.step}/{run.total}  {shown}", highlight=False)
-        self._reset()
+        return saved

@@ -9,16 +9,18 @@ from lightly.loss import NTXentLoss
 from torch import nn
 from torch.nn.functional import normalize
 
+from objcrop.errors import UsageError
 from objcrop.ssl.byol import BYOL, byol_loss
 from objcrop.ssl.heads import RoleHeads, byol_head, moco_head
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
 from objcrop.ssl.lars import LARS
+from objcrop.ssl.method import similarities
 from objcrop.ssl.moco import MoCo, query_view
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import FOLDER, Recipe, resolve
 from objcrop.ssl.schedules import byol_momentum, cosine_rate
-from objcrop.ssl.shuffle_bn import encode_shuffled, permutation
+from objcrop.ssl.supervised import Supervised, label_loss
 
 
 def units(n, dim=8, seed=0):
@@ -107,7 +109,7 @@ def test_lars_by_hand():
         vb = 0.9 * vb + 0.5  # neither decayed nor adapted
         w, b = w - 0.5 * vw, b - 0.5 * vb
     np.testing.assert_allclose(weight.detach().numpy()[0], w, rtol=1e-5)
-    assert float(bias) == pytest.approx(b)
+    assert float(bias.detach()) == pytest.approx(b)
 
 
 def test_schedules():
@@ -117,22 +119,10 @@ def test_schedules():
     assert [byol_momentum(p, 0.99) for p in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
 
 
-def test_permutations_and_query_views_are_functions_of_seed_and_step():
-    assert sorted(permutation(64, 1, 2).tolist()) == list(range(64))
-    assert torch.equal(permutation(64, 1, 2), permutation(64, 1, 2))
-    assert not torch.equal(permutation(64, 1, 2), permutation(64, 1, 3))
+def test_query_views_are_functions_of_seed_and_step():
     drawn = [query_view(1, step) for step in range(400)]
+    assert drawn == [query_view(1, step) for step in range(400)]
     assert set(drawn) == {0, 1} and 150 < sum(drawn) < 250
-
-
-def test_shuffled_encoding_comes_back_in_order():
-    views = torch.randn(32, 3, 4, 4)
-    options = dict(seed=1, step=5, bn_groups=4)
-    plain = encode_shuffled(lambda v: v.flatten(1) * 2, views, **options)
-    torch.testing.assert_close(plain, views.flatten(1) * 2)
-    norm = nn.BatchNorm2d(3)
-    grouped = encode_shuffled(lambda v: norm(v).flatten(1), views, **options)
-    assert not torch.allclose(grouped, norm(views).flatten(1), atol=1e-3)
 
 
 SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=16, dim=16)
@@ -141,24 +131,60 @@ SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=16, dim=16)
 def test_mocos_step_is_the_loss_of_its_parts():
     torch.manual_seed(0)
     moco = MoCo(Recipe(**SMALL, bn_groups=1), ("object", "scene"), False).eval()
-    views = torch.randn(2, 8, 3, 32, 32)
-    assert float(moco(list(views), step=3)[0]) == 0  # its role's queue is empty: nothing to tell it from yet
+    views, labels = list(torch.randn(2, 8, 3, 32, 32)), torch.zeros(8, 1)
+    assert float(moco(views, moco.targets(views, labels, 3), 3).loss) == 0  # its role's queue is empty yet
+    moco.after_step(0.0)
     q = query_view(0, 3)
     queue = moco.queues[moco.roles[1 - q]].keys.clone()
-    loss, _ = moco(list(views), step=3)
+    output = moco(views, moco.targets(views, labels, 3), 3)
     with torch.no_grad():
         query = normalize(moco.encoder.heads.heads[moco.roles[q]](moco.encoder.backbone(views[q])), dim=1)
         twin = moco.momentum_encoder
         key = normalize(twin.heads.heads[moco.roles[1 - q]](twin.backbone(views[1 - q])), dim=1)
-    torch.testing.assert_close(loss, info_nce(query, key, queue[:8], 0.2), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.loss, info_nce(query, key, queue[:8], 0.2), atol=1e-4, rtol=1e-4)
+    assert float(output.watch["positive_similarity"]) == pytest.approx(float((query * key).sum(1).mean()), abs=1e-4)
+    negative = np.mean([float(a @ b) for a in query for b in queue[:8]])
+    assert float(output.watch["negative_similarity"]) == pytest.approx(negative, abs=1e-4)
+    moco.after_step(0.0)
     torch.testing.assert_close(moco.queues[moco.roles[1 - q]].keys[8:], key, atol=1e-5, rtol=1e-4)
+
+
+def test_similarities_by_loops():
+    query, key, others = units(6), units(6, seed=1), units(9, seed=2)
+    watch = similarities(query, key, others)
+    assert float(watch["alignment"]) == pytest.approx(float((query - key).square().sum(1).mean()), rel=1e-5)
+    pairs = [(a, b) for i, a in enumerate(query) for j, b in enumerate(query) if i != j]
+    potential = [math.exp(-2 * float((a - b).square().sum())) for a, b in pairs]
+    assert float(watch["uniformity"]) == pytest.approx(math.log(np.mean(potential)), rel=1e-4)
+    assert float(watch["embedding_std"]) == pytest.approx(float(query.numpy().std(0, ddof=1).mean()), rel=1e-5)
+    same = similarities(query[:1].expand(6, -1), query[:1].expand(6, -1), others)
+    assert float(same["embedding_std"]) == pytest.approx(0, abs=1e-6) and abs(float(same["uniformity"])) < 1e-6
 
 
 def test_byol_is_symmetric():
     torch.manual_seed(0)
-    byol = BYOL(Recipe(method="byol", **SMALL), ("scene", "scene"), True).eval()
+    byol = BYOL(Recipe(**{**SMALL, "method": "byol", "hidden": 32}), ("scene", "scene"), True).eval()
     a, b = torch.randn(2, 8, 3, 32, 32)
-    torch.testing.assert_close(byol([a, b], 0)[0], byol([b, a], 0)[0])
+    losses = [byol(pair, byol.targets(pair, torch.zeros(8, 1), 0), 0).loss for pair in ([a, b], [b, a])]
+    torch.testing.assert_close(*losses)
+
+
+@pytest.mark.parametrize("single", [True, False])
+def test_supervised_loss_by_loops(single):
+    logits, labels = units(5, 3), torch.eye(3)[[0, 2, 1, 1, 0]]
+    total = 0.0
+    for row, wanted in zip(logits.tolist(), labels.tolist(), strict=True):
+        if single:
+            total -= math.log(math.exp(row[wanted.index(1)]) / sum(map(math.exp, row)))
+        else:
+            p = [1 / (1 + math.exp(-x)) for x in row]
+            total -= sum(math.log(a if w else 1 - a) for a, w in zip(p, wanted, strict=True)) / 3
+    assert float(label_loss(logits, labels, single)) == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_supervised_needs_labels():
+    with pytest.raises(UsageError, match="no labels"):
+        Supervised(Recipe(**{**SMALL, "method": "supervised"}), ("scene", "scene"), True, classes=0)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.yaml")))
@@ -177,7 +203,5 @@ def test_every_recipe_resolves(name):
     ],
 )
 def test_wrong_recipes_say_so(flags, word):
-    from objcrop.errors import UsageError
-
     with pytest.raises(UsageError, match=word):
         resolve(None, flags)

@@ -1,0 +1,60 @@
+"""The supervised baseline: the same views and trainer, trained on the catalog's labels (OAC 2.1 and Table 1).
+
+Every view is an example with its image's labels. Where each image has one class the loss is cross-entropy, else the
+mean over the classes of logistic regression.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
+
+from objcrop.errors import UsageError
+from objcrop.ssl.backbones import backbone
+from objcrop.ssl.heads import RoleHeads
+from objcrop.ssl.method import Encoder, Method, Output
+from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.shuffle_bn import VirtualDevices
+
+
+def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torch.Tensor:
+    """Return cross-entropy (single-label) or logistic regression (multi-label) of (N, C) against {0, 1} (N, C)."""
+    if single:
+        return cross_entropy(logits.float(), labels.argmax(1))
+    return binary_cross_entropy_with_logits(logits.float(), labels)
+
+
+class Supervised(Method):
+    """Encoder and one linear classifier, whatever the roles.
+
+    Args:
+        recipe: arch, size, batch_size, bn_groups, single_label.
+        roles: of the views.
+        heads_shared: not used.
+        classes: of the catalog.
+    """
+
+    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
+        super().__init__()
+        if not classes:
+            raise UsageError("method is 'supervised', but the catalog has no labels; index it with its annotations.")
+        network, width = backbone(recipe.arch, recipe.size, recipe.init)
+        self.recipe, self.roles = recipe, tuple(roles)
+        self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
+        self.encoder = Encoder(network, RoleHeads(("label",), True, lambda: torch.nn.Linear(width, classes)))
+        self.devices.normalise(self.encoder)
+
+    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """Return the labels."""
+        return (labels,)
+
+    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+        """Return the mean loss over the views."""
+        passes = [self.encoder(view, "label") for view in views]
+        losses = [label_loss(logits, targets[0], self.recipe.single_label) for _, logits in passes]
+        features = passes[0][0].detach()
+        with torch.no_grad():
+            spread = torch.nn.functional.normalize(features.float(), dim=1).std(0).mean()
+        return Output(torch.stack(losses).mean(), features, {"embedding_std": spread})

@@ -1,0 +1,205 @@
+"""Watching a run: sums on the device, read every few steps.
+
+They go to metrics.jsonl, the progress bar, TensorBoard and Weights & Biases. A loss that is not a number ends the run,
+collapsed embeddings are reported.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
+from objcrop.ssl.recipe import Recipe, as_dict
+from objcrop.ssl.run_folder import RunFolder
+
+COLLAPSED = 0.1  # of the standard deviation 1/√dim that embeddings spread evenly over the sphere have
+
+
+class Watch:
+    """Sums of what is watched since the last report.
+
+    Args:
+        recipe: log_every_steps, dim, tensorboard, wandb.
+        folder: the run's.
+        total: steps of the run.
+        step: the step it is at.
+    """
+
+    def __init__(self, recipe: Recipe, folder: RunFolder, total: int, step: int) -> None:
+        self.recipe, self.folder, self.total = recipe, folder, total
+        self.leads = rank_and_world_size()[0] == 0
+        self.console = Console()
+        self.bar = Progress(
+            TextColumn("pretrain"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[line]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (self.leads and self.console.is_terminal),
+        )
+        self.task = self.bar.add_task("pretrain", total=total, completed=step, line="")
+        self.writers = _writers(recipe, folder, step) if self.leads else []
+        self.warned = False
+        self.losses: list[torch.Tensor] = []
+        self.rows: list[torch.Tensor] = []
+        self._reset()
+
+    def __enter__(self) -> Watch:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+        for writer in self.writers:
+            writer.close()
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.steps = self.images = 0
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the sums, so that a report after a resumed break says what it would have said."""
+        return {"sums": {k: v.cpu() for k, v in self.sums.items()}, "steps": self.steps, "images": self.images}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        """Go on from saved sums."""
+        self.sums = {k: v.to(device) for k, v in state["sums"].items()}
+        self.steps, self.images = state["steps"], state["images"]
+
+    def add(self, watched: dict[str, torch.Tensor], rows: torch.Tensor) -> None:
+        """Count a step; `watched` are scalars on the device, `rows` this rank's catalog rows."""
+        for name, value in watched.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), dtype=torch.float64, device=value.device)) + value
+        self.losses.append(watched["loss"])
+        self.rows.append(rows)
+        self.steps += 1
+        self.images += len(rows) * rank_and_world_size()[1]
+
+    def settle(self, step: int) -> None:
+        """Make the sums the same on all ranks, and stop if a loss was not a number.
+
+        Raises:
+            ObjcropError: it was; the step is named and the rows since the last look are kept in nan_rows.json.
+        """
+        average_over_ranks(list(self.sums.values()))
+        if self.losses and not math.isfinite(float(self.sums["loss"])):
+            self._not_a_number(step)
+        self.losses, self.rows = [], []
+
+    def _not_a_number(self, step: int) -> None:
+        bad = (~torch.isfinite(torch.stack(self.losses).float())).int()
+        anywhere = gather_ranks(bad).amax(0)
+        first = step - len(self.losses) + int(anywhere.argmax()) + 1
+        rows = gather_ranks(torch.stack(self.rows)).movedim(0, 1).flatten(1).tolist()
+        if self.leads:
+            begin = step - len(self.losses) + 1
+            kept = {f"step {begin + i}": r for i, r in enumerate(rows)}
+            (self.folder.path / "nan_rows.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        raise ObjcropError(
+            f"the loss is {float(self.losses[first - 1 - step + len(self.losses)])} at step {first}; lower base_lr "
+            f"({self.recipe.base_lr}), or look at the images, whose rows are in {self.folder.path / 'nan_rows.json'}."
+        )
+
+    def report(self, step: int, epoch: int, rate: float, more: dict[str, float]) -> None:
+        """Write a line, show it, begin anew.
+
+        Args:
+            step: taken so far.
+            epoch: of the loader.
+            rate: the learning rate.
+            more: further figures.
+        """
+        self.settle(step)
+        took = max(time.perf_counter() - self.began, 1e-9)
+        line: dict[str, Any] = {
+            "step": step,
+            "epoch": epoch,
+            **{name: round(float(value) / self.steps, 6) for name, value in self.sums.items()},
+            **{name: round(value, 6) for name, value in more.items()},
+            "lr": rate,
+            "images_per_s": round(self.images / took, 1),
+            "starvation": round(self.waited / took, 4),
+        }
+        if self.leads:
+            self.folder.log(line)
+            for writer in self.writers:
+                writer.write(line)
+            self._show(line)
+        self._reset()
+
+    def _show(self, line: dict[str, Any]) -> None:
+        text = (
+            f"loss {line['loss']:.3f}  lr {line['lr']:.4g}  {line['images_per_s']:.0f} img/s  "
+            f"waiting {line['starvation']:.0%}"
+        )
+        if self.console.is_terminal:
+            self.bar.update(self.task, completed=line["step"], line=text)
+        elif line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total:
+            self.console.print(f"step {line['step']}/{self.total}  {text}", highlight=False)
+        evenly = self.recipe.dim**-0.5
+        if self.recipe.method != "supervised" and line["embedding_std"] < COLLAPSED * evenly and not self.warned:
+            self.warned = True
+            logging.getLogger("objcrop").warning(
+                "The embeddings have collapsed at step %d (their standard deviation is %.4f, spread evenly it is "
+                "%.4f): lower base_lr or ema, or for moco-v2 keep the queue well below the number of samples.",
+                line["step"],
+                line["embedding_std"],
+                evenly,
+            )
+
+
+class _TensorBoard:
+    def __init__(self, folder: RunFolder, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError("tensorboard is not installed; `pip install tensorboard`, or leave it out.") from None
+        self.writer = SummaryWriter(str(folder.path), purge_step=step + 1)
+
+    def write(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step":
+                self.writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class _WeightsAndBiases:
+    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise UsageError("wandb is not installed; `pip install wandb`, or leave it out.") from None
+        # The folder's name is the run's id, so that a resumed run goes on in the same charts.
+        name = folder.path.resolve().name
+        self.run = wandb.init(
+            project=recipe.wandb, id=name, name=name, resume="allow", dir=str(folder.path), config=as_dict(recipe)
+        )
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+def _writers(recipe: Recipe, folder: RunFolder, step: int) -> list[_TensorBoard | _WeightsAndBiases]:
+    writers: list[_TensorBoard | _WeightsAndBiases] = []
+    if recipe.tensorboard:
+        writers.append(_TensorBoard(folder, step))
+    if recipe.wandb:
+        writers.append(_WeightsAndBiases(recipe, folder))
+    return writers

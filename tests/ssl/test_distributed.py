@@ -1,0 +1,284 @@
+"""Two processes over gloo train as one does: losses, gradients, queues and weights agree; a lost peer is said.
+
+Sums are taken in another order, and in float32 that alone changes a gradient by up to a hundredth (one process with two
+threads instead of one does), since a ReLU somewhere tips over. So both train in float64 here and agree to 1e-6.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.errors import UsageError
+from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.recipe import resolve
+from objcrop.ssl.run_folder import read_metrics
+from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.trainer import _Run, pretrain
+
+SMALL = dict(arch="resnet18", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
+SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", base_lr=0.03, optimiser="sgd")
+RUNS = {
+    "moco-8": dict(method="moco-v2", bn_groups=8),
+    "moco-sync": dict(method="moco-v2", bn_groups=1),
+    "byol": dict(method="byol", warmup_epochs=0),
+    "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
+    "supervised": dict(method="supervised", bn_groups=4, online_probe=True),
+}
+SCRIPT = """
+import json, sys
+import torch, torch.distributed as dist
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.errors import UsageError
+from objcrop.ssl.recipe import resolve
+from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.trainer import pretrain
+
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[4])
+from test_distributed import in_float64
+folder, small, runs = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+catalog = Catalog.load(folder + "/c.arrow")
+boxes = BoxTable.load(folder + "/b.arrow", catalog)
+with load_views(catalog, boxes=boxes, crops="obj-scene", size=16, batch_size=8, backend="torch", workers=0) as loader:
+    rows = [batch.index.tolist() for batch in loader]
+said = {"rows": rows, "devices": {}}
+whole = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+for groups in (1, 2, 4, 8):
+    devices = VirtualDevices(16, groups)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    devices.normalise(network)
+    dealt = devices.deal(whole[rank::2])
+    dealt.requires_grad_()
+    out = network(dealt)
+    (out * devices.mine(whole.cos())).sum().backward()
+    said["devices"][groups] = {
+        "gathered": all(
+            torch.equal(devices.gather(dealt.detach().contiguous(memory_format=layout)), whole)
+            for layout in (torch.contiguous_format, torch.channels_last)
+        ),
+        "normed": devices.gather(out.detach()).tolist(),
+        "gradient": devices.gather(dealt.grad).tolist(),
+        "running": network[0].running_mean.tolist(),
+        "keys": devices.encode_shuffled(lambda v: network(v).flatten(1), dealt.detach(), 1, 2).tolist(),
+    }
+try:
+    VirtualDevices(15, 3)
+except UsageError as error:
+    said["wrong"] = str(error)
+in_float64(setattr)
+for name, flags in runs.items():
+    pretrain(resolve(None, {**small, **flags}), catalog, boxes, folder + "/two-" + name)
+steps = {"checkpoint_every_steps": 1}
+pretrain(resolve(None, {**small, "steps": 2, **steps}), catalog, boxes, folder + "/resumed")
+pretrain(resolve(None, {**small, "steps": 3, **steps}), catalog, boxes, folder + "/resumed", resume=True)
+with open(f"{folder}/said.{rank}.json", "w") as file:
+    json.dump(said, file)
+dist.destroy_process_group()
+"""
+
+
+def labelled(catalog):
+    """The same photos with two classes, every image of one or both."""
+    n = len(catalog)
+    rows = [row for row in range(n) for _ in range(1 + (row % 3 == 0))]
+    classes = [c for row in range(n) for c in ((0, 1) if row % 3 == 0 else (row % 2,))]
+    return Catalog.build(
+        catalog.root,
+        [catalog.path(row).split("/")[-1] for row in range(n)],
+        catalog.sizes,
+        catalog.orientations,
+        classes=["a", "b"],
+        label_rows=rows,
+        label_classes=classes,
+    )
+
+
+def in_float64(set_attribute):
+    """Let the trainer compute in float64 from views in float32."""
+    step, build = _Run._one_step, _Run.__init__
+
+    def wide(self, batch):
+        return step(self, batch._map(lambda t: t.double() if t.is_floating_point() else t))
+
+    def build_wide(self, *arguments):
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            build(self, *arguments)
+        finally:
+            torch.set_default_dtype(before)
+
+    set_attribute(_Run, "_one_step", wide)
+    set_attribute(_Run, "__init__", build_wide)
+    set_attribute(torch.Tensor, "float", torch.Tensor.double)
+
+
+def torchrun(script, *arguments):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*launch, *script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.fixture(scope="module")
+def data(photos, tmp_path_factory):
+    """The folder with catalog and boxes."""
+    catalog, boxes = photos
+    folder = tmp_path_factory.mktemp("two")
+    catalog = labelled(catalog)
+    catalog.save(folder / "c.arrow")
+    boxes.save(folder / "b.arrow")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(data):
+    """What each of two processes said; the runs they made lie in the folder."""
+    (data / "script.py").write_text(SCRIPT)
+    arguments = [str(data), json.dumps(SMALL), json.dumps(RUNS), str(pathlib.Path(__file__).parent)]
+    run = torchrun([str(data / "script.py")], *arguments)
+    _, errors = run.communicate(timeout=280)
+    assert run.returncode == 0, errors[:4000]
+    return [json.loads((data / f"said.{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def test_ranks_see_disjoint_rows_that_make_the_epoch_of_one_process(photos, two):
+    catalog, boxes = photos
+    options = dict(boxes=boxes, crops="obj-scene", size=16, batch_size=8, backend="torch", workers=0)
+    with load_views(catalog, **options) as loader:
+        alone = [batch.index.tolist() for batch in loader]
+    first, second = (said["rows"] for said in two)
+    assert not {row for rows in first for row in rows} & {row for rows in second for row in rows}
+    for a, b, both in zip(first, second, alone, strict=True):
+        assert [row for pair in zip(a, b, strict=True) for row in pair] == both
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4, 8])
+def test_virtual_devices_mean_the_same_on_two_processes(two, groups):
+    whole = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    devices = VirtualDevices(16, groups)
+    network = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    devices.normalise(network)
+    dealt = devices.deal(whole).clone().requires_grad_()
+    out = network(dealt)
+    (out * devices.mine(whole.cos())).sum().backward()
+    expected = {
+        "normed": devices.gather(out.detach()),
+        "gradient": devices.gather(dealt.grad),
+        "keys": devices.encode_shuffled(lambda v: network(v).flatten(1), dealt.detach(), 1, 2),
+    }
+    for said in two:
+        here = said["devices"][str(groups)]
+        assert here["gathered"]
+        for name, value in expected.items():
+            torch.testing.assert_close(
+                torch.tensor(here[name]), value, atol=1e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}"
+            )
+    running = torch.tensor([said["devices"][str(groups)]["running"] for said in two]).mean(0)
+    alone = VirtualDevices(16, groups)
+    fresh = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    alone.normalise(fresh)
+    fresh(alone.deal(whole))
+    torch.testing.assert_close(running, fresh[0].running_mean, atol=1e-5, rtol=1e-4)
+
+
+def test_groups_that_processes_cannot_share(two):
+    assert all("multiple of the 2 processes" in said["wrong"] for said in two)
+    with pytest.raises(UsageError):
+        VirtualDevices(16, 5)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_train_as_one(data, two, name, monkeypatch):
+    in_float64(monkeypatch.setattr)
+    catalog = Catalog.load(data / "c.arrow")
+    boxes = BoxTable.load(data / "b.arrow", catalog)
+    flags = {**SMALL, **RUNS[name]}
+    one = load_checkpoint(pretrain(resolve(None, flags), catalog, boxes, data / f"one-{name}"))
+    both = load_checkpoint(data / f"two-{name}" / "last.pt")
+    curves = [read_metrics(data / f"{who}-{name}" / "metrics.jsonl") for who in ("one", "two")]
+    assert [line["step"] for line in curves[1]] == [1, 2, 3]
+    for a, b in zip(*curves, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-6)
+    assert one["method"].keys() == both["method"].keys()
+    for key, value in one["method"].items():
+        torch.testing.assert_close(
+            value, both["method"][key], atol=1e-6, rtol=1e-6, msg=lambda m, key=key: f"{key}: {m}"
+        )
+    velocity = [[s["momentum_buffer"] for s in saved["optimiser"]["state"].values()] for saved in (one, both)]
+    for a, b in zip(*velocity, strict=True):  # gradients, summed over the steps
+        assert float((a - b).norm()) <= 1e-6 * float(a.norm()) + 1e-9
+
+
+def test_a_step_in_parts_is_the_same_step(data, two):
+    whole, parts = (load_checkpoint(data / f"two-{name}" / "last.pt")["method"] for name in ("moco-8", "accumulated"))
+    for key, value in whole.items():
+        if "running" not in key and "num_batches" not in key:
+            torch.testing.assert_close(value, parts[key], atol=1e-6, rtol=1e-6)
+
+
+def test_two_processes_resume(data, two):
+    assert load_checkpoint(data / "resumed" / "last.pt")["step"] == 3
+    assert [line["step"] for line in read_metrics(data / "resumed" / "metrics.jsonl")] == [1, 2, 3]
+
+
+def started(data, output, **flags):
+    """A long run of two processes, once it has taken a few steps."""
+    options = {**SMALL, "steps": 10_000, "checkpoint_every_steps": 5, **flags}
+    assignments = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
+    command = ["-m", "objcrop", "pretrain", "--catalog", str(data / "c.arrow"), "--boxes", str(data / "b.arrow")]
+    run = torchrun([*command, "--output", str(output), *assignments])
+    metrics = output / "metrics.jsonl"
+    for _ in range(600):
+        if metrics.exists() and len(metrics.read_text().splitlines()) > 12:
+            return run
+        assert run.poll() is None, run.communicate()[1][-3000:]
+        time.sleep(0.1)
+    raise AssertionError("no step in a minute")
+
+
+def workers_of(run):
+    """Process ids of the two ranks."""
+    return [
+        int(pid) for pid in subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
+    ]
+
+
+def test_a_rank_that_dies_ends_the_run_with_a_word(data, tmp_path):
+    run = started(data, tmp_path / "run")
+    os.kill(workers_of(run)[1], signal.SIGKILL)
+    _, errors = run.communicate(timeout=100)
+    assert run.returncode != 0 and "SIGKILL" in errors
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 10
+
+
+def test_sigterm_to_one_rank_stops_all_at_one_step(data, tmp_path):
+    run = started(data, tmp_path / "run", checkpoint_every_steps=100_000)
+    os.kill(workers_of(run)[1], signal.SIGTERM)
+    _, errors = run.communicate(timeout=100)
+    assert "saved it; go on with --resume" in errors
+    saved = load_checkpoint(tmp_path / "run" / "last.pt")
+    assert saved["step"] == read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]

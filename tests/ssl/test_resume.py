@@ -1,0 +1,120 @@
+"""A run that was broken off goes on as if nothing had happened, wherever between two reports it broke."""
+
+import json
+
+import pytest
+import torch
+
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.linear_probe import frozen_backbone
+from objcrop.ssl.recipe import resolve
+from objcrop.ssl.run_folder import RunFolder, read_metrics
+from objcrop.ssl.trainer import _Run, pretrain
+
+SMALL = dict(arch="resnet18", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
+TIMES = ("images_per_s", "starvation")
+
+
+class Killed(Exception):
+    pass
+
+
+def train(photos, output, resume=False, **flags):
+    catalog, boxes = photos
+    return pretrain(resolve(None, {**SMALL, **flags}), catalog, boxes, output, resume=resume)
+
+
+def lines(folder):
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_metrics(folder / "metrics.jsonl")]
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        dict(method="byol", crops="obj-scene", log_every_steps=1),
+        dict(method="byol", crops="scene-scene", log_every_steps=5),  # broken off between two reports
+        dict(method="moco-v2", crops="obj-scene", log_every_steps=4, checkpoint_every_steps=None),  # epochs' ends only
+    ],
+    ids=["byol", "between-reports", "epochs-end"],
+)
+def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
+    flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}
+    whole = load_checkpoint(train(photos, tmp_path / "whole", **flags))
+    step = _Run._one_step
+
+    def dies(self, batch):
+        if self.step == 5:
+            raise Killed
+        return step(self, batch)
+
+    monkeypatch.setattr(_Run, "_one_step", dies)
+    with pytest.raises(Killed):
+        train(photos, tmp_path / "broken", **flags)
+    monkeypatch.undo()
+    assert load_checkpoint(tmp_path / "broken" / "last.pt")["step"] < 5
+    resumed = load_checkpoint(train(photos, tmp_path / "broken", resume=True, **flags))
+    for name in whole:
+        assert same(whole[name], resumed[name]), name
+    assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
+
+
+def test_a_finished_run_resumes_to_itself_and_is_probed_with_its_own_weights(photos, tmp_path):
+    last = train(photos, tmp_path / "run", steps=3, log_every_steps=1)
+    before, written = load_checkpoint(last), lines(tmp_path / "run")
+    after = load_checkpoint(train(photos, tmp_path / "run", resume=True, steps=3, log_every_steps=1))
+    assert same(before, after) and lines(tmp_path / "run") == written
+    network, size = frozen_backbone(last)
+    assert size == 16
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before["method"]["encoder.backbone." + name]), name
+
+
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch):
+    step = _Run._one_step
+
+    def breaks(self, views):
+        watched = step(self, views)
+        if self.step >= 3:
+            watched["loss"] = watched["loss"] * float("nan")
+        return watched
+
+    monkeypatch.setattr(_Run, "_one_step", breaks)
+    with pytest.raises(ObjcropError, match="the loss is nan at step 4") as caught:
+        train(photos, tmp_path / "run", steps=9, log_every_steps=8, checkpoint_every_steps=2)
+    assert "\n" not in str(caught.value)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 3  # the end of the first epoch
+    kept = json.loads((tmp_path / "run" / "nan_rows.json").read_text())
+    assert list(kept) == ["step 4"] and len(kept["step 4"]) == 8
+
+
+def test_box_policies_need_boxes(photos, tmp_path):
+    with pytest.raises(UsageError, match="boxes"):
+        pretrain(resolve(None, {**SMALL, "crops": "obj-obj", "steps": 1}), photos[0], None, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+def test_run_folders(tmp_path):
+    folder = RunFolder(tmp_path / "a" / "run", resume=False)
+    folder.cut_metrics(3)  # nothing there yet
+    folder.metrics.write_text('{"step": 1}\n{"step": 2}\n{"step": 9}\n{"st')
+    folder.cut_metrics(2)
+    assert folder.metrics.read_text() == '{"step": 1}\n{"step": 2}\n'
+    folder.checkpoint.write_bytes(b"")
+    with pytest.raises(UsageError, match="--resume"):
+        RunFolder(folder.path, resume=False)
+    with pytest.raises(ObjcropError, match="without --resume"):
+        RunFolder(tmp_path / "b", resume=True)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ObjcropError, match="cannot be made"):
+        RunFolder(tmp_path / "file" / "run", resume=False)
