@@ -180,8 +180,6 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
-    import yaml
-
     from objcrop.catalog import Catalog
     from objcrop.ssl.recipe import resolve
     from objcrop.ssl.trainer import pretrain as run_pretraining
@@ -189,11 +187,7 @@ def pretrain(
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
     flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
-    for assignment in set_ or ():
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes OPTION=VALUE, not '{assignment}'.")
-        flags[name] = yaml.safe_load(value)
+    flags |= _assignments(set_)
     run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
 
 
@@ -207,27 +201,45 @@ RECIPE_FLAGS = (
 @app.command()
 def probe(
     checkpoint: Annotated[str, typer.Argument(help="last.pt of a run, or 'untrained:ARCH' for the floor.")],
-    train: Annotated[Path, typer.Option(help="Catalog the linear classifier learns from.")],
-    test: Annotated[Path, typer.Option(help="Catalog it is measured on.")],
+    train: Annotated[Path, typer.Option(help="Catalog that classifiers learn from.")],
+    test: Annotated[Path, typer.Option(help="Catalog they are measured on.")],
     size: Annotated[int | None, typer.Option(help="Side of the images, pixels; default: the run's.")] = None,
+    single_label: Annotated[bool, typer.Option("--single-label", help="One class an image: top-1, not mAP.")] = False,
+    fine_tune: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 0,
     loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cpu",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
 ) -> None:
-    """Measure a backbone: linear multi-label mAP on frozen features."""
+    """Measure a backbone: linear and nearest-neighbour scores of frozen features, and fine-tuning."""
     import json
 
     from objcrop.catalog import Catalog
-    from objcrop.ssl.linear_probe import linear_probe
+    from objcrop.ssl.probe import probe as run_probe
 
-    result = linear_probe(checkpoint, Catalog.load(train), Catalog.load(test), size=size, backend=loader, device=device)
+    result = run_probe(
+        checkpoint,
+        Catalog.load(train),
+        Catalog.load(test),
+        size=size,
+        single=single_label,
+        fine_tune=fine_tune,
+        backend=loader,
+        device=device,
+    )
     if output is not None:
         output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(
-        f"{checkpoint}: linear mAP {result['linear_map']:.4f} (chance {result['chance_map']:.4f}, "
-        f"{result['train_images']} images to learn from, {result['test_images']} to test)",
+        f"{checkpoint}, {result['size']} px: {result['train_images']} images to learn from, "
+        f"{result['test_images']} to test",
         highlight=False,
     )
+    for kind in ("linear", "knn", "fine_tuned"):
+        if f"{kind}_top1" in result:
+            console.print(f"  {kind:<11} top-1 {result[f'{kind}_top1']:.4f}", highlight=False)
+        elif f"{kind}_map" in result:
+            figures = f"mAP {result[f'{kind}_map']:.4f}  11-point {result[f'{kind}_map_11_point']:.4f}"
+            console.print(f"  {kind:<11} {figures}", highlight=False)
+    console.print(f"  chance      {result['chance_top1' if single_label else 'chance_map']:.4f}", highlight=False)
 
 
 @app.command()
@@ -280,6 +292,42 @@ def bench_loader(
         console.print(line, highlight=False)
     if output is not None:
         write_result(output, result)
+
+
+@bench_app.command("policies")
+def bench_policies(
+    train: Annotated[Path, typer.Option(help="Catalog with boxes, to pretrain and to fit probes on.")],
+    test: Annotated[Path, typer.Option(help="Catalog to measure on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")],
+    runs: Annotated[Path, typer.Option(help="Folder for the run folders; gone on with if there.")] = Path("runs"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each contender.")] = 2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Option of a recipe for all runs.")
+    ] = None,
+) -> None:
+    """Compare crop policies: pretrain with each for the same number of steps, probe, plot."""
+    from objcrop.bench.policies import bench_policies as run_bench
+    from objcrop.catalog import Catalog
+
+    flags: dict[str, Any] = {"arch": "resnet18", "size": 64, "batch_size": 64, "queue": 1024}
+    flags |= {"base_lr": 0.12, "ema": 0.99, **_assignments(set_)}
+    catalogs = Catalog.load(train), Catalog.load(test)
+    run_bench(*catalogs, runs, steps=steps, seeds=seeds, flags=flags, output=output, console=console)
+    console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
+
+
+def _assignments(given: list[str] | None) -> dict[str, Any]:
+    """Return OPTION=VALUE pairs, values read as YAML."""
+    import yaml
+
+    pairs = {}
+    for assignment in given or ():
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise UsageError(f"--set takes OPTION=VALUE, not '{assignment}'.")
+        pairs[name] = yaml.safe_load(value)
+    return pairs
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -39,7 +39,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     from objcrop.contact_sheet import contact_sheet
     from objcrop.dali_pipes.load_views import load_views
     from objcrop.proposals import propose
-    from objcrop.ssl.linear_probe import linear_probe
+    from objcrop.ssl.probe import probe
     from objcrop.ssl.recipe import resolve
     from objcrop.ssl.run_folder import read_metrics
     from objcrop.ssl.trainer import pretrain
@@ -79,13 +79,14 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
         checkpoint = pretrain(resolve(None, flags), train, boxes, run)
         say("probe", f"objcrop probe {checkpoint} --train {folder}/train.arrow --test {folder}/test.arrow")
         results[policy] = {
-            **linear_probe(checkpoint, train, test),
+            **probe(checkpoint, train, test),
             "metrics": read_metrics(run / "metrics.jsonl"),
             "sheet": sheet,
         }
         console.print(f"  linear mAP {results[policy]['linear_map']:.3f}", highlight=False)
-    say("probe, untrained", f"objcrop probe untrained:{ARCH} --size {SIZE} --train … --test …")
-    results["untrained"] = linear_probe(f"untrained:{ARCH}", train, test, size=SIZE)
+    data = f"--train {folder}/train.arrow --test {folder}/test.arrow"
+    say("probe, untrained", f"objcrop probe untrained:{ARCH} --size {SIZE} {data}")
+    results["untrained"] = probe(f"untrained:{ARCH}", train, test, size=SIZE)
     console.print(f"  linear mAP {results['untrained']['linear_map']:.3f}", highlight=False)
 
     report = folder / "report.html"

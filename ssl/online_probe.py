@@ -49,11 +49,11 @@ class OnlineProbe(nn.Module):
 
     def report(self) -> dict[str, float]:
         """Return online_map or online_top1 over the batches since the last report."""
-        from objcrop.ssl.linear_probe import mean_average_precision
+        from objcrop.ssl.average_precision import average_precision
 
         scores = gather_ranks(torch.cat(self.scores)).flatten(0, 1).cpu()
         labels = gather_ranks(torch.cat(self.labels)).flatten(0, 1).cpu()
         self.scores, self.labels = [], []
         if self.single:
             return {"online_top1": float((scores.argmax(1) == labels.argmax(1)).float().mean())}
-        return {"online_map": mean_average_precision(scores, labels)[0]}
+        return {"online_map": average_precision(scores, labels)[0]}

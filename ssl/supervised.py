@@ -43,7 +43,7 @@ class Supervised(Method):
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         self.recipe, self.roles = recipe, tuple(roles)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(("label",), True, lambda: torch.nn.Linear(width, classes)))
+        self.encoder = Encoder(network, RoleHeads(("label",), False, lambda: torch.nn.Linear(width, classes)))
         self.devices.normalise(self.encoder)
 
     def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:

@@ -5,8 +5,11 @@ import json
 from objcrop.bench.loader import CONTENDERS, bench_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import bench_plan
+from objcrop.bench.policies import bench_policies
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.dali_pipes.crop_policy import POLICIES
+from objcrop.formats import index_source
+from objcrop.sample_scenes import draw_scenes
 
 
 def test_plan(tmp_path):
@@ -21,6 +24,17 @@ def test_loader():
     result = bench_loader(size=32, batch_size=4, repeats=1, images=8)
     assert set(result["loaders"]) == set(CONTENDERS)
     assert all(row["images"] == 8 and row["images_per_cpu_s"] > 0 for row in result["loaders"].values())
+
+
+def test_policies_and_again_from_what_lies_there(tmp_path):
+    draw_scenes(tmp_path / "s", 16)
+    catalog, _ = index_source(tmp_path / "s", "scenes")
+    flags = dict(arch="resnet18", size=16, batch_size=8, queue=8, dim=8)
+    options = dict(steps=2, seeds=1, flags=flags, output=tmp_path / "voc.json")
+    result = bench_policies(catalog, catalog, tmp_path / "runs", **options)
+    assert [len(row["seeds"]) for row in result["contenders"].values()] == [1, 1, 1, 1]
+    assert (tmp_path / "voc.png").stat().st_size > 5000
+    assert bench_policies(catalog, catalog, tmp_path / "runs", **options) == result
 
 
 def test_processor_time_counts_living_children():

@@ -39,7 +39,9 @@ def test_from_scenes_to_a_probe(scenes):
     data = ("--catalog", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-obj+dilate")
     run = objcrop("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
     assert run.returncode == 0, run.stderr
-    assert sorted(p.name for p in (scenes / "run").iterdir()) == ["last.pt", "metrics.jsonl", "recipe.yaml"]
+    assert sorted(p.name for p in (scenes / "run").iterdir()) == [
+        *("last.pt", "metrics.jsonl", "previous.pt", "recipe.yaml")
+    ]
     assert json.loads((scenes / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 3
     assert "scale_min" in (scenes / "run" / "recipe.yaml").read_text()
     again = objcrop("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)

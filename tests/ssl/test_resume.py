@@ -7,7 +7,7 @@ import torch
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.linear_probe import frozen_backbone
+from objcrop.ssl.frozen_features import frozen_backbone
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
 from objcrop.ssl.trainer import _Run, pretrain

@@ -8,7 +8,6 @@ import torch
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
-from objcrop.ssl.linear_probe import fit_linear, linear_probe, mean_average_precision
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
 from objcrop.ssl.trainer import _Run, pretrain
@@ -134,38 +133,3 @@ def test_metrics_are_cut_back(tmp_path):
         file.write('{"step": 6, "lo')
     folder.cut_metrics(3)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
-
-
-def test_average_precision_by_a_naive_loop():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.random((40, 3)), rng.random((40, 3)) < 0.3
-    labels[:, 2] = False  # a class that does not occur is left out
-    expected = []
-    for c in range(2):
-        order = np.argsort(-scores[:, c])
-        hits = np.cumsum(labels[order, c])
-        precision = [hits[i] / (i + 1) for i in range(40) if labels[order[i], c]]
-        expected.append(np.mean(precision))
-    value, per_class = mean_average_precision(torch.tensor(scores), torch.tensor(labels))
-    assert value == pytest.approx(np.mean(expected), rel=1e-5) and np.isnan(per_class[2])
-
-
-def test_the_linear_classifier_finds_what_is_linear():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, 10, generator=generator)
-    y = (x[:, :3] > 0.4).float()
-    weight, bias = fit_linear(x, y)
-    assert mean_average_precision(x @ weight + bias, y)[0] > 0.97
-    noise = torch.randn(300, 10, generator=generator)
-    assert abs(mean_average_precision(noise @ weight + bias, y)[0] - float(y.mean())) < 0.12
-
-
-def test_probe_of_an_untrained_network(tmp_path):
-    from objcrop.formats import index_source
-    from objcrop.sample_scenes import draw_scenes
-
-    draw_scenes(tmp_path / "s", 20)
-    catalog, _ = index_source(tmp_path / "s", "scenes")
-    result = linear_probe("untrained:resnet18", catalog, catalog, size=32)
-    assert result["train_images"] == 20 and result["linear_map"] > 0.9  # 512 features tell 20 images apart
-    assert result == linear_probe("untrained:resnet18", catalog, catalog, size=32)

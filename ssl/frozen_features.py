@@ -1,0 +1,67 @@
+"""What a backbone says of every image: the features that probes read, from the centre crop."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.ssl.backbones import backbone, backbone_weights
+from objcrop.ssl.checkpoint import load_checkpoint
+
+
+class Features(NamedTuple):
+    """Features float32 (N, width), labels float32 (N, C) and catalog rows int64 (N,), on the CPU."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+    rows: torch.Tensor
+
+
+def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None) -> tuple[nn.Module, int]:
+    """Return an encoder without heads, and the side of its views.
+
+    Args:
+        checkpoint: a last.pt, or "untrained:ARCH" for random weights (seed 0): the floor of any probe.
+        size: side of the views, pixels; None is the run's (224 for an untrained one).
+    """
+    name = str(checkpoint)
+    if name.startswith("untrained:"):
+        torch.manual_seed(0)
+        return backbone(name.split(":", 1)[1], size or 224)[0], size or 224
+    saved = load_checkpoint(checkpoint)
+    trained = int(saved["recipe"]["size"])
+    network, _ = backbone(saved["recipe"]["arch"], trained)
+    network.load_state_dict(backbone_weights(saved))
+    return network, size or trained
+
+
+@torch.no_grad()
+def features(
+    network: nn.Module, catalog: Catalog, size: int, *, backend: str = "dali", device: str = "cpu", batch_size: int = 64
+) -> Features:
+    """Encode every image's centre crop; unreadable images are left out."""
+    network = network.eval().to(device)
+    found, labels, rows = [], [], []
+    loader = load_views(
+        catalog,
+        crops="centre",
+        augment="none",
+        size=size,
+        batch_size=min(batch_size, len(catalog)),
+        backend=backend,
+        device=device,
+        shuffle=False,
+        drop_last=False,
+    )
+    with loader:
+        for batch in loader:
+            good = ~batch.substituted.cpu()
+            found.append(network(batch.views[0]).float().cpu()[good])
+            labels.append(batch.labels.cpu()[good])
+            rows.append(batch.index.cpu()[good])
+    return Features(torch.cat(found), torch.cat(labels), torch.cat(rows))

@@ -1,0 +1,151 @@
+"""Probes against naive loops, closed forms and scikit-style definitions written out."""
+
+import numpy as np
+import pytest
+import torch
+
+from objcrop.catalog import Catalog
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.average_precision import average_precision, average_precision_11_point, judged_labels
+from objcrop.ssl.knn import neighbour_scores
+from objcrop.ssl.linear_probe import fit_linear, linear_scores
+from objcrop.ssl.probe import probe
+
+
+def by_rank(scores, labels):
+    """Recall and precision after each image, best score first."""
+    order = np.argsort(-scores)
+    found, points = 0, []
+    for place, i in enumerate(order, 1):
+        found += labels[i] == 1
+        points.append((found / (labels == 1).sum(), found / place, labels[i] == 1))
+    return points
+
+
+def test_average_precision_by_a_naive_loop():
+    rng = np.random.default_rng(0)
+    scores, labels = rng.random((40, 3)), (rng.random((40, 3)) < 0.3).astype(int)
+    labels[:, 2] = 0  # a class that does not occur is left out
+    expected = [np.mean([p for _, p, hit in by_rank(scores[:, c], labels[:, c]) if hit]) for c in range(2)]
+    value, per_class = average_precision(torch.tensor(scores), torch.tensor(labels))
+    assert value == pytest.approx(np.mean(expected), rel=1e-5) and np.isnan(per_class[2])
+
+
+@pytest.mark.parametrize("positives", [1, 3, 10, 17])
+def test_the_11_point_rule_by_a_naive_loop(positives):
+    rng = np.random.default_rng(positives)
+    scores, labels = rng.random(40), np.zeros(40, int)
+    labels[rng.choice(40, positives, replace=False)] = 1
+    points = by_rank(scores, labels)
+    expected = np.mean([max(p for r, p, _ in points if r * positives >= t * positives / 10 - 1e-9) for t in range(11)])
+    value, _ = average_precision_11_point(torch.tensor(scores)[:, None], torch.tensor(labels)[:, None])
+    assert value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("measure", [average_precision, average_precision_11_point])
+def test_what_is_ignored_might_not_be_there(measure):
+    rng = np.random.default_rng(3)
+    scores, labels = torch.tensor(rng.random((50, 2))), torch.tensor((rng.random((50, 2)) < 0.4).astype(int))
+    kept = torch.arange(50) % 5 != 0
+    ignored = torch.where(kept[:, None], labels, -1)
+    assert measure(scores, ignored)[1] == pytest.approx(measure(scores[kept], labels[kept])[1])
+
+
+def test_only_difficult_objects_are_not_judged(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    catalog = Catalog.build(
+        tmp_path,
+        ["a.jpg", "b.jpg", "c.jpg"],
+        [(10, 10)] * 3,
+        classes=["cat", "dog"],
+        boxes=[(0, 0, 5, 5)] * 4,
+        box_rows=[0, 1, 1, 1],
+        box_classes=[0, 0, 0, 1],
+        difficult=[True, True, False, True],
+    )
+    assert judged_labels(catalog, np.array([2, 1, 0])).tolist() == [[0, 0], [1, -1], [-1, 0]]
+
+
+def test_the_linear_classifier_finds_what_is_linear():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 10, generator=generator)
+    y = (x[:, :3] > 0.4).float()
+    weight, bias = fit_linear(x, y)
+    assert average_precision(x @ weight + bias, y.int())[0] > 0.97
+    noise = torch.randn(300, 10, generator=generator)
+    assert abs(average_precision(noise @ weight + bias, y.int())[0] - float(y.mean())) < 0.12
+    # At the optimum the gradient is none: mean over rows of (σ - y) x, plus the decay.
+    slope = x.T @ (torch.sigmoid(x @ weight + bias) - y) / len(x) + 1e-3 * weight
+    assert float(slope.abs().max()) < 1e-3
+
+
+def test_single_label_is_softmax_regression():
+    generator = torch.Generator().manual_seed(0)
+    kind = torch.arange(120) % 4
+    x = torch.nn.functional.one_hot(kind, 4).float() * 3 + torch.randn(120, 4, generator=generator)
+    y = torch.nn.functional.one_hot(kind, 4).float()
+    scores = linear_scores(x[:80] * 7 + 2, y[:80], x[80:] * 7 + 2, single=True)  # standardising undoes scale and offset
+    torch.testing.assert_close(scores, linear_scores(x[:80], y[:80], x[80:], single=True), atol=0.02, rtol=0.02)
+    assert float((scores.argmax(1) == kind[80:]).float().mean()) > 0.9
+
+
+def test_neighbours_by_a_naive_loop():
+    rng = np.random.default_rng(0)
+    x, y, x_test = rng.normal(size=(30, 5)), (rng.random((30, 3)) < 0.4).astype(float), rng.normal(size=(7, 5))
+    expected = []
+    for query in x_test:
+        cosine = x @ query / np.linalg.norm(x, axis=1) / np.linalg.norm(query)
+        nearest = np.argsort(-cosine)[:6]
+        votes = np.exp(cosine[nearest] / 0.1)
+        expected.append(votes @ y[nearest] / votes.sum())
+    scores = neighbour_scores(*map(torch.tensor, (x, y, x_test)), k=6, temperature=0.1)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+    assert neighbour_scores(*map(torch.tensor, (x, y, x_test)), k=99).shape == (7, 3)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    from objcrop.formats import index_source
+    from objcrop.sample_scenes import draw_scenes
+
+    folder = tmp_path_factory.mktemp("scenes") / "s"
+    draw_scenes(folder, 20)
+    return index_source(folder, "scenes")[0]
+
+
+def test_probe_of_an_untrained_network(scenes):
+    result = probe("untrained:resnet18", scenes, scenes, size=32)
+    assert result["train_images"] == 20 and result["linear_map"] > 0.9  # 512 features tell 20 images apart
+    assert result["linear_map_11_point"] > 0.9 and result["chance_map"] < result["knn_map"] < 1
+    assert result == probe("untrained:resnet18", scenes, scenes, size=32)
+
+
+def test_fine_tuning_learns_what_it_is_shown(scenes):
+    result = probe("untrained:resnet18", scenes, scenes, size=32, fine_tune=12)
+    assert result["fine_tuned_map"] > result["chance_map"] + 0.1
+
+
+def test_single_label(scenes, photos):
+    with pytest.raises(UsageError, match=r"000000?.*classes, but --single-label"):
+        probe("untrained:resnet18", scenes, scenes, size=32, single=True)
+    catalog, _ = photos
+    n = len(catalog)
+    one = Catalog.build(
+        catalog.root,
+        [catalog.path(row).split("/")[-1] for row in range(n)],
+        catalog.sizes,
+        catalog.orientations,
+        classes=["a", "b", "c"],
+        label_rows=range(n),
+        label_classes=[row % 3 for row in range(n)],
+    )
+    result = probe("untrained:resnet18", one, one, size=32, single=True)
+    assert result["linear_top1"] == 1 and result["chance_top1"] == pytest.approx(1 / 3, abs=1e-5)
+    assert "linear_map" not in result
+
+
+def test_wrong_use(scenes, photos):
+    with pytest.raises(ObjcropError, match="no labels"):
+        probe("untrained:resnet18", photos[0], photos[0])
+    with pytest.raises(UsageError, match="different classes"):
+        probe("untrained:resnet18", scenes, photos[0])
