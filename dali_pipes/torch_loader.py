@@ -7,7 +7,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from typing import Any
 
@@ -57,10 +57,31 @@ class TorchLoader(ViewLoader):
             collate_fn=_as_is,
             pin_memory=on_gpu,
         )
+        found = self._without_reports(batches)
+        yield from _ahead(found, self.device) if on_gpu else found
+
+    def _without_reports(self, batches: Iterable[tuple[Views, list[tuple[int, str]]]]) -> Iterator[Views]:
         for views, bad in batches:
             for row, reason in bad:
                 self.bad_images.add(row, reason)
-            yield views.to(self.device) if on_gpu else views
+            yield views
+
+
+def _ahead(batches: Iterator[Views], device: str) -> Iterator[Views]:
+    """Copy each batch on a stream of its own while the step before it runs, so that none waits for the copy."""
+    stream = torch.cuda.Stream(device)
+    arriving: tuple[Views, torch.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(stream):
+            copied = batch.to(device), stream.record_event()
+        if arriving is not None:
+            views, arrived = arriving
+            consumer = torch.cuda.current_stream(device)
+            consumer.wait_event(arrived)
+            for tensor in (*views.views, views.index, views.requested, views.labels, views.substituted):
+                tensor.record_stream(consumer)  # its memory is not given away while the consumer reads it
+            yield views
+        arriving = copied
 
 
 class _From(Sampler):

@@ -243,6 +243,34 @@ def probe(
 
 
 @app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    form: Annotated[str, typer.Option("--format", help="torchvision, timm or detectron2.")] = "torchvision",
+) -> None:
+    """Write a checkpoint's backbone as others load it."""
+    from objcrop.ssl.export import export as run_export
+
+    said = run_export(checkpoint, form, output)
+    console.print(f"{said['arch']}, {said['tensors']} tensors, {said['form']} → {output}", highlight=False)
+    if said["small_stem"]:
+        console.print("Its first convolution is the 3×3 one for small images: see `objcrop.ssl.backbones.backbone`.")
+
+
+@app.command()
+def plot(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders; several are drawn over each other.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: curves.png in the run.")] = None,
+) -> None:
+    """Draw a run's curves: loss, similarities, collapse, learning rate, speed."""
+    from objcrop.ssl.plot_run import plot_run
+
+    output = output or runs[0] / "curves.png"
+    plot_run(runs, output)
+    console.print(f"→ {output}", highlight=False)
+
+
+@app.command()
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
     scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 512,

@@ -66,7 +66,7 @@ def _timm(name: str) -> tuple[nn.Module, int]:
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "none"
         raise UsageError(f"arch is 'timm/{name}', but timm has no such model; near it are: {near}.")
     network = timm.create_model(name, pretrained=False, num_classes=0)
-    return network, network.num_features
+    return network, int(network.num_features)  # type: ignore[arg-type]
 
 
 def _load(network: nn.Module, init: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
 def load_newest(path: Path) -> dict[str, Any]:
     """Read the checkpoint at `path`, or the one before it where that is damaged or missing.
 
+    A damaged one is set aside as damaged.pt, lest it becomes "the one before" at the next save.
+
     Raises:
         ObjcropError: neither can be read; the sentence is about the first.
     """
@@ -85,5 +88,7 @@ def load_newest(path: Path) -> dict[str, Any]:
             content = load_checkpoint(previous(path))
         except ObjcropError:
             raise error from None
+        with suppress(FileNotFoundError):  # missing, or another rank was here first
+            os.replace(path, path.with_name("damaged.pt"))
         logging.getLogger("objcrop").warning("%s Going on from %s.", error, previous(path))
         return content

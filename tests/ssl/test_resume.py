@@ -1,6 +1,11 @@
 """A run that was broken off goes on as if nothing had happened, wherever between two reports it broke."""
 
 import json
+import os
+import random
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -67,6 +72,89 @@ def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     for name in whole:
         assert same(whole[name], resumed[name]), name
     assert lines(tmp_path / "whole") == lines(tmp_path / "broken")
+
+
+def command(folder, output, flags):
+    """`objcrop pretrain` of these flags as a process of its own."""
+    assignments = [part for key, value in flags.items() for part in ("--set", f"{key}={value}")]
+    data = ["--catalog", str(folder / "c.arrow"), "--boxes", str(folder / "b.arrow"), "--output", str(output)]
+    return [sys.executable, "-m", "objcrop", "pretrain", *data, *assignments]
+
+
+@pytest.mark.parametrize(
+    ("kills", "loader"),
+    [
+        (1, "torch"),
+        pytest.param(20, "torch", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+        pytest.param(20, "dali", marks=[pytest.mark.slow, pytest.mark.timeout(1500)]),
+    ],
+)
+def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loader):
+    catalog, boxes = photos
+    catalog.save(tmp_path / "c.arrow")
+    boxes.save(tmp_path / "b.arrow")
+    per_kill = 6
+    flags = {**SMALL, "loader": loader, "threads": 2, "crops": "obj-scene", "steps": per_kill * (kills + 1)}
+    flags |= {"checkpoint_every_steps": 2, "log_every_steps": 1}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    whole = subprocess.run(
+        command(tmp_path, tmp_path / "whole", flags), env=environment, capture_output=True, text=True
+    )
+    assert whole.returncode == 0, whole.stderr
+    run, where = tmp_path / "broken", random.Random(kills)
+    metrics, deaths = run / "metrics.jsonl", 0
+    while deaths < kills:
+        resume = ["--resume"] if (run / "last.pt").exists() or (run / "previous.pt").exists() else []
+        process = subprocess.Popen(
+            command(tmp_path, run, flags) + resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        begun = metrics.stat().st_size if metrics.exists() else 0
+        while process.poll() is None and (metrics.stat().st_size if metrics.exists() else 0) <= begun:
+            time.sleep(0.01)
+        time.sleep(where.uniform(0, 0.8))  # a few steps on, in the middle of whatever it does: some points write
+        assert process.poll() is None, process.stderr.read().decode()
+        process.kill()
+        process.communicate()
+        deaths += 1
+    last = subprocess.run([*command(tmp_path, run, flags), "--resume"], **said)
+    assert last.returncode == 0, last.stderr
+    one, other = load_checkpoint(tmp_path / "whole" / "last.pt"), load_checkpoint(run / "last.pt")
+    for name in one:
+        assert same(one[name], other[name]), name
+    assert [line["step"] for line in lines(run)] == list(range(1, flags["steps"] + 1))
+    assert lines(tmp_path / "whole") == lines(run)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(photos, tmp_path, caplog):
+    flags = dict(steps=4, checkpoint_every_steps=1, log_every_steps=1)
+    whole = load_checkpoint(train(photos, tmp_path / "run", **flags))
+    last = tmp_path / "run" / "last.pt"
+    last.write_bytes(last.read_bytes()[:5000])
+    resumed = load_checkpoint(train(photos, tmp_path / "run", resume=True, **flags))
+    assert any("previous.pt" in record.getMessage() for record in caplog.records)
+    for name in whole:
+        assert same(whole[name], resumed[name]), name
+    last.unlink()  # as a kill between the two renames leaves it
+    assert load_checkpoint(train(photos, tmp_path / "run", resume=True, **flags))["step"] == 4
+    for file in (last, tmp_path / "run" / "previous.pt"):
+        file.write_bytes(b"nothing")
+    with pytest.raises(ObjcropError, match=r"last\.pt is truncated"):
+        train(photos, tmp_path / "run", resume=True, **flags)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(photos, tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(content, file):
+        if content["step"] == 3:
+            raise OSError(28, "No space left on device")
+        save(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ObjcropError, match=r"No space left.*--resume"):
+        train(photos, tmp_path / "run", steps=4, checkpoint_every_steps=1)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+    assert not list((tmp_path / "run").glob(".*"))
 
 
 def test_a_finished_run_resumes_to_itself_and_is_probed_with_its_own_weights(photos, tmp_path):

@@ -1,0 +1,98 @@
+"""A checkpoint's backbone in the forms that others load.
+
+- torchvision: a state dict for `torchvision.models.ARCH`, without the classifier (`load_state_dict(…, strict=False)`).
+- timm: a state dict for `timm.create_model(ARCH, num_classes=0)`; timm's ResNets use torchvision's names.
+- detectron2: the pickle that Detectron2's R50-C4 and R50-FPN configurations read, with its names (stem.conv1,
+  res2.0.conv1, shortcut, norm); as facebookresearch/moco writes it, it says "matching_heuristics".
+
+What a file holds is the encoder of the query, the one that the papers transfer.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from objcrop.errors import ObjcropError, UsageError, one_of
+from objcrop.ssl.backbones import SMALL, backbone_weights
+from objcrop.ssl.checkpoint import load_checkpoint
+
+FORMATS = ("torchvision", "timm", "detectron2")
+
+
+def export(checkpoint: str | os.PathLike[str], form: str, output: str | os.PathLike[str]) -> dict[str, Any]:
+    """Write a checkpoint's backbone.
+
+    Args:
+        checkpoint: a last.pt.
+        form: "torchvision", "timm" or "detectron2".
+        output: file to write; .pkl for detectron2, .pt or .pth else.
+
+    Returns:
+        arch, form, the number of tensors, and whether the stem is the one for small images.
+
+    Raises:
+        UsageError: an unknown form, or a network that the form cannot hold.
+        ObjcropError: an unusable checkpoint, or a file that cannot be written.
+    """
+    one_of(form, FORMATS, "--format")
+    saved = load_checkpoint(checkpoint)
+    arch, weights = saved["recipe"]["arch"], backbone_weights(saved)
+    of_timm = arch.startswith("timm/")
+    small = "conv1.weight" in weights and int(weights["conv1.weight"].shape[-1]) == 3 and not of_timm
+    if form == "torchvision" and of_timm:
+        raise UsageError(f"{checkpoint} is timm's {arch[5:]}, which torchvision does not have; take --format timm.")
+    if form == "detectron2":
+        if of_timm or "layer1.0.conv1.weight" not in weights:
+            raise UsageError(f"{checkpoint} is {arch}, but Detectron2 takes torchvision's ResNets.")
+        if small:
+            raise UsageError(
+                f"{checkpoint} was trained at {saved['recipe']['size']} px, with a stem for small images that "
+                f"Detectron2 does not have; pretrain above {SMALL} px to export there."
+            )
+        names = {detectron2_name(name): value.numpy() for name, value in weights.items() if "num_batches" not in name}
+        content: dict[str, Any] = {"model": names, "__author__": "objcrop", "matching_heuristics": True}
+        _write(Path(output), lambda file: pickle.dump(content, file))
+    else:
+        _write(Path(output), lambda file: torch.save({k: v.contiguous() for k, v in weights.items()}, file))
+    return {"arch": arch.removeprefix("timm/"), "form": form, "tensors": len(weights), "small_stem": small}
+
+
+def detectron2_name(name: str) -> str:
+    """Return Detectron2's name of a torchvision ResNet's tensor: layer1.0.bn2.weight is res2.0.conv2.norm.weight."""
+    parts = name.split(".")
+    if not parts[0].startswith("layer"):
+        parts.insert(0, "stem")
+    else:
+        parts[0] = f"res{int(parts[0].removeprefix('layer')) + 1}"
+    renamed = []
+    for at, part in enumerate(parts):
+        if part.startswith("bn"):
+            renamed += [f"conv{part.removeprefix('bn')}", "norm"]
+        elif part == "downsample":
+            renamed.append("shortcut")
+        elif at and parts[at - 1] == "downsample":  # its convolution is 0, its norm 1
+            renamed += ["norm"] if part == "1" else []
+        else:
+            renamed.append(part)
+    return ".".join(renamed)
+
+
+def _write(path: Path, write: Any) -> None:
+    part = None
+    try:
+        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    except (OSError, RuntimeError) as error:
+        raise ObjcropError(f"{path} cannot be written ({error}); name another -o.") from None
+    finally:
+        if part is not None:
+            Path(part).unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+"""Each exported form, loaded back by whom it is for, gives the checkpoint's features."""
+
+import pickle
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torchvision import models
+
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.backbones import backbone
+from objcrop.ssl.checkpoint import save_checkpoint
+from objcrop.ssl.export import detectron2_name, export
+
+VIEWS = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(5))
+
+
+def checkpoint(folder, arch, size=112):
+    """A checkpoint of a network with random weights and statistics, and what it says of VIEWS."""
+    torch.manual_seed(1)
+    network, _ = backbone(arch, size)
+    for name, buffer in network.named_buffers():
+        if "running" in name:
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    weights = {"encoder.backbone." + name: value for name, value in network.state_dict().items()}
+    method = {**weights, "encoder.heads.heads.all.0.weight": torch.zeros(3, 3)}
+    save_checkpoint(folder / "last.pt", {"step": 1, "method": method, "recipe": {"arch": arch, "size": size}})
+    with torch.no_grad():
+        return folder / "last.pt", network.eval()(VIEWS)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_torchvision(tmp_path, arch):
+    path, expected = checkpoint(tmp_path, arch)
+    assert export(path, "torchvision", tmp_path / "out.pth")["arch"] == arch
+    network = models.get_model(arch)
+    left = network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=False)
+    assert left.missing_keys == ["fc.weight", "fc.bias"] and not left.unexpected_keys
+    network.fc = torch.nn.Identity()
+    assert torch.equal(network.eval()(VIEWS), expected)
+
+
+@pytest.mark.parametrize(("arch", "name"), [("resnet50", "resnet50"), ("timm/resnet26", "resnet26")])
+def test_timm(tmp_path, arch, name):
+    path, expected = checkpoint(tmp_path, arch)
+    export(path, "timm", tmp_path / "out.pth")
+    network = timm.create_model(name, num_classes=0)
+    network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
+    torch.testing.assert_close(network.eval()(VIEWS), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_detectron2(tmp_path):
+    path, expected = checkpoint(tmp_path, "resnet50")
+    export(path, "detectron2", tmp_path / "out.pkl")
+    content = pickle.loads((tmp_path / "out.pkl").read_bytes())
+    assert content["matching_heuristics"] is True
+    # Names of Detectron2's own R-50, and how its converter turns torchvision's around.
+    some = ("stem.conv1.weight", "stem.conv1.norm.bias", "res2.0.shortcut.weight", "res2.0.shortcut.norm.running_mean")
+    some += ("res2.0.conv3.norm.running_var", "res5.2.conv1.weight", "res4.5.conv2.norm.weight")
+    assert set(some) <= content["model"].keys()
+    back = {}
+    for name, value in content["model"].items():
+        assert isinstance(value, np.ndarray)
+        for ours, theirs in ((".shortcut.norm.", ".downsample.1."), (".shortcut.", ".downsample.0."), ("stem.", "")):
+            name = name.replace(ours, theirs)
+        for k in "123":
+            name = name.replace(f"conv{k}.norm.", f"bn{k}.")
+        for k in "2345":
+            name = name.replace(f"res{k}.", f"layer{int(k) - 1}.")
+        back[name] = torch.from_numpy(value)
+    network = models.resnet50()
+    network.fc = torch.nn.Identity()
+    left = network.load_state_dict(back, strict=False)
+    assert all(name.endswith("num_batches_tracked") for name in left.missing_keys) and not left.unexpected_keys
+    assert torch.equal(network.eval()(VIEWS), expected)
+
+
+def test_names():
+    assert detectron2_name("layer4.2.bn3.running_var") == "res5.2.conv3.norm.running_var"
+    assert detectron2_name("layer1.0.downsample.0.weight") == "res2.0.shortcut.weight"
+    assert detectron2_name("bn1.weight") == "stem.conv1.norm.weight"
+
+
+def test_wrong_use(tmp_path):
+    path, _ = checkpoint(tmp_path, "resnet18", size=64)
+    assert export(path, "torchvision", tmp_path / "small.pth")["small_stem"]
+    with pytest.raises(UsageError, match="stem for small images"):
+        export(path, "detectron2", tmp_path / "out.pkl")
+    with pytest.raises(UsageError, match="torchvision, timm, detectron2"):
+        export(path, "caffe", tmp_path / "out")
+    with pytest.raises(ObjcropError, match="cannot be written"):
+        export(path, "timm", tmp_path / "no" / "folder.pth")
+    with pytest.raises(ObjcropError, match="not there"):
+        export(tmp_path / "none.pt", "timm", tmp_path / "out.pth")
+    (tmp_path / "timm").mkdir()
+    other, _ = checkpoint(tmp_path / "timm", "timm/resnet26")
+    for form, word in {"torchvision": "take --format timm", "detectron2": "takes torchvision's"}.items():
+        with pytest.raises(UsageError, match=word):
+            export(other, form, tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "small.pth", "timm"]
