@@ -1,0 +1,62 @@
+"""lightly: its MoCo parts (projection head, memory bank, momentum update) on views from objcrop's loader.
+
+python examples/lightly_moco.py photos.arrow boxes.arrow --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.modules import MoCoProjectionHead
+from lightly.models.utils import deactivate_requires_grad, update_momentum
+from torch import nn
+from torchvision.models import resnet18
+
+import objcrop
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("catalog")
+    parser.add_argument("boxes")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--queue", type=int, default=4096)
+    parser.add_argument("--epochs", type=int, default=100)
+    options = parser.parse_args()
+
+    backbone = resnet18()
+    backbone.fc = nn.Identity()
+    online = nn.Sequential(backbone, MoCoProjectionHead(512, 512, 128)).to(options.device)
+    momentum = copy.deepcopy(online)
+    deactivate_requires_grad(momentum)
+    info_nce = NTXentLoss(temperature=0.2, memory_bank_size=(options.queue, 128)).to(options.device)
+    optimiser = torch.optim.SGD(online.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+    loader = objcrop.load_views(
+        options.catalog,
+        boxes=options.boxes,
+        crops="within-box",
+        size=options.size,
+        batch_size=options.batch_size,
+        device=options.device,
+    )
+    with loader:
+        for epoch in range(options.epochs):
+            for batch in loader:
+                query, key = batch.views
+                update_momentum(online, momentum, m=0.99)
+                loss = info_nce(online(query), momentum(key).detach())
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+            print(f"epoch {epoch}: loss {loss.item():.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""PyTorch Lightning: SimSiam (Chen and He 2021) as a LightningModule, fed by objcrop's loader.
+
+    python examples/lightning_simsiam.py photos.arrow boxes.arrow --accelerator gpu
+
+A batch is an object with `.to`, so Lightning moves it by itself; the loader is iterable and sized, so `fit` takes it.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity
+from torchvision.models import resnet18
+
+import objcrop
+
+
+class SimSiam(pl.LightningModule):
+    """Encoder with projector, predictor, and the symmetric loss with a stopped gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = resnet18(num_classes=512)
+        self.encoder.fc = nn.Sequential(nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512))
+        self.predictor = nn.Sequential(nn.Linear(512, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 512))
+
+    def training_step(self, batch: objcrop.Views, step: int) -> torch.Tensor:
+        """Return the loss of two views."""
+        z = [self.encoder(view) for view in batch.views]
+        p = [self.predictor(each) for each in z]
+        loss = -(cosine_similarity(p[0], z[1].detach()).mean() + cosine_similarity(p[1], z[0].detach()).mean()) / 2
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Return SGD."""
+        return torch.optim.SGD(self.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+
+
+def main() -> None:
+    """Train."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("catalog")
+    parser.add_argument("boxes")
+    parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--epochs", type=int, default=100)
+    options = parser.parse_args()
+
+    loader = objcrop.load_views(
+        options.catalog,
+        boxes=options.boxes,
+        crops="obj-scene",
+        size=options.size,
+        batch_size=options.batch_size,
+        device="cuda" if options.accelerator == "gpu" else "cpu",
+    )
+    with loader:
+        trainer = pl.Trainer(
+            accelerator=options.accelerator, max_epochs=options.epochs, logger=False, enable_checkpointing=False
+        )
+        trainer.fit(SimSiam(), loader)
+    print(f"loss {trainer.callback_metrics['loss']:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Every example runs, on a CPU, on a handful of pictures."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from objcrop.ssl.checkpoint import load_checkpoint
+
+EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
+SMALL = ("--set", "arch=resnet18", "--set", "size=16", "--set", "batch_size=8", "--set", "queue=8", "--set", "dim=8")
+
+
+@pytest.fixture(scope="module")
+def data(photos, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples")
+    catalog, boxes = photos
+    catalog.save(folder / "photos.arrow")
+    boxes.save(folder / "boxes.arrow")
+    return folder
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "more"), [("plain_pytorch", ()), ("lightning_simsiam", ()), ("lightly_moco", ("--queue", "16"))]
+)
+def test_loops(data, name, more):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "photos.arrow", "boxes.arrow"]
+    command += ["--size", "32", "--batch-size", "8", "--epochs", "2", *more]
+    run = subprocess.run(command, cwd=data, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "loss " in run.stdout and "nan" not in run.stdout
+
+
+def pretrain(output):
+    data = ("--catalog", "photos.arrow", "--boxes", "boxes.arrow", "--crops", "obj-scene", "--steps", "3")
+    return (*data, "--set", "bn_groups=2", "--output", output, *SMALL)
+
+
+def test_two_machines(data):
+    environment = {**os.environ, "HEAD": "127.0.0.1", "NODES": "2", "GPUS": "1", "PORT": free_port()}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(EXAMPLES / "multi_node.sh"), *pretrain("two")]
+    machines = [
+        subprocess.Popen(
+            command, cwd=data, env={**environment, "NODE_RANK": rank}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for rank in "01"
+    ]
+    for machine in machines:
+        errors = machine.communicate(timeout=200)[1].decode()
+        assert machine.returncode == 0, errors[-3000:]
+    assert load_checkpoint(data / "two" / "last.pt")["step"] == 3
+    assert "processes: 2" in (data / "two" / "recipe.yaml").read_text()
+
+
+def test_slurm(data, tmp_path):
+    for name, does in {"scontrol": "echo 127.0.0.1; echo 127.0.0.2", "srun": 'exec "$@"'}.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
+    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "PORT": free_port()}
+    command = ["bash", str(EXAMPLES / "slurm.sh"), *pretrain("slurm")]
+    for restart in "01":  # the second goes on from the first's checkpoint and finds it done
+        run = subprocess.run(
+            command, cwd=data, env={**environment, "SLURM_RESTART_COUNT": restart}, capture_output=True, text=True
+        )
+        assert run.returncode == 0, run.stderr[-3000:]
+    assert load_checkpoint(data / "slurm" / "last.pt")["step"] == 3
+
+
+def test_a_port_in_use_is_said(data):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        environment = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        environment["MASTER_PORT"] = str(taken.getsockname()[1])
+        run = subprocess.run(
+            [sys.executable, "-m", "objcrop", "pretrain", *pretrain("port")],
+            cwd=data,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+    assert run.returncode == 1 and "the port is in use" in run.stderr and "--master-port" in run.stderr
