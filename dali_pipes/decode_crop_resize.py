@@ -8,6 +8,8 @@ The header's upright shape comes along, so that a file that changed since it was
 
 from __future__ import annotations
 
+import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +113,15 @@ def decode_graph(
 
     pipe = graph()
     pipe.build()
+    _built.add(pipe)
     return pipe
+
+
+# A forked child (a DataLoader's worker) inherits the parent's pipelines without their threads, and would wait for them
+# for ever when its garbage collector destroys one; so it keeps them all until it ends.
+_built: weakref.WeakSet[Any] = weakref.WeakSet()
+_inherited: list[Any] = []
+os.register_at_fork(after_in_child=lambda: _inherited.extend(_built))
 
 
 def decodable(path: str) -> bool:

@@ -98,3 +98,27 @@ with load_views("c.arrow", boxes="b.arrow", crops="obj-obj+dilate", size=32, bat
 def test_memory_stays_put_over_fifty_epochs(saved, backend):
     run = subprocess.run([sys.executable, "-c", MEMORY, backend], cwd=saved, capture_output=True, text=True, check=True)
     assert float(run.stdout) < 20
+
+
+FORKED = """
+import gc, os, sys, threading
+import numpy as np
+from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of
+window = np.array([[0, 0, 8, 8]], np.int32)
+pipe = decode_graph(lambda: feed_of([sys.argv[1]], window), batch_size=1, threads=1, prefetch=1)
+pipe.run()
+pipe.itself = pipe  # garbage that only the collector finds
+gc.disable()
+del pipe
+child = os.fork()
+if child == 0:
+    gc.collect()
+    os._exit(7)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_worker_does_not_wait_for_its_parents_pipelines(photos):
+    run = subprocess.run([sys.executable, "-c", FORKED, photos[0].path(0)], capture_output=True, text=True, timeout=100)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split()[-1] == "7"
