@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong use. An error is one sentence on standard 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,26 +81,90 @@ def join(
 @app.command()
 def propose(
     catalog: CatalogFile,
-    method: Annotated[str, typer.Option(help="gt, gt-pad, grid, random, image or import.")],
+    method: Annotated[
+        str, typer.Option(help="gt, gt-pad, grid, random, image, import, bing, edge-boxes or selective-search.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.")],
     source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="random: boxes an image.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="random: the seed.")] = None,
+    model: Annotated[Path | None, typer.Option(help="bing, edge-boxes: a model of one's own.")] = None,
+    nms: Annotated[float | None, typer.Option(help="bing: boxes that overlap more are one; 1 keeps all.")] = None,
+    device: Annotated[str | None, typer.Option(help="bing: cuda or cpu.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
     root: RootOption = None,
 ) -> None:
-    """Make boxes for a catalog."""
+    """Make boxes for a catalog; those that look at the images go on where a broken run stopped."""
     from objcrop.catalog import Catalog
     from objcrop.proposals import propose as propose_boxes
+    from objcrop.proposals import takes
 
-    given = {"source": source, "annotations": annotations, "padding": padding, "count": count, "seed": seed}
-    options = {name: value for name, value in given.items() if value is not None}
+    given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
+    given |= {"count": count, "seed": seed}
+    given |= {"model": model, "nms": nms, "device": device, "workers": workers}
+    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if takes(method, "parts"):
+        options["parts"] = output.with_suffix(".parts")
     boxes = propose_boxes(Catalog.load(catalog, root=root), method, **options)
+    if int(os.environ.get("RANK", 0)):  # under torchrun, rank 0 puts the parts together
+        return
     boxes.save(output)
     for line in boxes.lines():
         console.print(line, markup=False, highlight=False)
     console.print(f"{len(boxes.values)} boxes on {len(boxes)} images → {output}", highlight=False)
+
+
+@app.command("train-bing")
+def train_bing(
+    catalog: CatalogFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")],
+    canvas: Annotated[int, typer.Option(min=64, help="Side that images are resized to, pixels.")] = 320,
+    images: Annotated[int, typer.Option(min=1, help="How many to learn from, at most.")] = 1500,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample and the negatives.")] = 0,
+    root: RootOption = None,
+) -> None:
+    """Train BING on a catalog's boxes; `propose --method bing --model` uses it."""
+    from objcrop.catalog import Catalog
+    from objcrop.proposals.train_bing import train_bing as run_training
+
+    model = run_training(Catalog.load(catalog, root=root), canvas=canvas, images=images, seed=seed)
+    options = f"--canvas {canvas} --images {images} --seed {seed}"
+    model.save(output, f"objcrop train-bing {catalog.name} {options} -o {output.name}")
+    console.print(f"BING, canvas of {canvas} px → {output}", highlight=False)
+
+
+@app.command()
+def stats(
+    catalog: CatalogFile,
+    boxes: BoxesOption = None,
+    crops: Annotated[str | None, typer.Option(help="Crop policy whose windows are looked at too.")] = None,
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Epochs of views to look at.")] = 1,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")] = None,
+    root: RootOption = None,
+) -> None:
+    """Objectness, coverage and recall of boxes and policies against ground truth."""
+    import json
+
+    from objcrop.boxes import BoxTable
+    from objcrop.catalog import Catalog
+    from objcrop.stats import stats as run_stats
+    from objcrop.stats import stats_table
+    from objcrop.stats_picture import draw_stats
+
+    photos = Catalog.load(catalog, root=root)
+    table = None if boxes is None else BoxTable.load(boxes, photos)
+    result = run_stats(photos, table, crops, size=size, seed=seed, images=images, draws=draws)
+    stats_table(result, console)
+    if output is not None:
+        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        name = " ".join(part for part in (boxes.stem if boxes else None, crops) if part) or catalog.stem
+        draw_stats({name: result}, output.with_suffix(".png"))
+        console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
 
 
 @app.command()

@@ -44,9 +44,10 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float
     present = (labels == 1).any(0)
     per_class = torch.full((labels.shape[1],), torch.nan)
     if present.any():
-        per_class[present] = multilabel_average_precision(
+        found = multilabel_average_precision(
             scores[:, present], labels[:, present].int(), int(present.sum()), average="none", ignore_index=IGNORED
-        ).float()
+        )
+        per_class[present] = found.to(per_class.dtype)
     return float(per_class[present].mean()), per_class.tolist()
 
 

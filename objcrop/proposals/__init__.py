@@ -18,6 +18,9 @@ METHODS = {
     "image": "objcrop.proposals.grid:image",
     "random": "objcrop.proposals.random_boxes:random_boxes",
     "import": "objcrop.proposals.imported:imported",
+    "bing": "objcrop.proposals.bing:bing",
+    "edge-boxes": "objcrop.proposals.edge_boxes:edge_boxes",
+    "selective-search": "objcrop.proposals.selective_search:selective_search",
 }
 
 
@@ -41,3 +44,9 @@ def propose(catalog: Catalog, method: str, **options: Any) -> BoxTable:
                 f"--{name} is not an option of method '{method}', which takes: {', '.join(takes) or 'none'}."
             )
     return make(catalog, **options)
+
+
+def takes(method: str, option: str) -> bool:
+    """Whether a method has this option."""
+    module, function = METHODS[one_of(method, METHODS, "method")].split(":")
+    return option in inspect.signature(getattr(import_module(module), function)).parameters
