@@ -13,7 +13,7 @@ demo: $(STAMP)
 	$(BIN)/python -m objcrop demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -q -m slow --timeout 1800

@@ -27,7 +27,8 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": commit(),
-        "command": " ".join(["objcrop", *sys.argv[1:]]),
+        # Names without folders: where someone's files lie is nobody's business.
+        "command": " ".join(["objcrop", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])]),
     }
 
 

@@ -82,7 +82,11 @@ def join(
 def propose(
     catalog: CatalogFile,
     method: Annotated[
-        str, typer.Option(help="gt, gt-pad, grid, random, image, import, bing, edge-boxes or selective-search.")
+        str,
+        typer.Option(
+            help="gt, gt-pad, grid, random, image, import, bing, edge-boxes, selective-search, anchors; controls: "
+            "centre-prior, poor."
+        ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.")],
     source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
@@ -90,9 +94,12 @@ def propose(
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="random: the seed.")] = None,
-    model: Annotated[Path | None, typer.Option(help="bing, edge-boxes: a model of one's own.")] = None,
-    nms: Annotated[float | None, typer.Option(help="bing: boxes that overlap more are one; 1 keeps all.")] = None,
-    device: Annotated[str | None, typer.Option(help="bing: cuda or cpu.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="bing, edge-boxes: a model of one's own; anchors: last.pt or untrained:ARCH.")
+    ] = None,
+    rank: Annotated[str | None, typer.Option(help="anchors: mean-sqrt-area, mean or per-size.")] = None,
+    nms: Annotated[float | None, typer.Option(help="bing, anchors: boxes that overlap more are one.")] = None,
+    device: Annotated[str | None, typer.Option(help="bing, anchors: cuda or cpu.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
     root: RootOption = None,
 ) -> None:
@@ -103,7 +110,7 @@ def propose(
 
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
     given |= {"count": count, "seed": seed}
-    given |= {"model": model, "nms": nms, "device": device, "workers": workers}
+    given |= {"model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if takes(method, "parts"):
         options["parts"] = output.with_suffix(".parts")
@@ -408,6 +415,23 @@ def bench_policies(
     catalogs = Catalog.load(train), Catalog.load(test)
     run_bench(*catalogs, runs, steps=steps, seeds=seeds, flags=flags, output=output, console=console)
     console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
+
+
+@bench_app.command("proposals")
+def bench_proposals(
+    catalog: CatalogFile,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
+    opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
+) -> None:
+    """Recall, objectness and price of every box source."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.proposals import bench_proposals as run_bench
+    from objcrop.catalog import Catalog
+
+    result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, console=console)
+    if output is not None:
+        write_result(output, result)
 
 
 def _assignments(given: list[str] | None) -> dict[str, Any]:

@@ -39,15 +39,12 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float
         scores: float (N, C).
         labels: (N, C), 1 or 0; -1 is left out.
     """
-    from torchmetrics.functional.classification import multilabel_average_precision
+    from torchmetrics.functional.classification import binary_average_precision
 
     present = (labels == 1).any(0)
     per_class = torch.full((labels.shape[1],), torch.nan)
-    if present.any():
-        found = multilabel_average_precision(
-            scores[:, present], labels[:, present].int(), int(present.sum()), average="none", ignore_index=IGNORED
-        )
-        per_class[present] = found.to(per_class.dtype)
+    for c in present.nonzero().flatten().tolist():
+        per_class[c] = float(binary_average_precision(scores[:, c], labels[:, c].int(), ignore_index=IGNORED))
     return float(per_class[present].mean()), per_class.tolist()
 
 

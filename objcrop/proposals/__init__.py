@@ -20,6 +20,9 @@ METHODS = {
     "import": "objcrop.proposals.imported:imported",
     "bing": "objcrop.proposals.bing:bing",
     "edge-boxes": "objcrop.proposals.edge_boxes:edge_boxes",
+    "anchors": "objcrop.proposals.anchors:anchors",
+    "centre-prior": "objcrop.proposals.anchors:centre_prior",
+    "poor": "objcrop.proposals.poor:poor",
     "selective-search": "objcrop.proposals.selective_search:selective_search",
 }
 

@@ -6,6 +6,7 @@ from objcrop.bench.loader import CONTENDERS, bench_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import bench_plan
 from objcrop.bench.policies import bench_policies
+from objcrop.bench.proposals import FROM_THE_CATALOG, LOOKING, bench_proposals
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.formats import index_source
@@ -35,6 +36,15 @@ def test_policies_and_again_from_what_lies_there(tmp_path):
     assert [len(row["seeds"]) for row in result["contenders"].values()] == [1, 1, 1, 1]
     assert (tmp_path / "voc.png").stat().st_size > 5000
     assert bench_policies(catalog, catalog, tmp_path / "runs", **options) == result
+
+
+def test_proposals(tmp_path):
+    draw_scenes(tmp_path / "s", 4)
+    catalog, _ = index_source(tmp_path / "s", "scenes")
+    result = bench_proposals(catalog, images=3)
+    assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG}
+    assert result["methods"]["gt"]["recall"]["10"] == 1 and result["methods"]["gt"]["object_share"] > 0.3
+    assert result["methods"]["bing, 10"]["images_per_cpu_s"] > 0
 
 
 def test_processor_time_counts_living_children():

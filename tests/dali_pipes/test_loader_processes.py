@@ -28,6 +28,7 @@ everyone = [None, None]
 dist.all_gather_object(everyone, rows)
 if dist.get_rank() == 0:
     print("ROWS", everyone)
+dist.barrier()
 dist.destroy_process_group()
 """
 

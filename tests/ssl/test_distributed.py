@@ -88,6 +88,7 @@ pretrain(resolve(None, {**small, "steps": 2, **steps}), catalog, boxes, folder +
 pretrain(resolve(None, {**small, "steps": 3, **steps}), catalog, boxes, folder + "/resumed", resume=True)
 with open(f"{folder}/said.{rank}.json", "w") as file:
     json.dump(said, file)
+dist.barrier()
 dist.destroy_process_group()
 """
 

@@ -89,6 +89,18 @@ def test_single_label_is_softmax_regression():
     assert float((scores.argmax(1) == kind[80:]).float().mean()) > 0.9
 
 
+def test_noise_is_not_learnt_by_heart():
+    """Features that say five things 400 times over, with noise, of 300 images: the weakest decay fits the noise."""
+    generator = torch.Generator().manual_seed(0)
+    told = torch.randn(900, 5, generator=generator)
+    x = told @ torch.randn(5, 400, generator=generator) + 2 * torch.randn(900, 400, generator=generator)
+    y = (told[:, :2] + torch.randn(900, 2, generator=generator) > 0).float()
+    x = (x - x[:300].mean(0)) / x[:300].std(0)
+    weight, bias = fit_linear(x[:300], y[:300])
+    by_heart = average_precision(x[300:] @ weight + bias, y[300:].int())[0]
+    assert average_precision(linear_scores(x[:300], y[:300], x[300:]), y[300:].int())[0] > by_heart + 0.03
+
+
 def test_neighbours_by_a_naive_loop():
     rng = np.random.default_rng(0)
     x, y, x_test = rng.normal(size=(30, 5)), (rng.random((30, 3)) < 0.4).astype(float), rng.normal(size=(7, 5))
