@@ -14,6 +14,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from objcrop.cli_bench import bench_app
+from objcrop.cli_options import BoxesOption, CatalogFile, RootOption, assignments
 from objcrop.errors import ObjcropError, UsageError
 
 app = typer.Typer(
@@ -23,13 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-bench_app = typer.Typer(help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True)
 app.add_typer(bench_app, name="bench")
 console = Console(soft_wrap=True)
-
-CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")]
-BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the images, if they moved.")]
 
 
 @app.command()
@@ -259,7 +256,7 @@ def pretrain(
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
     flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
-    flags |= _assignments(set_)
+    flags |= assignments(set_)
     run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
 
 
@@ -352,99 +349,6 @@ def demo(
     from objcrop.demo import run_demo
 
     run_demo(output, scenes=scenes, epochs=epochs, console=console)
-
-
-@bench_app.command("plan")
-def bench_plan(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
-    images: Annotated[int, typer.Option(min=256, help="Images an epoch.")] = 20_000,
-) -> None:
-    """How many images a processor second the planner decides on."""
-    from objcrop.bench.machine import write_result
-    from objcrop.bench.plan import bench_plan as run_bench
-    from objcrop.bench.table import print_table
-
-    result = run_bench(images=images)
-    print_table(result["policies"], "policy", console)
-    if output is not None:
-        write_result(output, result)
-
-
-@bench_app.command("loader")
-def bench_loader(
-    catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
-    boxes: BoxesOption = None,
-    crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
-    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
-    batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
-    images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
-) -> None:
-    """Compare loaders on the same files and the same plan, in one run."""
-    from objcrop.bench.loader import bench_loader as run_bench
-    from objcrop.bench.machine import write_result
-    from objcrop.bench.table import print_table
-
-    result = run_bench(catalog, boxes, crops=crops, size=size, batch_size=batch_size, repeats=repeats, images=images)
-    print_table(result["loaders"], "loader", console)
-    for line in result["verdict"]:
-        console.print(line, highlight=False)
-    if output is not None:
-        write_result(output, result)
-
-
-@bench_app.command("policies")
-def bench_policies(
-    train: Annotated[Path, typer.Option(help="Catalog with boxes, to pretrain and to fit probes on.")],
-    test: Annotated[Path, typer.Option(help="Catalog to measure on.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")],
-    runs: Annotated[Path, typer.Option(help="Folder for the run folders; gone on with if there.")] = Path("runs"),
-    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 500,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each contender.")] = 2,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Option of a recipe for all runs.")
-    ] = None,
-) -> None:
-    """Compare crop policies: pretrain with each for the same number of steps, probe, plot."""
-    from objcrop.bench.policies import bench_policies as run_bench
-    from objcrop.catalog import Catalog
-
-    flags: dict[str, Any] = {"arch": "resnet18", "size": 64, "batch_size": 64, "queue": 1024}
-    flags |= {"base_lr": 0.12, "ema": 0.99, **_assignments(set_)}
-    catalogs = Catalog.load(train), Catalog.load(test)
-    run_bench(*catalogs, runs, steps=steps, seeds=seeds, flags=flags, output=output, console=console)
-    console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
-
-
-@bench_app.command("proposals")
-def bench_proposals(
-    catalog: CatalogFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
-    images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
-    opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
-) -> None:
-    """Recall, objectness and price of every box source."""
-    from objcrop.bench.machine import write_result
-    from objcrop.bench.proposals import bench_proposals as run_bench
-    from objcrop.catalog import Catalog
-
-    result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, console=console)
-    if output is not None:
-        write_result(output, result)
-
-
-def _assignments(given: list[str] | None) -> dict[str, Any]:
-    """Return OPTION=VALUE pairs, values read as YAML."""
-    import yaml
-
-    pairs = {}
-    for assignment in given or ():
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise UsageError(f"--set takes OPTION=VALUE, not '{assignment}'.")
-        pairs[name] = yaml.safe_load(value)
-    return pairs
 
 
 def main(arguments: list[str] | None = None) -> None:

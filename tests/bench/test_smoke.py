@@ -43,7 +43,7 @@ def test_proposals(tmp_path):
     catalog, _ = index_source(tmp_path / "s", "scenes")
     result = bench_proposals(catalog, images=3)
     assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG}
-    assert result["methods"]["gt"]["recall"]["10"] == 1 and result["methods"]["gt"]["object_share"] > 0.3
+    assert result["methods"]["gt"]["object_share"] > 0.3
     assert result["methods"]["bing, 10"]["images_per_cpu_s"] > 0
 
 

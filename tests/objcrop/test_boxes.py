@@ -143,4 +143,5 @@ assert boxes.gather(np.array([{n - 1}]), np.array([9])).tolist() == [[1, 1, 1, 1
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.perf_counter() - began)
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert int(out[0]) < 50_000, f"{out[0]} KiB"  # the claim of a second is in the note, not here
+    assert int(out[0]) < 50_000, f"{out[0]} KiB"  # how long it took is out[1], shown by -s
+    print(f"\nopened 100 million boxes in {float(out[1]):.3f} s, {int(out[0])} KiB more in memory")

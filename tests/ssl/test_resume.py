@@ -102,10 +102,13 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
     assert whole.returncode == 0, whole.stderr
     run, where = tmp_path / "broken", random.Random(kills)
     metrics, deaths = run / "metrics.jsonl", 0
+
+    def resume():
+        return ["--resume"] if (run / "last.pt").exists() or (run / "previous.pt").exists() else []
+
     while deaths < kills:
-        resume = ["--resume"] if (run / "last.pt").exists() or (run / "previous.pt").exists() else []
         process = subprocess.Popen(
-            command(tmp_path, run, flags) + resume, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command(tmp_path, run, flags) + resume(), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         begun = metrics.stat().st_size if metrics.exists() else 0
         while process.poll() is None and (metrics.stat().st_size if metrics.exists() else 0) <= begun:
@@ -115,7 +118,7 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
         process.kill()
         process.communicate()
         deaths += 1
-    last = subprocess.run([*command(tmp_path, run, flags), "--resume"], **said)
+    last = subprocess.run(command(tmp_path, run, flags) + resume(), **said)
     assert last.returncode == 0, last.stderr
     one, other = load_checkpoint(tmp_path / "whole" / "last.pt"), load_checkpoint(run / "last.pt")
     for name in one:

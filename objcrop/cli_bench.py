@@ -1,0 +1,94 @@
+"""The bench commands of the command line: `objcrop bench plan | loader | policies | proposals`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from objcrop.cli_options import BoxesOption, CatalogFile, assignments
+
+bench_app = typer.Typer(help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True)
+console = Console(soft_wrap=True)
+
+
+@bench_app.command("plan")
+def bench_plan(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    images: Annotated[int, typer.Option(min=256, help="Images an epoch.")] = 20_000,
+) -> None:
+    """How many images a processor second the planner decides on."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.plan import bench_plan as run_bench
+    from objcrop.bench.table import print_table
+
+    result = run_bench(images=images)
+    print_table(result["policies"], "policy", console)
+    if output is not None:
+        write_result(output, result)
+
+
+@bench_app.command("loader")
+def bench_loader(
+    catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
+    boxes: BoxesOption = None,
+    crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
+    images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Compare loaders on the same files and the same plan, in one run."""
+    from objcrop.bench.loader import bench_loader as run_bench
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.table import print_table
+
+    result = run_bench(catalog, boxes, crops=crops, size=size, batch_size=batch_size, repeats=repeats, images=images)
+    print_table(result["loaders"], "loader", console)
+    for line in result["verdict"]:
+        console.print(line, highlight=False)
+    if output is not None:
+        write_result(output, result)
+
+
+@bench_app.command("policies")
+def bench_policies(
+    train: Annotated[Path, typer.Option(help="Catalog with boxes, to pretrain and to fit probes on.")],
+    test: Annotated[Path, typer.Option(help="Catalog to measure on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")],
+    runs: Annotated[Path, typer.Option(help="Folder for the run folders; gone on with if there.")] = Path("runs"),
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 500,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each contender.")] = 2,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Option of a recipe for all runs.")
+    ] = None,
+) -> None:
+    """Compare crop policies: pretrain with each for the same number of steps, probe, plot."""
+    from objcrop.bench.policies import bench_policies as run_bench
+    from objcrop.catalog import Catalog
+
+    flags: dict[str, Any] = {"arch": "resnet18", "size": 64, "batch_size": 64, "queue": 1024}
+    flags |= {"base_lr": 0.12, "ema": 0.99, **assignments(set_)}
+    catalogs = Catalog.load(train), Catalog.load(test)
+    run_bench(*catalogs, runs, steps=steps, seeds=seeds, flags=flags, output=output, console=console)
+    console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
+
+
+@bench_app.command("proposals")
+def bench_proposals(
+    catalog: CatalogFile,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
+    opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
+) -> None:
+    """Recall, objectness and price of every box source."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.proposals import bench_proposals as run_bench
+    from objcrop.catalog import Catalog
+
+    result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, console=console)
+    if output is not None:
+        write_result(output, result)
