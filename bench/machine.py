@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from objcrop.doctor import commit
+from objcrop.whole_file import whole_file
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
@@ -35,9 +36,8 @@ def machine() -> dict[str, Any]:
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, the machine first, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
 
 
 def _cpu_name() -> str:

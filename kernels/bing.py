@@ -10,6 +10,7 @@ Images come resized to one square canvas, which makes a batch of any photos; box
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -41,6 +42,14 @@ class BingModel:
     scale: torch.Tensor
     offset: torch.Tensor
     canvas: int
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over the numbers, so that boxes of other weights are told apart."""
+        digest = hashlib.sha256(str(self.canvas).encode())
+        for values in (self.template, self.scale, self.offset):
+            digest.update(values.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     def to(self, device: str | torch.device) -> BingModel:
         """Return the model with its tensors on `device`."""

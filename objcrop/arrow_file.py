@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.whole_file import whole_file
 
 
 def write_table(table: pa.Table, kind: str, version: int, facts: dict[str, Any], path: str | os.PathLike[str]) -> None:
@@ -35,24 +35,17 @@ def write_table(table: pa.Table, kind: str, version: int, facts: dict[str, Any],
         raise ObjcropError(f"The folder {target.parent} for the {kind} file is not there; make it first.")
     facts = {"kind": kind, "version": version} | facts
     table = table.combine_chunks().replace_schema_metadata({b"objcrop": json.dumps(facts).encode()})
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        os.close(handle)
-        if target.suffix == ".arrow":
-            with pa.OSFile(temporary, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            import pyarrow.parquet as pq
+        with whole_file(target) as part:
+            if target.suffix == ".arrow":
+                with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+            else:
+                import pyarrow.parquet as pq
 
-            pq.write_table(table, temporary, compression="zstd")
-        os.chmod(temporary, 0o644)  # mkstemp's files are for their owner alone
-        os.replace(temporary, target)
+                pq.write_table(table, part, compression="zstd")
     except OSError as error:
         raise ObjcropError(f"{target} cannot be written ({error.strerror or error}); check space, rights.") from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def read_table(

@@ -22,15 +22,6 @@ def budgets(most: int) -> list[int]:
     return sorted({min(budget, most) for budget in BUDGETS} - {0})
 
 
-def box_iou(first: NDArray[np.floating], second: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return intersection over union of half-open boxes (a, 4) and (b, 4), float64 (a, b)."""
-    one, two = first.astype(np.float64)[:, None], second.astype(np.float64)
-    sides = np.minimum(one[..., 2:], two[..., 2:]) - np.maximum(one[..., :2], two[..., :2])
-    common = np.maximum(sides, 0).prod(axis=-1)
-    one_area, two_area = ((b[..., 2:] - b[..., :2]).prod(axis=-1) for b in (one, two))
-    return common / (one_area + two_area - common)
-
-
 def best_overlaps(objects: NDArray[np.floating], boxes: NDArray[np.floating], at: Sequence[int]) -> NDArray[np.float64]:
     """Return each object's best overlap among the first boxes of its image.
 
@@ -44,5 +35,10 @@ def best_overlaps(objects: NDArray[np.floating], boxes: NDArray[np.floating], at
     """
     if not len(boxes):
         return np.zeros((len(objects), len(at)))
-    best = np.maximum.accumulate(box_iou(objects, boxes[: max(at)]), axis=1)
+    import torch
+    from torchvision.ops import box_iou
+
+    first = boxes[: max(at)].astype(np.float64)
+    overlap = box_iou(torch.from_numpy(objects.astype(np.float64)), torch.from_numpy(first)).numpy()
+    best = np.maximum.accumulate(overlap, axis=1)
     return best[:, np.minimum(at, best.shape[1]) - 1]

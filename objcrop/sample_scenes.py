@@ -10,7 +10,6 @@ import json
 import math
 import multiprocessing
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +21,7 @@ import numpy.typing as npt
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import tracked
+from objcrop.whole_file import whole_file
 
 # fmt: off
 CLASSES = (
@@ -171,11 +171,8 @@ def _write_instances(file: str, drawn: list[Any], classes: int, seed: int) -> No
     categories = [{"id": c, "name": name} for c, name in enumerate(CLASSES[:classes], 1)]
     content: dict[str, Any] = {"info": {"description": f"objcrop sample scenes, seed {seed}"}, "images": images}
     content |= {"annotations": annotations, "categories": categories}
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(file), prefix=".instances.")
-    with os.fdopen(handle, "w") as stream:
+    with whole_file(file) as part, part.open("w", encoding="utf-8") as stream:
         json.dump(content, stream)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, file)
 
 
 def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float]) -> Plane:

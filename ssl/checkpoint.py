@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from objcrop.errors import ObjcropError
+from objcrop.whole_file import whole_file
 
 VERSION = 2
 
@@ -30,25 +30,19 @@ def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     Raises:
         ObjcropError: it cannot be written; what was there stays.
     """
-    part = None
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            torch.save({"kind": "objcrop checkpoint", "version": VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o644)
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(part, path)
+        with whole_file(path) as part:
+            with part.open("wb") as file:
+                torch.save({"kind": "objcrop checkpoint", "version": VERSION, **content}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                os.replace(path, previous(path))
     except (OSError, RuntimeError) as error:
         raise ObjcropError(
             f"the checkpoint {path} cannot be written ({error}); free some space and go on with --resume: the one "
             "before is kept."
         ) from error
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from objcrop.errors import ObjcropError, UsageError, one_of
 from objcrop.ssl.backbones import SMALL, backbone_weights
 from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.whole_file import whole_file
 
 FORMATS = ("torchvision", "timm", "detectron2")
 
@@ -84,15 +84,8 @@ def detectron2_name(name: str) -> str:
 
 
 def _write(path: Path, write: Any) -> None:
-    part = None
     try:
-        handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(path) as part, part.open("wb") as file:
             write(file)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
     except (OSError, RuntimeError) as error:
         raise ObjcropError(f"{path} cannot be written ({error}); name another -o.") from None
-    finally:
-        if part is not None:
-            Path(part).unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import yaml
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import previous
+from objcrop.whole_file import whole_file
 
 
 class RunFolder:
@@ -56,9 +57,8 @@ class RunFolder:
                     kept.append(line + "\n")
             except (ValueError, KeyError):  # the line that a kill cut in half
                 break
-        part = self.metrics.with_suffix(".part")
-        part.write_text("".join(kept), encoding="utf-8")
-        os.replace(part, self.metrics)
+        with whole_file(self.metrics) as part:
+            part.write_text("".join(kept), encoding="utf-8")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl.

@@ -19,26 +19,24 @@ prior alone, to be held against it.
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+from torchvision.ops import box_iou
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import UsageError, one_of
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.nms import nms_topk
-from objcrop.proposals.bing import on_canvas
-from objcrop.proposals.from_images import Found, Image, propose_from_images
+from objcrop.proposals.canvas import CanvasProposer, propose_on_canvas, refuse_out_of_range
 
 SIDE = 224  # of the input, pixels
 RANKS = ("mean-sqrt-area", "mean", "per-size")
-BATCH = 32
+MOST = 200  # boxes an image
 # Of ImageNet, as every backbone here was trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -72,12 +70,12 @@ def anchors(
         ObjcropError: a model that cannot be used.
     """
     one_of(rank, RANKS, "--rank")
-    _check(count, nms)
+    refuse_out_of_range(count, MOST, nms)
     name = str(model)
-    feature_maps(name)  # a wrong model is said before workers start
-    shown = name if name.startswith("untrained:") else os.path.basename(name)
-    parameters = {"model": shown, "rank": rank, "count": count, "nms": nms, "side": SIDE}
-    return _run(catalog, "anchors", parameters, name, rank, device, workers, parts)
+    weights = weights_fingerprint(feature_maps(name))  # a wrong model is said before workers start
+    parameters = {"model": os.path.basename(name), "weights": weights, "rank": rank, "count": count, "nms": nms}
+    arguments = (name, rank, count, nms)
+    return propose_on_canvas(catalog, "anchors", parameters, AnchorProposer, arguments, device, workers, parts)
 
 
 def centre_prior(
@@ -91,39 +89,17 @@ def centre_prior(
 ) -> BoxTable:
     """Return the anchors that a Gaussian in the middle of the image scores best; options as of `anchors`."""
     one_of(rank, RANKS, "--rank")
-    _check(count, nms)
-    parameters = {"rank": rank, "count": count, "nms": nms, "side": SIDE}
-    return _run(catalog, "centre-prior", parameters, None, rank, "cpu", workers, parts)
+    refuse_out_of_range(count, MOST, nms)
+    parameters = {"rank": rank, "count": count, "nms": nms}
+    arguments = (None, rank, count, nms)
+    return propose_on_canvas(catalog, "centre-prior", parameters, AnchorProposer, arguments, "cpu", workers, parts)
 
 
-def _check(count: int, nms: float) -> None:
-    if not 1 <= count <= 200:
-        raise UsageError(f"--count is {count}, but it must be 1 to 200.")
-    if not 0 < nms <= 1:
-        raise UsageError(f"--nms is {nms}, but it must lie above 0 and not above 1.")
-
-
-def _run(
-    catalog: Catalog,
-    method: str,
-    parameters: dict[str, Any],
-    model: str | None,
-    rank: str,
-    device: str,
-    workers: int | None,
-    parts: str | os.PathLike[str] | None,
-) -> BoxTable:
-    workers = 0 if device != "cpu" else (os.cpu_count() or 1) if workers is None else workers
-    count, nms = int(parameters["count"]), float(parameters["nms"])
-    make = partial(AnchorProposer, model, rank, count, nms, device, alone=workers > 0)
-    return propose_from_images(catalog, method, parameters, make, parts=parts, rows=128, workers=workers)
-
-
-class AnchorProposer:
-    """Features, map, scores, suppression, for batches of images.
+class AnchorProposer(CanvasProposer):
+    """Features, map, scores, suppression.
 
     Args:
-        model: see `anchors`; None for the centre prior.
+        model: see `anchors`; a network from `feature_maps`; or None for the centre prior.
         rank: the rule.
         count: boxes an image.
         nms: greatest overlap of two boxes.
@@ -131,30 +107,23 @@ class AnchorProposer:
         alone: one thread, for a worker among others.
     """
 
-    def __init__(self, model: str | None, rank: str, count: int, nms: float, device: str, alone: bool) -> None:
-        if alone:
-            torch.set_num_threads(1)
-        self.network = None if model is None else feature_maps(model).to(device)
-        self.rank, self.count, self.nms, self.device = rank, count, nms, device
+    def __init__(
+        self, model: str | nn.Module | None, rank: str, count: int, nms: float, device: str, alone: bool
+    ) -> None:
+        super().__init__(SIDE, device, alone)
+        network = feature_maps(model) if isinstance(model, str) else model
+        self.network = None if network is None else network.to(device)
+        self.rank, self.count, self.nms = rank, count, nms
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image]) -> list[Found]:
-        """Return each image's boxes and scores."""
-        found: list[Found] = []
-        for begin in range(0, len(images), BATCH):
-            part = images[begin : begin + BATCH]
-            if self.network is None:
-                maps = centre_map(7).expand(len(part), -1, -1)
-            else:
-                x = on_canvas(part, SIDE).to(self.device) / 255
-                x = (x - x.new_tensor(MEAN).view(3, 1, 1)) / x.new_tensor(STD).view(3, 1, 1)
-                maps = self.network(x).sum(1)
-            boxes, scores = best_anchors(normalise_maps(maps), SIDE, self.rank, self.count, self.nms)
-            for image, b, s in zip(part, boxes.cpu().numpy(), scores.cpu().numpy()):
-                good = s >= 0
-                height, width = image.shape[:2]
-                found.append((b[good] * np.array([width, height, width, height], np.float32) / SIDE, s[good]))
-        return found
+    def score(self, canvases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `CanvasProposer.score`."""
+        if self.network is None:
+            maps = centre_map(7).to(canvases.device).expand(len(canvases), -1, -1)
+        else:
+            mean, std = (canvases.new_tensor(each).view(3, 1, 1) for each in (MEAN, STD))
+            maps = self.network((canvases / 255 - mean) / std).sum(1)
+        boxes, scores = best_anchors(normalise_maps(maps), SIDE, self.rank, self.count, self.nms)
+        return boxes, torch.where(scores >= 0, scores, -torch.inf)
 
 
 def best_anchors(maps: torch.Tensor, side: int, rank: str, count: int, nms: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,20 +156,11 @@ def best_anchors(maps: torch.Tensor, side: int, rank: str, count: int, nms: floa
         left = torch.where(size_of == 3 - turn % 4, scores, -1.0)
         if chosen:
             held = torch.stack(chosen, 1)
-            left = torch.where((_overlaps(boxes, held) > nms).any(2), -1.0, left)
+            left = torch.where((box_iou(boxes, held) > nms).any(2), -1.0, left)
         best, at = left.max(1)
         chosen.append(boxes[torch.arange(len(boxes)), at])
         values.append(best)
     return torch.stack(chosen, 1).float(), torch.stack(values, 1)
-
-
-def _overlaps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return intersection over union of boxes (B, n, 4) and (B, m, 4), (B, n, m)."""
-    low = torch.maximum(a[:, :, None, :2], b[:, None, :, :2])
-    high = torch.minimum(a[:, :, None, 2:], b[:, None, :, 2:])
-    common = (high - low).clamp(min=0).prod(-1).double()
-    areas = [(x[..., 2:] - x[..., :2]).prod(-1).double() for x in (a, b)]
-    return common / (areas[0][:, :, None] + areas[1][:, None] - common)
 
 
 def centre_map(cells: int) -> torch.Tensor:
@@ -208,6 +168,15 @@ def centre_map(cells: int) -> torch.Tensor:
     at = (torch.arange(cells) + 0.5) / cells - 0.5
     one = torch.exp(-at.square() / (2 * 0.25**2))
     return (one[:, None] * one)[None]
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """Return 16 hex digits over a network's weights, so that boxes of other weights are told apart."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def feature_maps(model: str) -> nn.Module:

@@ -27,11 +27,14 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.errors import ObjcropError
+from objcrop.whole_file import whole_file
 
 Image = npt.NDArray[np.uint8]
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 # From upright RGB images (H, W, 3) to boxes (k, 4), in pixels of the image, and scores (k,) of each, best first.
 Proposer = Callable[[Sequence[Image]], Sequence[Found]]
+# Of a part: boxes and scores of every image, and why an image has none ("" where it was read).
+Outcome = tuple[list[Found], list[str]]
 
 
 def propose_from_images(
@@ -43,6 +46,7 @@ def propose_from_images(
     parts: str | os.PathLike[str] | None,
     rows: int,
     workers: int,
+    walk: Callable[[Catalog, Sequence[range], Any], Iterator[Outcome]] | None = None,
 ) -> BoxTable:
     """Run a proposer over a catalog.
 
@@ -54,7 +58,9 @@ def propose_from_images(
         parts: folder for finished parts, kept when the run breaks and removed when it is done; None for a temporary
             one, which is what a run that cannot be resumed wants.
         rows: of a part.
-        workers: processes; 0 works in this one, where a proposer may use a GPU.
+        workers: processes; 0 works in this one.
+        walk: how the parts (rows of each) are read and given to the proposer where there are no workers; None reads
+            with PIL.
 
     Returns:
         The boxes, on rank 0; on other ranks the empty table of their share.
@@ -66,13 +72,16 @@ def propose_from_images(
     with ExitStack() as stack:
         folder = Path(parts or stack.enter_context(tempfile.TemporaryDirectory(prefix="objcrop-parts-")))
         _open(folder, {"method": method, "parameters": parameters, "catalog": catalog.fingerprint, "rows": rows})
-        count = -(-len(catalog) // rows)
-        missing = [part for part in range(rank, count, world) if not _file(folder, part).exists()]
-        bar = _bar(rank)
-        stack.enter_context(bar)
-        task = bar.add_task(method, total=len(catalog), completed=len(catalog) - len(missing) * rows)
-        for _ in _run(catalog, make, missing, rows, workers, folder):
-            bar.advance(task, rows)
+        parts_rows = [range(begin, min(begin + rows, len(catalog))) for begin in range(0, len(catalog), rows)]
+        count = len(parts_rows)
+        mine = range(rank, count, world)
+        missing = {part: parts_rows[part] for part in mine if not _file(folder, part).exists()}
+        bar = stack.enter_context(_bar(rank))
+        total, left = (sum(map(len, cut)) for cut in ([parts_rows[part] for part in mine], missing.values()))
+        task = bar.add_task(method, total=total, completed=total - left)
+        done = _in_workers(catalog, make, missing, workers, folder) if workers else None
+        for part in done or _here(catalog, make, missing, walk or propose_with_pil, folder):
+            bar.advance(task, len(missing[part]))
         if rank:
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
         while not all(_file(folder, part).exists() for part in range(count)):  # other ranks' shares
@@ -92,32 +101,43 @@ def _bar(rank: int) -> Progress:
     return bar
 
 
-def _run(
-    catalog: Catalog, make: Callable[[], Proposer], parts: list[int], rows: int, workers: int, folder: Path
+def _here(
+    catalog: Catalog,
+    make: Callable[[], Proposer],
+    parts: dict[int, range],
+    walk: Callable[[Catalog, Sequence[range], Any], Iterator[Outcome]],
+    folder: Path,
 ) -> Iterator[int]:
-    """Make the parts, each written as soon as it is there; yield their numbers."""
+    """Make the parts in this process, each written as soon as it is there; yield their numbers."""
+    if parts:
+        for part, (found, reasons) in zip(parts, walk(catalog, list(parts.values()), make())):
+            _write(folder, part, found, reasons)
+            yield part
+
+
+def propose_with_pil(catalog: Catalog, parts: Sequence[range], proposer: Proposer) -> Iterator[Outcome]:
+    """Propose for parts of a catalog, the next one read by threads meanwhile; see `propose_from_images`."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as readers, ThreadPoolExecutor(1) as ahead:
+        reading: Future[Any] | None = None
+        for rows, following in zip(parts, [*parts[1:], None]):
+            batch = reading.result() if reading else read_images(catalog, rows, readers.map)
+            reading = None if following is None else ahead.submit(read_images, catalog, following, readers.map)
+            yield found_in(proposer, batch)
+
+
+def _in_workers(
+    catalog: Catalog, make: Callable[[], Proposer], parts: dict[int, range], workers: int, folder: Path
+) -> Iterator[int]:
+    """Make the parts in processes, each written as soon as it is there; yield their numbers."""
     if not parts:
         return
-    if workers == 0:
-        proposer = make()
-        with ThreadPoolExecutor(os.cpu_count() or 1) as readers:  # decoding leaves Python's lock
-            reading: Future[Any] | None = None
-            ranges = [range(part * rows, min((part + 1) * rows, len(catalog))) for part in parts]
-            with ThreadPoolExecutor(1) as ahead:
-                for number, part in enumerate(parts):
-                    batch = reading.result() if reading else _read(catalog, ranges[number], readers.map)
-                    if number + 1 < len(parts):
-                        reading = ahead.submit(_read, catalog, ranges[number + 1], readers.map)
-                    _write(folder, part, *_proposed(proposer, batch))
-                    yield part
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (catalog, make, rows, folder)) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (catalog, make, folder)) as pool:
         waiting: set[Future[int]] = set()
-        upcoming = iter(parts)
+        upcoming = iter(parts.items())
         try:
             while True:
-                for part in upcoming:
-                    waiting.add(pool.submit(_part, part))
+                for part, rows in upcoming:
+                    waiting.add(pool.submit(_part, part, rows))
                     if len(waiting) >= 2 * workers:
                         break
                 if not waiting:
@@ -131,22 +151,20 @@ def _run(
 _mine: dict[str, Any] = {}  # a worker's own catalog and proposer
 
 
-def _begin(catalog: Catalog, make: Callable[[], Proposer], rows: int, folder: Path) -> None:
+def _begin(catalog: Catalog, make: Callable[[], Proposer], folder: Path) -> None:
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _mine.update(catalog=catalog, proposer=make(), rows=rows, folder=folder)
+    _mine.update(catalog=catalog, proposer=make(), folder=folder)
 
 
-def _part(part: int) -> int:
-    catalog, rows = _mine["catalog"], _mine["rows"]
-    batch = _read(catalog, range(part * rows, min((part + 1) * rows, len(catalog))), map)
-    _write(_mine["folder"], part, *_proposed(_mine["proposer"], batch))
+def _part(part: int, rows: range) -> int:
+    _write(_mine["folder"], part, *found_in(_mine["proposer"], read_images(_mine["catalog"], rows)))
     return part
 
 
-def _read(catalog: Catalog, rows: range, over: Callable[..., Any]) -> list[Image | str]:
-    """Return each row's image, or why it cannot be read."""
+def read_images(catalog: Catalog, rows: range, over: Callable[..., Any] = map) -> list[Image | str]:
+    """Return each row's upright image, or why it cannot be read; `over` maps a function over the rows."""
 
     def one(row: int) -> Image | str:
         try:
@@ -157,8 +175,8 @@ def _read(catalog: Catalog, rows: range, over: Callable[..., Any]) -> list[Image
     return list(over(one, rows))
 
 
-def _proposed(proposer: Proposer, batch: list[Image | str]) -> tuple[list[Found], list[str]]:
-    """Return boxes and scores, and the reason ("" for none) that there are none, of every image of a part."""
+def found_in(proposer: Proposer, batch: list[Image | str]) -> Outcome:
+    """Propose for the images of a part that could be read."""
     found = iter(proposer([image for image in batch if not isinstance(image, str)]))
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     results = [nothing if isinstance(image, str) else next(found) for image in batch]
@@ -178,19 +196,15 @@ def _open(folder: Path, facts: dict[str, Any]) -> None:
             raise ObjcropError(
                 f"{folder} holds parts that another method, option or catalog made; delete it, or name another -o."
             )
-        handle, part = tempfile.mkstemp(dir=folder, prefix=".made_by")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(part, said)
+        with whole_file(said) as part:
+            part.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ObjcropError(f"{folder} cannot be written ({error.strerror}); name another -o.") from None
 
 
 def _write(folder: Path, part: int, found: list[Found], reasons: list[str]) -> None:
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with whole_file(_file(folder, part)) as unfinished, unfinished.open("wb") as file:
             np.savez(
                 file,
                 boxes=np.concatenate([boxes for boxes, _ in found]).astype(np.float32),
@@ -198,15 +212,11 @@ def _write(folder: Path, part: int, found: list[Found], reasons: list[str]) -> N
                 counts=np.array([len(boxes) for boxes, _ in found]),
                 reasons=np.array(reasons),
             )
-        os.replace(temporary, _file(folder, part))
     except OSError as error:
         raise ObjcropError(
             f"{folder} cannot be written ({error.strerror}); free some space and run the same command again: what is "
             "done is kept."
         ) from None
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
 
 
 def _joined(

@@ -28,7 +28,7 @@ from objcrop.kernels.bing import (
     usable,
     window_boxes,
 )
-from objcrop.proposals.bing import on_canvas
+from objcrop.proposals.canvas import on_canvas
 
 BATCH = 16
 NEGATIVES = 3  # an image and size

@@ -66,7 +66,7 @@ def test_a_broken_run_goes_on(photos, expected, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(photos[0], lambda: Brightest(log, dies_at=4), parts)
     assert len(log.read_text().splitlines()) == 3 and len(list(parts.glob("*.npz"))) == 3
-    (parts / ".part-half").write_bytes(b"half a part that a kill left")
+    (parts / ".0000003.npz.half").write_bytes(b"half a part that a kill left")
     assert same(run(photos[0], lambda: Brightest(log), parts), expected)
     assert len(log.read_text().splitlines()) == 6  # 24 images in parts of 4, none made twice
     assert not parts.exists()

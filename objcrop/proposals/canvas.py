@@ -1,0 +1,177 @@
+"""Methods that score many images at once: each resized to one square canvas, which makes a batch of any photos.
+
+In worker processes PIL decodes and OpenCV resizes; on a GPU DALI does both, and the canvases never leave the device.
+DALI's filter differs from OpenCV's in the last digits, so a GPU's boxes are close to a CPU's, not equal.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of
+from objcrop.errors import UsageError
+from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
+
+BATCH = 32  # canvases scored at once
+ROWS = 256  # of a part
+
+
+class CanvasProposer(ABC):
+    """Scores canvases in batches and brings the boxes back to the images.
+
+    Args:
+        side: of the canvas, pixels.
+        device: where scoring runs.
+        alone: one thread, for a worker among others.
+    """
+
+    def __init__(self, side: int, device: str, alone: bool) -> None:
+        if alone:
+            torch.set_num_threads(1)
+        self.side, self.device = side, torch.device(device)
+
+    @abstractmethod
+    def score(self, canvases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Propose boxes.
+
+        Args:
+            canvases: float32 (B, 3, S, S) in 0..255, on the device.
+
+        Returns:
+            Boxes (B, k, 4) in pixels of the canvas and scores (B, k), best first; a score of -inf is no box.
+        """
+
+    def __call__(self, images: Sequence[Image]) -> list[Found]:
+        """Return each image's boxes, in its own pixels, and scores."""
+        found: list[Found] = []
+        for begin in range(0, len(images), BATCH):
+            part = images[begin : begin + BATCH]
+            sizes = np.array([image.shape[1::-1] for image in part], np.float32)
+            found += self.of_canvases(on_canvas(part, self.side).to(self.device), sizes)
+        return found
+
+    @torch.no_grad()
+    def of_canvases(self, canvases: torch.Tensor, sizes: npt.NDArray[np.float32]) -> list[Found]:
+        """Return boxes and scores of canvases (B, 3, S, S) whose images have these widths and heights (B, 2)."""
+        boxes, scores = (result.float().cpu().numpy() for result in self.score(canvases))
+        scale = np.tile(sizes, (1, 2)) / self.side
+        return [(b[s > -np.inf] * to_image, s[s > -np.inf]) for b, s, to_image in zip(boxes, scores, scale)]
+
+
+def on_canvas(images: Sequence[Image], side: int) -> torch.Tensor:
+    """Return images resized to a square, float32 (B, 3, side, side) in 0..255."""
+    import cv2
+
+    batch: npt.NDArray[np.uint8] = np.empty((len(images), side, side, 3), np.uint8)
+    for i, image in enumerate(images):
+        shrinks = image.shape[0] > side and image.shape[1] > side
+        cv2.resize(image, (side, side), dst=batch[i], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return torch.from_numpy(batch).permute(0, 3, 1, 2).float()
+
+
+def propose_on_canvas(
+    catalog: Catalog,
+    method: str,
+    parameters: dict[str, Any],
+    proposer: Callable[..., CanvasProposer],
+    arguments: tuple[Any, ...],
+    device: str,
+    workers: int | None,
+    parts: str | os.PathLike[str] | None,
+) -> BoxTable:
+    """Run a `CanvasProposer` over a catalog: in worker processes on the CPU, or in this one on a GPU.
+
+    Args:
+        catalog: the images.
+        method: its name, for the table.
+        parameters: its options, for the table.
+        proposer: makes the proposer from `arguments`, the device and whether it is alone in its process.
+        arguments: picklable.
+        device: "cpu" or "cuda".
+        workers: processes on the CPU; None is the number of cores, 0 works in this one.
+        parts: see `propose_from_images`.
+    """
+    if device == "cpu":
+        workers = (os.cpu_count() or 1) if workers is None else workers
+        make = partial(proposer, *arguments, device, workers > 0)
+        return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)
+    if not torch.cuda.is_available():
+        raise UsageError(f"--device is '{device}', but PyTorch finds no GPU here; pass --device cpu.")
+    here = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if device == "cuda" else device
+    make = partial(proposer, *arguments, here, False)
+    walk = propose_with_dali
+    return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=0, walk=walk)
+
+
+def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: CanvasProposer) -> Iterator[Outcome]:
+    """Propose for parts of a catalog, decoded and resized on the proposer's GPU.
+
+    A part in which DALI stumbles, or whose files have other sizes than the catalog says, is read with PIL, which says
+    what is wrong with which file.
+
+    Args:
+        catalog: the images.
+        parts: rows of each part.
+        proposer: scores the canvases.
+
+    Yields:
+        What `propose_from_images` wants of each part.
+    """
+    done = 0
+    while done < len(parts):
+        pipe = _canvas_graph(catalog, parts[done:], proposer)
+        for rows in parts[done:]:
+            done += 1
+            try:
+                shapes, pixels = pipe.run()
+            except RuntimeError:  # the graph does not go on from here, so another one will
+                yield found_in(proposer, read_images(catalog, rows))
+                break
+            sizes = catalog.sizes[list(rows)]
+            if (np.asarray(shapes.as_tensor())[:, 1::-1] != sizes).any():
+                yield found_in(proposer, read_images(catalog, rows))
+                continue
+            canvases = torch.from_dlpack(pixels.as_tensor()).permute(0, 3, 1, 2)
+            cuts = [slice(begin, begin + BATCH) for begin in range(0, len(rows), BATCH)]
+            found = (proposer.of_canvases(canvases[cut].float(), sizes[cut].astype(np.float32)) for cut in cuts)
+            yield list(chain.from_iterable(found)), [""] * len(rows)
+
+
+def _canvas_graph(catalog: Catalog, parts: Sequence[range], proposer: CanvasProposer) -> Any:
+    upcoming = iter(parts)
+
+    def feed() -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int32]]:
+        rows = next(upcoming)
+        windows = np.zeros((len(rows), 4), np.int32)
+        windows[:, 2:] = catalog.sizes[list(rows)]
+        return feed_of([catalog.path(row) for row in rows], windows)
+
+    return decode_graph(
+        feed,
+        batch_size=max(len(rows) for rows in parts),
+        threads=len(os.sched_getaffinity(0)),
+        prefetch=2,
+        device=proposer.device.type,
+        device_id=proposer.device.index or 0,
+        interpolation=("bilinear",),
+        size=proposer.side,
+    )
+
+
+def refuse_out_of_range(count: int, most: int, nms: float) -> None:
+    """Raise a `UsageError` unless `count` is 1 to `most` and the overlap `nms` lies above 0 and not above 1."""
+    if not 1 <= count <= most:
+        raise UsageError(f"--count is {count}, but it must be 1 to {most}.")
+    if not 0 < nms <= 1:
+        raise UsageError(f"--nms is {nms}, but it must lie above 0 and not above 1.")
