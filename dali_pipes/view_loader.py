@@ -6,6 +6,7 @@ runs on across the end of an epoch, prefetching never drains between epochs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class GlobalBatches:
         return self.planner.plan(mine, epoch)
 
 
-class ViewLoader:
+class ViewLoader(ABC):
     """Yields `Views`, one rank's part of each global batch.
 
     An `iter()` walks the current epoch from its start, or from where `load_state_dict` put it; an epoch walked to its
@@ -185,8 +186,9 @@ class ViewLoader:
             "boxes": None if boxes is None else boxes.fingerprint,
         }
 
+    @abstractmethod
     def _stream(self, start: Position) -> Iterator[Views]:
-        raise NotImplementedError("a backend yields batches here")
+        """Yield batches from a position on, without end."""
 
     def _stop(self) -> None:
         """Drop whatever was prefetched."""

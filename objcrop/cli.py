@@ -216,7 +216,7 @@ def pretrain(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
     recipe: Annotated[str | None, typer.Option(help="A YAML file, or a name in ssl/recipes.")] = None,
     catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
-    boxes: BoxesOption = None,
+    boxes: Annotated[str | None, typer.Option(help="File that `objcrop propose` wrote, or online:anchors.")] = None,
     root: RootOption = None,
     method: Annotated[str | None, typer.Option(help="moco-v2, byol or supervised.")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop policy.")] = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Output(NamedTuple):
     watch: dict[str, torch.Tensor]
 
 
-class Method(nn.Module):
+class Method(nn.Module, ABC):
     """A pretraining method. Rows arrive dealt to virtual devices, and whole devices at a time.
 
     A step is: `targets` of all rows, `forward` on one or more parts of them with a backward pass each, the optimiser,
@@ -53,13 +54,13 @@ class Method(nn.Module):
     encoder: Encoder
     devices: VirtualDevices
 
+    @abstractmethod
     def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
         """Return what the views of this rank are trained towards, rows as those of the views, without gradient."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return the mean loss over these rows."""
-        raise NotImplementedError
 
     def after_step(self, progress: float) -> None:
         """Follow the step that the optimiser took; `progress` is the share of the run done, 0 to 1."""

@@ -79,6 +79,7 @@ class Recipe:
         workers: processes of the torch loader; None is the number of cores.
         threads: threads of the dali loader; None is the number of cores.
         max_bad: share of unreadable images to step over.
+        rescore_every: epochs between two scorings of `--boxes online:anchors`.
         min_side: see `load_views`, as the rest.
         dilate: see `load_views`.
         dilate_by: see `load_views`.
@@ -123,6 +124,7 @@ class Recipe:
     workers: int | None = None
     threads: int | None = None
     max_bad: float = 0.01
+    rescore_every: int = 10
     min_side: int | str = "auto"
     dilate: float = 0.1
     dilate_by: str = "image"
@@ -137,7 +139,17 @@ class Recipe:
         one_of(self.optimiser, ("sgd", "lars", "adam"), "optimiser")
         if self.precision is not None:
             one_of(self.precision, ("fp32", "bf16"), "precision")
-        at_least_one = ("batch_size", "epochs", "steps", "queue", "dim", "hidden", "bn_groups", "accumulate")
+        at_least_one = (
+            "batch_size",
+            "epochs",
+            "steps",
+            "queue",
+            "dim",
+            "hidden",
+            "bn_groups",
+            "accumulate",
+            "rescore_every",
+        )
         for name in (*at_least_one, "log_every_steps", "checkpoint_every_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -33,6 +33,7 @@ from objcrop.ssl.checkpoint import load_newest, save_checkpoint
 from objcrop.ssl.lars import LARS
 from objcrop.ssl.method import Method
 from objcrop.ssl.moco import MoCo
+from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import Recipe, as_dict
 from objcrop.ssl.run_folder import RunFolder
@@ -61,7 +62,7 @@ def pretrain(
     Args:
         recipe: all options.
         catalog: the images.
-        boxes: for policies that crop in boxes.
+        boxes: for policies that crop in boxes; "online:anchors" has them scored while training.
         output: the run folder.
         resume: go on from its last.pt.
 
@@ -74,11 +75,13 @@ def pretrain(
         Stopped: SIGTERM or Ctrl-C; the checkpoint holds the step.
     """
     device = _device(recipe.device)
-    with (
-        process_group("nccl" if device.type == "cuda" else "gloo"),
-        _loader(recipe, catalog, boxes, output, device) as loader,
-    ):
-        return _Run(recipe, loader, RunFolder(output, resume), device, resume).train()
+    with process_group("nccl" if device.type == "cuda" else "gloo"):
+        folder, online = RunFolder(output, resume), None
+        if isinstance(boxes, (str, os.PathLike)) and os.fspath(boxes).startswith(PREFIX):
+            online = OnlineBoxes(os.fspath(boxes), recipe, catalog, folder.path, device)
+            boxes = online.first()
+        with _loader(recipe, catalog, boxes, output, device) as loader:
+            return _Run(recipe, loader, folder, device, resume, online).train()
 
 
 def _device(name: str) -> torch.device:
@@ -124,12 +127,21 @@ def _loader(
 class _Run:
     """One run: model, optimiser, loader and folder, and the step they are at."""
 
-    def __init__(self, recipe: Recipe, loader: ViewLoader, folder: RunFolder, device: torch.device, resume: bool):
+    def __init__(
+        self,
+        recipe: Recipe,
+        loader: ViewLoader,
+        folder: RunFolder,
+        device: torch.device,
+        resume: bool,
+        online: OnlineBoxes | None = None,
+    ) -> None:
         if len(loader.policy.views) != 2 and recipe.method != "supervised":
             raise UsageError(f"crops '{recipe.crops}' make {len(loader.policy.views)} view, but training needs two.")
-        self.recipe, self.loader, self.folder, self.device = recipe, loader, folder, device
+        self.recipe, self.loader, self.folder, self.device, self.online = recipe, loader, folder, device, online
         self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
-        self.total = recipe.steps or recipe.epochs * len(loader)
+        self.batches = len(loader)  # of an epoch; later boxes may make it another number, but not the schedule
+        self.total = recipe.steps or recipe.epochs * self.batches
         self.step = 0
         torch.manual_seed(recipe.seed)
         self.method: Method = METHODS[recipe.method](
@@ -207,6 +219,7 @@ class _Run:
         recipe, saved_at = self.recipe, self.step
         with self.watch, StopSignal() as stop:
             while self.step < self.total:
+                self._rescore()
                 asked_for = time.perf_counter()
                 for batch in self.loader:
                     self.watch.waited += time.perf_counter() - asked_for
@@ -237,7 +250,7 @@ class _Run:
 
     def _one_step(self, batch: Views) -> dict[str, torch.Tensor]:
         recipe, devices = self.recipe, self.method.devices
-        warmup = min(round(recipe.warmup_epochs * len(self.loader)), self.total // 10)
+        warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
         for group in self.optimiser.param_groups:
             group["lr"] = cosine_rate(self.step, self.total, warmup, recipe.learning_rate)
         views = tuple(devices.deal(view) for view in batch.views)
@@ -267,12 +280,23 @@ class _Run:
         precision = self.recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
         return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
-    def _save(self) -> None:
-        """Write the checkpoint; returns on every rank once it lies there whole."""
-        self.watch.settle(self.step)
+    def _rescore(self) -> None:
+        """Draw from new boxes where an epoch is about to begin that they are due before."""
+        at = self.loader.state_dict()
+        if self.online is not None and at["batch"] == 0 and self.online.due(at["epoch"]):
+            self._average_norms()
+            self.loader.set_boxes(self.online.rescored(self.method, at["epoch"]))
+
+    def _average_norms(self) -> None:
+        """Make BatchNorm's running statistics the same on every rank."""
         modules = [self.method] if self.probe is None else [self.method, self.probe]
         norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         average_over_ranks([b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None])
+
+    def _save(self) -> None:
+        """Write the checkpoint; returns on every rank once it lies there whole."""
+        self.watch.settle(self.step)
+        self._average_norms()
         if self.leads:
             content = {
                 "step": self.step,
@@ -296,6 +320,9 @@ class _Run:
                 )
         self.method.load_state_dict(saved["method"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        if self.online is not None:
+            at = saved["loader"]
+            self.loader.set_boxes(self.online.of_checkpoint(at["epoch"], at["batch"]))
         self.loader.load_state_dict(saved["loader"])
         if self.probe is not None:
             self.probe.load_state_dict(saved["probe"])

@@ -3,6 +3,9 @@
 import os
 import pathlib
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # test processes share the cores: threads on top would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import numpy as np
 import pytest
 from PIL import Image

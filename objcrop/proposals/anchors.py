@@ -35,8 +35,9 @@ from objcrop.kernels.nms import nms_topk
 from objcrop.proposals.canvas import CanvasProposer, propose_on_canvas, refuse_out_of_range
 
 SIDE = 224  # of the input, pixels
-RANKS = ("mean-sqrt-area", "mean", "per-size")
-MOST = 200  # boxes an image
+RANKS = ("mean-sqrt-area", "mean", "per-size")  # the default first
+COUNT, MOST = 5, 200  # boxes an image: by default, at most
+OVERLAP = 0.5
 # Of ImageNet, as every backbone here was trained with.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -45,9 +46,9 @@ def anchors(
     catalog: Catalog,
     *,
     model: str | os.PathLike[str] = "untrained:resnet50",
-    rank: str = "mean-sqrt-area",
-    count: int = 5,
-    nms: float = 0.5,
+    rank: str = RANKS[0],
+    count: int = COUNT,
+    nms: float = OVERLAP,
     device: str = "cpu",
     workers: int | None = None,
     parts: str | os.PathLike[str] | None = None,
@@ -72,18 +73,36 @@ def anchors(
     one_of(rank, RANKS, "--rank")
     refuse_out_of_range(count, MOST, nms)
     name = str(model)
-    weights = weights_fingerprint(feature_maps(name))  # a wrong model is said before workers start
+    weights = weights_fingerprint(feature_maps(name).network)  # a wrong model is said before workers start
     parameters = {"model": os.path.basename(name), "weights": weights, "rank": rank, "count": count, "nms": nms}
     arguments = (name, rank, count, nms)
     return propose_on_canvas(catalog, "anchors", parameters, AnchorProposer, arguments, device, workers, parts)
 
 
+def anchors_from(
+    catalog: Catalog, maps: nn.Module, weights: str, name: str, device: str, parts: str | os.PathLike[str]
+) -> BoxTable:
+    """Return anchors scored in this process by a network at hand, with the defaults of `anchors`.
+
+    Args:
+        catalog: the images.
+        maps: from `last_maps`.
+        weights: their `weights_fingerprint`.
+        name: what the table calls the model.
+        device: where scoring runs.
+        parts: see `propose_from_images`.
+    """
+    parameters = {"model": name, "weights": weights, "rank": RANKS[0], "count": COUNT, "nms": OVERLAP}
+    arguments = (maps, RANKS[0], COUNT, OVERLAP)
+    return propose_on_canvas(catalog, "anchors", parameters, AnchorProposer, arguments, device, 0, parts)
+
+
 def centre_prior(
     catalog: Catalog,
     *,
-    rank: str = "mean-sqrt-area",
-    count: int = 5,
-    nms: float = 0.5,
+    rank: str = RANKS[0],
+    count: int = COUNT,
+    nms: float = OVERLAP,
     workers: int | None = None,
     parts: str | os.PathLike[str] | None = None,
 ) -> BoxTable:
@@ -179,7 +198,7 @@ def weights_fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def feature_maps(model: str) -> nn.Module:
+def feature_maps(model: str) -> Maps:
     """Return a network from images (B, 3, S, S) to its last feature maps (B, C, S / 32, S / 32), in evaluation mode.
 
     Args:
@@ -193,9 +212,18 @@ def feature_maps(model: str) -> nn.Module:
     else:
         arch, file = model.split(":", 1)
         network, _ = backbone(arch, SIDE, file)
+    return last_maps(network)
+
+
+def last_maps(network: nn.Module) -> Maps:
+    """Return a ResNet without what comes after its last stage, in evaluation mode.
+
+    Raises:
+        UsageError: it is no ResNet.
+    """
     if not hasattr(network, "layer4"):
-        raise UsageError(f"--model is '{model}', but anchors need a ResNet's feature maps.")
-    return _Maps(network).eval()
+        raise UsageError(f"the model is a {type(network).__name__}, but anchors need a ResNet's feature maps.")
+    return Maps(network).eval()
 
 
 def _names_an_arch(model: str) -> bool:
@@ -204,7 +232,7 @@ def _names_an_arch(model: str) -> bool:
     return model.split(":", 1)[0] in backbone_names() and ":" in model
 
 
-class _Maps(nn.Module):
+class Maps(nn.Module):
     """A ResNet up to its last stage."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -212,6 +240,7 @@ class _Maps(nn.Module):
         self.network = network
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last feature maps."""
         n: Any = self.network
         x = n.maxpool(n.relu(n.bn1(n.conv1(x))))
         return n.layer4(n.layer3(n.layer2(n.layer1(x))))
