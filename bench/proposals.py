@@ -10,8 +10,6 @@ its paper reports recall. OpenCV's own BING is put beside it where its model's f
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from objcrop.bench.rivals.opencv_bing import OpenCVBing
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
@@ -30,8 +29,9 @@ from objcrop.proposals import propose
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.edge_boxes import EdgeBoxesProposer
-from objcrop.proposals.from_images import Found, Image, Proposer
+from objcrop.proposals.from_images import Image, Proposer
 from objcrop.proposals.selective_search import SelectiveSearchProposer
+from objcrop.recall import BUDGETS
 from objcrop.stats import stats
 
 # Name to what makes the proposer; slow ones look at fewer images.
@@ -46,7 +46,7 @@ LOOKING: dict[str, tuple[Callable[[], Proposer], int]] = {
     "anchors, mean": (lambda: AnchorProposer("untrained:resnet50", "mean", 5, 0.5, "cpu", True), 100),
     "anchors, per-size": (lambda: AnchorProposer("untrained:resnet50", "per-size", 5, 0.5, "cpu", True), 100),
     "centre-prior": (lambda: AnchorProposer(None, "mean-sqrt-area", 5, 0.5, "cpu", True), 10_000),
-    "edge-boxes, 1000": (lambda: EdgeBoxesProposer(None, 1000), 60),
+    "edge-boxes, 1000": (lambda: EdgeBoxesProposer(None, 1000), 100),
     "selective-search, 1000": (lambda: SelectiveSearchProposer(1000), 30),
 }
 FROM_THE_CATALOG: dict[str, dict[str, Any]] = {
@@ -86,7 +86,7 @@ def bench_proposals(
 
     looking: dict[str, tuple[Callable[[], Proposer], int]] = dict(LOOKING)
     if opencv_bing is not None:
-        looking["OpenCV's bing"] = (lambda: OpenCVBing(opencv_bing), 60)
+        looking["OpenCV's bing"] = (lambda: OpenCVBing(opencv_bing), 10_000)
     limit = min(images or len(catalog), len(catalog))
     before, threads = torch.get_num_threads(), cv2.getNumThreads()
     rows: dict[str, dict[str, Any]] = {}
@@ -131,52 +131,14 @@ def _looked(catalog: Catalog, name: str, make: Callable[[], Proposer], count: in
 def _measured(table: BoxTable, catalog: Catalog, count: int) -> dict[str, Any]:
     figures = stats(catalog, table, images=count)
     of = figures["objectness"]["boxes"]
+    measured = {int(k): v for k, v in figures["recall"].items()}
+    # With fewer boxes than a budget, what all of them find is what the budget finds.
+    at = {budget: measured[max(k for k in measured if k <= budget)] for budget in BUDGETS if min(measured) <= budget}
     return {
-        "recall": {k: round(v["recall"]["mean"], 4) for k, v in figures["recall"].items()},
-        "best_overlap": {k: round(v["best_overlap"]["mean"], 4) for k, v in figures["recall"].items()},
+        "recall": {str(k): round(v["recall"]["mean"], 4) for k, v in at.items()},
+        "best_overlap": {str(k): round(v["best_overlap"]["mean"], 4) for k, v in at.items()},
         **{name: round(of[name]["mean"], 4) for name in ("object_share", "poor", "coarse", "precise", "area")},
     }
-
-
-class OpenCVBing:
-    """OpenCV's BING, with its quirks: it prints, writes a file at every call, and numbers pixels from 1.
-
-    Args:
-        folder: of its model.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
-        self.bing = cv2.saliency.ObjectnessBING.create()
-        self.bing.setTrainingPath(str(folder))
-        self.results = tempfile.mkdtemp(prefix="objcrop-bing-")
-        self.bing.setBBResDir(self.results)
-
-    def __call__(self, images: Sequence[Image]) -> list[Found]:
-        """Return each image's boxes, and scores that fall with the rank."""
-        found: list[Found] = []
-        with _quiet():
-            for image in images:
-                _, boxes = self.bing.computeSaliency(np.ascontiguousarray(image[..., ::-1]))
-                corners = np.array(boxes, np.float32).reshape(-1, 4)
-                corners[:, :2] -= 1
-                found.append((corners, -np.arange(len(corners), dtype=np.float32)))
-        return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Any:
-    """Send what C code prints nowhere."""
-    kept = os.dup(1)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def _print(rows: dict[str, dict[str, Any]], console: Console) -> None:

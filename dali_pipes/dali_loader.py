@@ -220,7 +220,7 @@ class DaliLoader(ViewLoader):
 
     def _finish_cuda(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
         """Colour the resized views on the device; the current stream waits for DALI's by event, the host does not."""
-        from objcrop.kernels.colour_torch import colour_torch
+        from objcrop.kernels.colour import colour
 
         def on_device(array: np.ndarray) -> torch.Tensor:
             return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self.device, non_blocking=True)
@@ -231,7 +231,7 @@ class DaliLoader(ViewLoader):
                 pixels = torch.from_dlpack(decoded[v].as_tensor())
                 names = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
                 decisions = {name: on_device(getattr(plan, name)[:, v]) for name in names}
-                coloured = colour_torch(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
+                coloured = colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
                 views.append(coloured)
         return views
 

@@ -26,6 +26,11 @@ def available() -> bool:
     return torch.version.cuda is not None and importlib.util.find_spec("cupy") is not None
 
 
+def most_shared_bytes(device: torch.device) -> int:
+    """Return the shared memory that a block on this device can have when it asks for it, static and dynamic, bytes."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
 def compile_cubin(name: str, arch: str, folder: Path = FOLDER) -> bytes:
     """Compile a CUDA source; needs neither a GPU nor its driver.
 
@@ -113,6 +118,16 @@ class _TorchStream:
         return 0, self.handle  # the protocol's version, the stream
 
 
+def _grant(function: Any, shared_bytes: int, device: torch.device) -> None:
+    """Let a kernel have more shared memory than blocks get unasked: all there is, so that threads cannot disagree."""
+    from cupy.cuda import driver
+
+    static = driver.funcGetAttribute(driver.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES, function.ptr)
+    if static + shared_bytes > SHARED_BYTES:
+        most = most_shared_bytes(device) - static
+        driver.funcSetAttribute(function.ptr, driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, most)
+
+
 def launch(
     name: str,
     function: str,
@@ -130,7 +145,7 @@ def launch(
         block: threads per axis.
         arguments: as the kernel takes them: contiguous CUDA tensors, passed as pointers, and NumPy scalars of the
             parameter's own type.
-        shared_bytes: of dynamic shared memory, at most `SHARED_BYTES`.
+        shared_bytes: of dynamic shared memory; with the kernel's static at most `most_shared_bytes(device)`.
     """
     import cupy
 
@@ -138,4 +153,6 @@ def launch(
     passed = tuple(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
     with cupy.cuda.Device(device.index):
         stream = cupy.cuda.Stream.from_external(_TorchStream(device))
-        kernel(name, function)(grid, block, passed, shared_mem=shared_bytes, stream=stream)
+        launched = kernel(name, function)
+        _grant(launched, shared_bytes, device)
+        launched(grid, block, passed, shared_mem=shared_bytes, stream=stream)

@@ -1,4 +1,4 @@
-"""The bench commands of the command line: `objcrop bench plan | loader | policies | proposals`."""
+"""The bench commands of the command line: `objcrop bench plan | loader | policies | proposals | kernels`."""
 
 from __future__ import annotations
 
@@ -90,5 +90,24 @@ def bench_proposals(
     from objcrop.catalog import Catalog
 
     result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, console=console)
+    if output is not None:
+        write_result(output, result)
+
+
+@bench_app.command("kernels")
+def bench_kernels(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    device: Annotated[str, typer.Option(help="cuda, or cpu: the torch fallbacks at tiny sizes.")] = "cuda",
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 50,
+) -> None:
+    """How long colour, anchors and BING take on a GPU, beside plain torch and a copy of the same bytes."""
+    from objcrop.bench.kernels import bench_kernels as run_bench
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.table import print_milliseconds
+
+    result = run_bench(device, repeats=repeats)
+    print_milliseconds(result["kernels"], f"on {result['device']}", console)
+    for line in result["verdict"]:
+        console.print(line, highlight=False)
     if output is not None:
         write_result(output, result)

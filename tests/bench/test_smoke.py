@@ -2,6 +2,10 @@
 
 import json
 
+import pytest
+import torch
+
+from objcrop.bench.kernels import bench_kernels
 from objcrop.bench.loader import CONTENDERS, bench_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import bench_plan
@@ -9,6 +13,7 @@ from objcrop.bench.policies import bench_policies
 from objcrop.bench.proposals import FROM_THE_CATALOG, LOOKING, bench_proposals
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.dali_pipes.crop_policy import POLICIES
+from objcrop.errors import UsageError
 from objcrop.formats import index_source
 from objcrop.sample_scenes import draw_scenes
 
@@ -43,8 +48,22 @@ def test_proposals(tmp_path):
     catalog, _ = index_source(tmp_path / "s", "scenes")
     result = bench_proposals(catalog, images=3)
     assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG}
-    assert result["methods"]["gt"]["object_share"] > 0.3
+    gt = result["methods"]["gt"]
+    assert gt["object_share"] > 0.3 and set(gt["recall"]) == {"1", "10", "100", "1000"} and gt["recall"]["1000"] == 1
     assert result["methods"]["bing, 10"]["images_per_cpu_s"] > 0
+
+
+def test_kernels():
+    result = bench_kernels("cpu", repeats=2)
+    assert result["device"] == "cpu" and "device cpu" in result["verdict"][0]
+    assert set(result["kernels"]) == {"colour, torch", "anchors, torch", "bing, torch", "copy of colour's bytes"}
+    assert all(0 < row["ms_min"] <= row["ms"] <= row["ms_max"] for row in result["kernels"].values())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_kernels_need_a_gpu():
+    with pytest.raises(UsageError, match="needs a CUDA device"):
+        bench_kernels()
 
 
 def test_processor_time_counts_living_children():

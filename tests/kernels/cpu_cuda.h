@@ -35,6 +35,24 @@ static dim3 threadIdx, blockIdx, blockDim, gridDim;
 using std::max;
 using std::min;
 
+// The intrinsics in use; the fast ones are exact here.
+static inline float __saturatef(float x) { return min(max(x, 0.0f), 1.0f); }
+static inline float __fdividef(float x, float y) { return x / y; }
+
+static inline unsigned __float_as_uint(float x)
+{
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float __uint_as_float(unsigned bits)
+{
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 namespace cpu_cuda {
 
 enum Order : unsigned { forward = 0, reversed = 1 };  // any other number shuffles, with that number as the seed

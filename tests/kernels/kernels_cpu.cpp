@@ -1,30 +1,65 @@
 // The kernels on the CPU, for ctypes. Build: g++ -O2 -std=c++17 -fPIC -shared -I kernels tests/kernels/kernels_cpu.cpp
-// Pointers and sizes as the kernels take them; order as cpu_cuda::Order; each returns the faults of its launch.
+// Pointers and sizes as the kernels take them; thread_order as cpu_cuda::Order; each returns the faults of its
+// launch.
 
 #include "cpu_cuda.h"
 
 constexpr size_t SHARED_FLOATS = 12288;
 
-thread_local float column_means[SHARED_FLOATS];
+thread_local float column_means[SHARED_FLOATS], window_values[SHARED_FLOATS];
 
 #include "anchor_score.cu"
+#include "colour.cu"
+#include "crop_resize.cu"
 #include "nms.cu"
 
 extern "C" int cpu_score_anchors(
     const float* maps, const int* sizes, const int* boxes, int height, int width, float* scores,
-    int images, int shapes, int threads, int shared_bytes, unsigned order)
+    int images, int shapes, int threads, int shared_bytes, unsigned thread_order)
 {
     const cpu_cuda::Shared shared{column_means, sizeof(column_means), (size_t)shared_bytes};
-    return cpu_cuda::launch(dim3(images, shapes), dim3(threads), order, shared, [=] {
+    return cpu_cuda::launch(dim3(images, shapes), dim3(threads), thread_order, shared, [=] {
         score_anchors(maps, sizes, boxes, height, width, scores);
     });
 }
 
 extern "C" int cpu_nms_topk(
     float* left, const int* boxes, int n, int k, double threshold, long long* keep, float* kept_scores,
-    int images, int threads, unsigned order)
+    int images, int threads, unsigned thread_order)
 {
-    return cpu_cuda::launch(dim3(images), dim3(threads), order, {}, [=] {
+    return cpu_cuda::launch(dim3(images), dim3(threads), thread_order, {}, [=] {
         nms_topk(left, boxes, n, k, threshold, keep, kept_scores);
+    });
+}
+
+extern "C" int cpu_luma_means(
+    const unsigned char* views, const bool* jitters, const float* factors, const unsigned char* order, int size,
+    float* means, int blocks, int threads, int, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(blocks), dim3(threads), thread_order, {}, [=] {
+        luma_means(views, jitters, factors, order, size, means);
+    });
+}
+
+extern "C" int cpu_colour(
+    const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
+    const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
+    int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
+    void* out, int across, int down, int count, int threads, int shared_bytes, unsigned thread_order)
+{
+    const cpu_cuda::Shared shared{window_values, sizeof(window_values), (size_t)shared_bytes};
+    return cpu_cuda::launch(dim3(across, down, count), dim3(threads), thread_order, shared, [=] {
+        colour(
+            views, flips, jitters, factors, order, greys, sigmas, solarises, means, size, half, gain_r, gain_g, gain_b,
+            bias_r, bias_g, bias_b, format, out);
+    });
+}
+
+extern "C" int cpu_crop_resize(
+    const unsigned char* pixels, const long long* begins, const int* widths, const int* windows, int size, int cubic,
+    unsigned char* out, int blocks, int views, int threads, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(blocks, views), dim3(threads), thread_order, {}, [=] {
+        crop_resize(pixels, begins, widths, windows, size, cubic, out);
     });
 }

@@ -1,16 +1,12 @@
 """Torch against the naive NumPy twin, the CUDA source (on the CPU, in four thread orders) and torch's interpolate."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from objcrop.errors import UsageError
-from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_boxes, anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.anchor_score_reference import (
     anchor_boxes_reference,
@@ -60,17 +56,6 @@ def by_reference(maps, sizes, shapes):
     for i, (m, size) in enumerate(zip(maps.numpy(), sizes.tolist())):
         boxes[i], scores[i] = score_anchors_reference(m, tuple(size), shapes.numpy())
     return boxes, scores
-
-
-@pytest.fixture(scope="session")
-def on_cpu(tmp_path_factory):
-    """The CUDA sources as a library for the CPU."""
-    compiler = shutil.which("g++") or pytest.skip("no g++")
-    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    source = Path(__file__).with_name("kernels_cpu.cpp")
-    flags = ("-O2", "-std=c++17", "-fPIC", "-shared", f"-I{nvrtc.FOLDER}")
-    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
 
 
 def by_kernel(library, maps, sizes, shapes, order, threads):

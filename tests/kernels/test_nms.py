@@ -1,9 +1,6 @@
 """Torch and the CUDA source (on the CPU, in four thread orders) against plain loops, and those against torchvision."""
 
 import ctypes
-import shutil
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +8,6 @@ import torch
 import torchvision
 
 from objcrop.errors import UsageError
-from objcrop.kernels import nvrtc
 from objcrop.kernels.nms import THREADS, nms_topk
 from objcrop.kernels.nms_reference import nms_topk_reference
 
@@ -66,17 +62,6 @@ def by_reference(scores, boxes, k, threshold):
     for i, (s, b) in enumerate(zip(scores.numpy(), boxes.numpy())):
         keep[i], kept[i] = nms_topk_reference(s, b, k, threshold)
     return keep, kept
-
-
-@pytest.fixture(scope="session")
-def on_cpu(tmp_path_factory):
-    """The CUDA sources as a library for the CPU."""
-    compiler = shutil.which("g++") or pytest.skip("no g++")
-    library = tmp_path_factory.mktemp("kernels") / "kernels.so"
-    source = Path(__file__).with_name("kernels_cpu.cpp")
-    flags = ("-O2", "-std=c++17", "-fPIC", "-shared", f"-I{nvrtc.FOLDER}")
-    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
-    return ctypes.CDLL(str(library))
 
 
 def by_kernel(library, scores, boxes, k, threshold, order):

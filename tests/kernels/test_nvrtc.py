@@ -11,7 +11,7 @@ SOURCES = sorted(path.stem for path in nvrtc.FOLDER.glob("*.cu"))
 @pytest.fixture(scope="module")
 def known():
     """The architectures of the NVRTC installed."""
-    return pytest.importorskip("cupy.cuda.nvrtc").getSupportedArchs()
+    return pytest.importorskip("cupy.cuda").nvrtc.getSupportedArchs()
 
 
 @pytest.mark.parametrize("arch", [75, 80, 86, 90, 100, 120])
@@ -22,7 +22,16 @@ def test_every_source_compiles(name, arch, known):
     assert nvrtc.compile_cubin(name, f"sm_{arch}").startswith(b"\x7fELF")
 
 
-@pytest.mark.parametrize(("name", "function"), [("anchor_score", "score_anchors"), ("nms", "nms_topk")])
+FUNCTIONS = [
+    ("anchor_score", "score_anchors"),
+    ("nms", "nms_topk"),
+    ("colour", "luma_means"),
+    ("colour", "colour"),
+    ("crop_resize", "crop_resize"),
+]
+
+
+@pytest.mark.parametrize(("name", "function"), FUNCTIONS)
 def test_the_functions_are_found_by_their_plain_names(name, function, known):
     assert f".text.{function}\0".encode() in nvrtc.compile_cubin(name, f"sm_{max(known)}")
 

@@ -1,0 +1,123 @@
+"""Colour on whatever the views lie on: on CUDA tensors the fused kernel of colour.cu, elsewhere colour_torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from objcrop.kernels import nvrtc
+from objcrop.kernels.colour_reference import blur_kernel_size
+from objcrop.kernels.colour_torch import colour_torch
+
+# Of colour.cu.
+PARTS = 8
+TILE = 32
+BATCH = 4
+MOST_TAPS = 64
+FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+
+MEAN_THREADS = 256
+THREADS = 192  # two a column of a tile's channels, as `finish` deals them out
+TILES = 4  # that a block works on, at most: fewer blocks look at the plan, but the last ones take longer
+MOST_VIEWS = 65535  # of a grid's third axis
+
+
+def shared_bytes(size: int) -> int:
+    """Return the dynamic shared memory of a block of `colour`, bytes.
+
+    Args:
+        size: side of the views, pixels.
+    """
+    half = blur_kernel_size(size) // 2
+    side = TILE + 2 * (half | 1) + 1 if half else TILE
+    return 4 * -(-side // BATCH) * BATCH * (3 * side | 1)
+
+
+def fits(views: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether the kernel can make a result of that type of these views (N, S, S, 3), CUDA tensors."""
+    size = views.shape[1]
+    taps = 2 * (blur_kernel_size(size) // 2 | 1) + 2
+    return (
+        nvrtc.available()
+        and dtype in FORMATS
+        and taps <= MOST_TAPS
+        and shared_bytes(size) + 4 * MOST_TAPS <= nvrtc.most_shared_bytes(views.device)
+        and len(views) <= MOST_VIEWS
+    )
+
+
+@torch.no_grad()
+def colour(
+    views: torch.Tensor,
+    flip: torch.Tensor,
+    jitter: torch.Tensor,
+    factors: torch.Tensor,
+    order: torch.Tensor,
+    grey: torch.Tensor,
+    sigma: torch.Tensor,
+    solarise: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> torch.Tensor:
+    """Augment and normalise a batch of views; arguments as `colour_reference`, one row a view.
+
+    On CUDA tensors the kernel runs in torch's current stream; nothing is copied or waited for. Where it cannot (no
+    CuPy, views of 640 pixels or more, less on GPUs whose blocks have less shared memory) and on other devices
+    `colour_torch` runs.
+
+    Args:
+        views: uint8 (N, S, S, 3).
+        flip: bool (N,).
+        jitter: bool (N,).
+        factors: float32 (N, 4).
+        order: uint8 (N, 4).
+        grey: bool (N,).
+        sigma: float32 (N,) pixels.
+        solarise: bool (N,).
+        mean: per channel.
+        std: per channel.
+        dtype: of the result.
+
+    Returns:
+        (N, 3, S, S), channels_last, on the device of `views`.
+    """
+    way = colour_by_kernel if views.is_cuda and fits(views, dtype) else colour_torch
+    return way(views, flip, jitter, factors, order, grey, sigma, solarise, mean, std, dtype)
+
+
+def colour_by_kernel(
+    views: torch.Tensor,
+    flip: torch.Tensor,
+    jitter: torch.Tensor,
+    factors: torch.Tensor,
+    order: torch.Tensor,
+    grey: torch.Tensor,
+    sigma: torch.Tensor,
+    solarise: torch.Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """Launch the two kernels; arguments as `colour`, views that `fits` says yes to."""
+    count, size = views.shape[:2]
+    shape = (count, 3, size, size)
+    out = torch.empty(shape, dtype=dtype, device=views.device, memory_format=torch.channels_last)
+    if not out.numel():
+        return out
+    tensors = (views, flip, jitter, factors, order, grey, sigma, solarise)
+    views, flip, jitter, factors, order, grey, sigma, solarise = (tensor.contiguous() for tensor in tensors)
+    means = torch.empty(count, PARTS, device=views.device)
+    side, half = np.int32(size), np.int32(blur_kernel_size(size) // 2)
+    arguments: tuple[torch.Tensor | np.generic, ...] = (views, jitter, factors, order, side, means)
+    nvrtc.launch("colour", "luma_means", (count * PARTS,), (MEAN_THREADS,), arguments)
+    gain = [np.float32(1 / s) for s in std]
+    bias = [np.float32(-m / s) for m, s in zip(mean, std)]
+    decisions = (flip, jitter, factors, order, grey, sigma, solarise)
+    arguments = (views, *decisions, means, side, half, *gain, *bias, np.int32(FORMATS[dtype]), out)
+    tiles = -(-size // TILE)
+    grid = (tiles, -(-tiles // TILES), count)
+    nvrtc.launch("colour", "colour", grid, (THREADS,), arguments, shared_bytes(size))
+    return out
