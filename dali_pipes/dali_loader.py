@@ -13,14 +13,15 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from numpy.typing import NDArray
 
 from objcrop.dali_pipes.bad_images import BadImages, open_upright, without_bad
 from objcrop.dali_pipes.decode_crop_resize import decodable, decode_graph, feed_of, union_of
@@ -29,6 +30,7 @@ from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError
+from objcrop.kernels.crop_resize import resize_uint8
 
 
 class DaliLoader(ViewLoader):
@@ -51,6 +53,8 @@ class DaliLoader(ViewLoader):
         # Files that only PIL reads: row to the lossless copy that DALI gets instead.
         self._copies: dict[int, str] = {}
         self._copies_folder: str | None = None
+        # What kernels in the side stream still read, each with the event behind them.
+        self._read_later: deque[tuple[Any, Any]] = deque()
         if self.device.type == "cpu":
             self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
         else:
@@ -67,10 +71,10 @@ class DaliLoader(ViewLoader):
 
     def _stream(self, start: Position) -> Iterator[Views]:
         """Run `_produce` in a thread; whatever it raises is raised here."""
-        ready: queue.Queue[Views | BaseException] = queue.Queue(maxsize=self.prefetch)
+        ready: queue.Queue[tuple[Views, Any] | BaseException] = queue.Queue(maxsize=self.prefetch)
         stopped = threading.Event()
 
-        def put(item: Views | BaseException) -> None:
+        def put(item: tuple[Views, Any] | BaseException) -> None:
             while not stopped.is_set():
                 try:
                     return ready.put(item, timeout=0.1)
@@ -80,7 +84,7 @@ class DaliLoader(ViewLoader):
         def produce() -> None:
             try:
                 for views in self._produce(start):
-                    put(views)
+                    put((views, self._mark()))
                     if stopped.is_set():
                         return
             except BaseException as error:
@@ -93,9 +97,10 @@ class DaliLoader(ViewLoader):
                 item = ready.get()
                 if isinstance(item, BaseException):
                     raise item
-                if self.device.type == "cuda":
-                    self._hand_over(item)
-                yield item
+                views, made = item
+                if made is not None:
+                    self._hand_over(views, made)
+                yield views
         finally:
             stopped.set()
             producer.join()
@@ -119,7 +124,12 @@ class DaliLoader(ViewLoader):
                         self._reject(int(plan.row[i]))
                     start = run.position
                     break
-                views = self._finish(plan, decoded[1:])
+                if self.device.type == "cuda":
+                    views = self._finish_cuda(plan, decoded[1:])
+                else:
+                    corners = union_of(plan.windows)[:, None, :2]
+                    unions = [torch.from_dlpack(union) for union in decoded[1]]
+                    views = self._finish_cpu(plan, unions, plan.windows - np.tile(corners, 2))
                 yield assemble(self.planner, plan, asked, views)
 
     def _planned(self, position: Position) -> tuple[ViewPlan, ViewPlan]:
@@ -179,20 +189,23 @@ class DaliLoader(ViewLoader):
 
     # ---- pixels
 
-    def _finish(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
-        return self._finish_cuda(plan, decoded) if self.device.type == "cuda" else self._finish_cpu(plan, decoded[0])
+    def _finish_cpu(
+        self, plan: ViewPlan, images: Sequence[torch.Tensor], windows: NDArray[np.int32]
+    ) -> list[torch.Tensor]:
+        """Resize and colour each view on the pool's threads; every view goes to its own place in the batch.
 
-    def _finish_cpu(self, plan: ViewPlan, unions: Any) -> list[torch.Tensor]:
-        """Resize and colour each view on the pool's threads; every view goes to its own place in the batch."""
+        Args:
+            plan: the colour decisions.
+            images: uint8 (h, w, 3), N of them: whole or cut.
+            windows: (N, V, 4) in their pixels.
+        """
         size, augment = self.planner.size, self.planner.augment
         out = [torch.empty(len(plan), size, size, 3) for _ in augment]
-        corner = union_of(plan.windows)[:, :2]
 
         def one_sample(i: int) -> None:
-            union = torch.from_dlpack(unions[i])
             for v in range(len(augment)):
-                x0, y0, x1, y1 = plan.windows[i, v] - np.tile(corner[i], 2)
-                view = resize_uint8(union[y0:y1, x0:x1], size, augment[v].interpolation)
+                x0, y0, x1, y1 = windows[i, v]
+                view = resize_uint8(images[i][y0:y1, x0:x1], (size, size), augment[v].interpolation)
                 self._colour(view, plan, i, v, out[v][i])
 
         assert self._pool is not None
@@ -219,31 +232,43 @@ class DaliLoader(ViewLoader):
         )
 
     def _finish_cuda(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
-        """Colour the resized views on the device; the current stream waits for DALI's by event, the host does not."""
-        from objcrop.kernels.colour import colour
-
-        def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self.device, non_blocking=True)
-
-        views = []
-        with torch.cuda.stream(self._side_stream()):
-            for v, augment in enumerate(self.planner.augment):
-                pixels = torch.from_dlpack(decoded[v].as_tensor())
-                names = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
-                decisions = {name: on_device(getattr(plan, name)[:, v]) for name in names}
-                coloured = colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
-                views.append(coloured)
+        """Colour the resized views, which DALI hands out in the side stream's order; the host waits for nothing."""
+        with torch.cuda.stream(self.side_stream):
+            views = self._colour_cuda(plan, [torch.from_dlpack(each.as_tensor()) for each in decoded])
+        # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
+        while self._read_later and self._read_later[0][0].query():
+            self._read_later.popleft()
+        self._read_later.append((self._mark(), decoded))
         return views
 
-    def _side_stream(self) -> torch.cuda.Stream:
-        if not hasattr(self, "_stream_on_device"):
-            self._stream_on_device = torch.cuda.Stream(self.device)
-        return self._stream_on_device
+    def _colour_cuda(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Colour views uint8 (N, S, S, 3), one tensor a view, in the current stream."""
+        from objcrop.kernels.colour import colour
 
-    def _hand_over(self, views: Views) -> None:
-        """Order the consumer's stream after ours, and tell the allocator who reads the views."""
+        views = []
+        for v, (pixels, augment) in enumerate(zip(resized, self.planner.augment)):
+            names = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
+            decisions = {name: self.to_device(getattr(plan, name)[:, v]) for name in names}
+            views.append(colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype))
+        return views
+
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        """Return the array on the device, copied in the current stream."""
+        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self.device, non_blocking=True)
+
+    @cached_property
+    def side_stream(self) -> torch.cuda.Stream:
+        """The stream in which views are made."""
+        return torch.cuda.Stream(self.device)
+
+    def _mark(self) -> torch.cuda.Event | None:
+        """Return an event behind all that is in the side stream so far; None on a CPU."""
+        return self.side_stream.record_event() if self.device.type == "cuda" else None
+
+    def _hand_over(self, views: Views, made: torch.cuda.Event) -> None:
+        """Order the consumer's stream after the views' making, and tell the allocator who reads them."""
         current = torch.cuda.current_stream(self.device)
-        current.wait_stream(self._side_stream())
+        current.wait_event(made)
         for view in views.views:
             view.record_stream(current)
 
@@ -284,7 +309,8 @@ class _GraphRun:
     def next_batch(self) -> tuple[ViewPlan, ViewPlan, tuple[Any, ...]]:
         """Return the plan asked for, the plan shown, and the graph's outputs."""
         try:
-            decoded = self.pipe.run()
+            on_gpu = self.loader.device.type == "cuda"
+            decoded = self.pipe.run(cuda_stream=self.loader.side_stream) if on_gpu else self.pipe.run()
         except RuntimeError:
             if self._planning_error is not None:
                 raise self._planning_error from None
@@ -295,10 +321,3 @@ class _GraphRun:
     def oldest(self) -> Position:
         """Return the batch that failed: the oldest that was fed and not handed out."""
         return self._in_flight[0][0]
-
-
-def resize_uint8(window: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
-    """Resize uint8 (h, w, 3) to (size, size, 3), antialiased: within 1 of 255 of PIL at an eighth of its time."""
-    pixels = window.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
-    small = interpolate(pixels, size=(size, size), mode=interpolation, antialias=True, align_corners=False)
-    return small[0].permute(1, 2, 0).contiguous()

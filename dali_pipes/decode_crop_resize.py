@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from objcrop.catalog import Catalog
 
 Feed = Callable[[], tuple[list[NDArray[np.uint8]], NDArray[np.int32]]]
 
@@ -50,12 +52,12 @@ def decode_graph(
         prefetch: batches kept ready inside DALI.
         device: "cpu" or "cuda".
         device_id: which GPU.
-        interpolation: "bilinear" or "bicubic" a view; "cuda" only.
+        interpolation: "bilinear" or "bicubic" a view; "cuda" only, where none gives out the union, of one window.
         size: side of the views; "cuda" only.
 
     Returns:
         A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then on "cpu"
-        the union (uint8 HWC, RGB), on "cuda" each view (uint8 S, S, 3).
+        the union (uint8 HWC, RGB), on "cuda" each view (uint8 S, S, 3), or without interpolation the union.
     """
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali import math as dmath
@@ -86,7 +88,7 @@ def decode_graph(
         shape = fn.peek_image_shape(encoded)
         if not on_gpu:
             return shape, fn.decoders.image_slice(encoded, start=low(windows), end=high(windows), axes=[0, 1])
-        union = windows[0:4]
+        union = windows[0:4] if interpolation else windows
         for v in range(1, len(interpolation)):
             other = windows[4 * v : 4 * v + 4]
             union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
@@ -98,6 +100,8 @@ def decode_graph(
             axes=[0, 1],
             jpeg_fancy_upsampling=True,  # as libjpeg does it, so that pixels stay close to the CPU's
         )
+        if not interpolation:
+            return shape, image
         views = [
             fn.resize(
                 image,
@@ -122,6 +126,43 @@ def decode_graph(
 _built: weakref.WeakSet[Any] = weakref.WeakSet()
 _inherited: list[Any] = []
 os.register_at_fork(after_in_child=lambda: _inherited.extend(_built))
+
+
+def decode_whole(catalog: Catalog, parts: Sequence[range], **graph: Any) -> Iterator[tuple[Any, ...] | None]:
+    """Decode whole images, part by part.
+
+    Args:
+        catalog: the images.
+        parts: rows of each part.
+        **graph: threads, prefetch, device, device_id, interpolation, size of `decode_graph`.
+
+    Yields:
+        For each part the graph's outputs after the shapes; None where DALI stumbled over a file, or one has another
+        size than the catalog says: PIL can say which and why.
+    """
+    done = 0
+    while done < len(parts):
+        feed = _whole_frames(catalog, iter(parts[done:]))
+        pipe = decode_graph(feed, batch_size=max(len(rows) for rows in parts[done:]), **graph)
+        for rows in parts[done:]:
+            done += 1
+            try:
+                shapes, *outputs = pipe.run()
+            except RuntimeError:  # the graph does not go on from here, so another one will
+                yield None
+                break
+            same = (np.asarray(shapes.as_tensor())[:, 1::-1] == catalog.sizes[list(rows)]).all()
+            yield tuple(outputs) if same else None
+
+
+def _whole_frames(catalog: Catalog, parts: Iterator[range]) -> Feed:
+    def feed() -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
+        rows = next(parts)
+        windows = np.zeros((len(rows), 4), np.int32)
+        windows[:, 2:] = catalog.sizes[list(rows)]
+        return feed_of([catalog.path(row) for row in rows], windows)
+
+    return feed
 
 
 def decodable(path: str) -> bool:

@@ -33,6 +33,8 @@ def load_views(
     prefetch: int = 2,
     colour: str = "float",
     dtype: str = "fp32",
+    cache: str | None = None,
+    cache_side: int | None = None,
     max_bad: float = 0.01,
     bad_images: str | os.PathLike[str] | None = None,
     scale: tuple[float, float] = (0.2, 1.0),
@@ -66,6 +68,8 @@ def load_views(
         prefetch: batches kept ready (per worker with "torch").
         colour: "float", or "pil" for the chain of facebookresearch/moco; torch backend only.
         dtype: "fp32", "bf16" or "fp16".
+        cache: "device" or "host" keeps decoded images there, so that later epochs decode nothing; dali backend only.
+        cache_side: keep images smaller, with this shorter side in pixels; None keeps them as they are.
         max_bad: largest share of the catalog that may turn out unreadable before the loader stops.
         bad_images: text file that lists unreadable images as they are found.
         scale: smallest and largest crop as shares of the region it is drawn from.
@@ -94,6 +98,10 @@ def load_views(
         raise UsageError(f"device is '{device}', but PyTorch finds no GPU here; pass device='cpu' (--device cpu).")
     if colour == "pil" and backend != "torch":
         raise UsageError("colour='pil' is the chain of facebookresearch/moco and needs backend='torch'.")
+    if cache is not None and backend != "dali":
+        raise UsageError("a cache of decoded images needs backend='dali' (--loader dali).")
+    if cache is None and cache_side is not None:
+        raise UsageError("cache_side says how large images are kept in a cache: give cache='device' or 'host' too.")
     if size < 8:
         raise UsageError(f"size is {size}, but views need at least 8 pixels a side.")
     if prefetch < 1:
@@ -132,4 +140,10 @@ def load_views(
         return TorchLoader(planner, bad, workers=cores if workers is None else workers, colour=colour, **contract)
     from objcrop.dali_pipes.dali_loader import DaliLoader
 
+    if cache is not None:
+        from objcrop.dali_pipes.cached_loader import CachedLoader
+
+        one_of(cache, ("device", "host"), "cache")
+        contract |= {"cache": cache, "cache_side": cache_side}
+        return CachedLoader(planner, bad, threads=threads or cores, **contract)
     return DaliLoader(planner, bad, threads=threads or cores, **contract)

@@ -1,4 +1,4 @@
-"""Windows of decoded images resized to square views, antialiased: what DALI's decoder and resize do, for images at hand.
+"""Windows of decoded images resized to square views, antialiased: DALI's decoder and resize for images at hand.
 
 Used by the decoded cache. On CUDA tensors the kernel of crop_resize.cu, elsewhere torch's uint8 interpolation.
 """

@@ -1,4 +1,4 @@
-"""The bench commands of the command line: `objcrop bench plan | loader | policies | proposals | kernels`."""
+"""The bench commands of the command line: `objcrop bench plan | loader | train | policies | proposals | kernels`."""
 
 from __future__ import annotations
 
@@ -39,15 +39,65 @@ def bench_loader(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
     images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda: where the views must lie in the end.")] = "cpu",
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of DALI; default: one a core.")] = None,
+    where: Annotated[bool, typer.Option("--where", help="Only the DALI loader, stage by stage.")] = False,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")] = None,
 ) -> None:
     """Compare loaders on the same files and the same plan, in one run."""
     from objcrop.bench.loader import bench_loader as run_bench
+    from objcrop.bench.loader import plot_loader
     from objcrop.bench.machine import write_result
-    from objcrop.bench.table import print_table
+    from objcrop.bench.table import print_loaders, print_stages
+    from objcrop.bench.where import bench_where
 
-    result = run_bench(catalog, boxes, crops=crops, size=size, batch_size=batch_size, repeats=repeats, images=images)
-    print_table(result["loaders"], "loader", console)
+    options: dict[str, Any] = {"crops": crops, "size": size, "batch_size": batch_size, "device": device}
+    options |= {"threads": threads, "repeats": repeats, "images": images}
+    if where:
+        result = bench_where(catalog, boxes, **options)
+        print_stages(result, console)
+    else:
+        result = run_bench(catalog, boxes, workers=workers, **options)
+        print_loaders(result["loaders"], "loader", console)
+        print_loaders(result["ceilings"], "ceiling", console)
+        for name, reason in result["left_out"].items():
+            console.print(f"{name}: {reason}", highlight=False)
+    for line in result["verdict"]:
+        console.print(line, highlight=False)
+    if output is not None:
+        write_result(output, result)
+        if not where:
+            plot_loader(result, output.with_suffix(".png"))
+
+
+@bench_app.command("train")
+def bench_train(
+    catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
+    boxes: BoxesOption = None,
+    crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
+    method: Annotated[str, typer.Option(help="moco-v2, byol or supervised.")] = "moco-v2",
+    arch: Annotated[str, typer.Option(help="Any ResNet of torchvision, or timm/NAME.")] = "resnet50",
+    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 256,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind, taken in turn.")] = 3,
+    loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Further option of a recipe.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+) -> None:
+    """Does the GPU wait for its loader? The real step, with the loader and on one batch kept on the device."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.table import print_figures
+    from objcrop.bench.train import bench_train as run_bench
+
+    flags: dict[str, Any] = {"crops": crops, "method": method, "arch": arch, "size": size, "batch_size": batch_size}
+    flags |= {"loader": loader, "device": device, **assignments(set_)}
+    result = run_bench(catalog, boxes, flags=flags, steps=steps, repeats=repeats)
+    print_figures(result["figures"], console)
     for line in result["verdict"]:
         console.print(line, highlight=False)
     if output is not None:

@@ -78,6 +78,8 @@ class Recipe:
         log_every_steps: a line in metrics.jsonl.
         workers: processes of the torch loader; None is the number of cores.
         threads: threads of the dali loader; None is the number of cores.
+        cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
+        cache_side: see `load_views`.
         max_bad: share of unreadable images to step over.
         rescore_every: epochs between two scorings of `--boxes online:anchors`.
         min_side: see `load_views`, as the rest.
@@ -123,6 +125,8 @@ class Recipe:
     log_every_steps: int = 10
     workers: int | None = None
     threads: int | None = None
+    cache: str | None = None
+    cache_side: int | None = None
     max_bad: float = 0.01
     rescore_every: int = 10
     min_side: int | str = "auto"

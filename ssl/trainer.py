@@ -113,6 +113,8 @@ def _loader(
         seed=recipe.seed,
         workers=recipe.workers,
         threads=recipe.threads,
+        cache=recipe.cache,
+        cache_side=recipe.cache_side,
         max_bad=recipe.max_bad,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
         min_side=recipe.min_side,

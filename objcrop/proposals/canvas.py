@@ -19,7 +19,7 @@ import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of
+from objcrop.dali_pipes.decode_crop_resize import decode_whole
 from objcrop.errors import UsageError
 from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
 
@@ -128,45 +128,23 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
     Yields:
         What `propose_from_images` wants of each part.
     """
-    done = 0
-    while done < len(parts):
-        pipe = _canvas_graph(catalog, parts[done:], proposer)
-        for rows in parts[done:]:
-            done += 1
-            try:
-                shapes, pixels = pipe.run()
-            except RuntimeError:  # the graph does not go on from here, so another one will
-                yield found_in(proposer, read_images(catalog, rows))
-                break
-            sizes = catalog.sizes[list(rows)]
-            if (np.asarray(shapes.as_tensor())[:, 1::-1] != sizes).any():
-                yield found_in(proposer, read_images(catalog, rows))
-                continue
-            canvases = torch.from_dlpack(pixels.as_tensor()).permute(0, 3, 1, 2)
-            cuts = [slice(begin, begin + BATCH) for begin in range(0, len(rows), BATCH)]
-            found = (proposer.of_canvases(canvases[cut].float(), sizes[cut].astype(np.float32)) for cut in cuts)
-            yield list(chain.from_iterable(found)), [""] * len(rows)
-
-
-def _canvas_graph(catalog: Catalog, parts: Sequence[range], proposer: CanvasProposer) -> Any:
-    upcoming = iter(parts)
-
-    def feed() -> tuple[list[npt.NDArray[np.uint8]], npt.NDArray[np.int32]]:
-        rows = next(upcoming)
-        windows = np.zeros((len(rows), 4), np.int32)
-        windows[:, 2:] = catalog.sizes[list(rows)]
-        return feed_of([catalog.path(row) for row in rows], windows)
-
-    return decode_graph(
-        feed,
-        batch_size=max(len(rows) for rows in parts),
-        threads=len(os.sched_getaffinity(0)),
-        prefetch=2,
-        device=proposer.device.type,
-        device_id=proposer.device.index or 0,
-        interpolation=("bilinear",),
-        size=proposer.side,
-    )
+    graph = {
+        "threads": len(os.sched_getaffinity(0)),
+        "prefetch": 2,
+        "device": proposer.device.type,
+        "device_id": proposer.device.index or 0,
+        "interpolation": ("bilinear",),
+        "size": proposer.side,
+    }
+    for rows, decoded in zip(parts, decode_whole(catalog, parts, **graph)):
+        if decoded is None:
+            yield found_in(proposer, read_images(catalog, rows))
+            continue
+        canvases = torch.from_dlpack(decoded[0].as_tensor()).permute(0, 3, 1, 2)
+        sizes = catalog.sizes[list(rows)].astype(np.float32)
+        cuts = (slice(begin, begin + BATCH) for begin in range(0, len(rows), BATCH))
+        found = (proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)
+        yield list(chain.from_iterable(found)), [""] * len(rows)
 
 
 def refuse_out_of_range(count: int, most: int, nms: float) -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from objcrop.dali_pipes import decode_crop_resize
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
 from objcrop.kernels.bing import load_bing
-from objcrop.proposals import canvas, propose
+from objcrop.proposals import propose
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.canvas import on_canvas, propose_with_dali
 from objcrop.proposals.from_images import propose_with_pil
@@ -54,7 +55,7 @@ def graphs(monkeypatch):
         built.append(StandIn(feed))
         return built[-1]
 
-    monkeypatch.setattr(canvas, "decode_graph", build)
+    monkeypatch.setattr(decode_crop_resize, "decode_graph", build)
     return built
 
 

@@ -1,0 +1,196 @@
+"""The decoded cache: images decoded once and kept as pixels, so that later epochs neither read nor decode.
+
+For sets that fit into the memory of the device or of the host. Views are those of the loader without a cache, unless
+the images are kept smaller (`cache_side`). Each process holds a copy of its own, since an epoch deals any image to any
+of them.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.bad_images import open_upright
+from objcrop.dali_pipes.dali_loader import DaliLoader
+from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of
+from objcrop.dali_pipes.torch_loader import assemble
+from objcrop.dali_pipes.view_loader import Position
+from objcrop.dali_pipes.view_plan import ViewPlan
+from objcrop.dali_pipes.views import Views
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.kernels.crop_resize import crop_resize, resize_uint8
+
+ROWS = 64  # decoded at a time
+SPARE = 2 << 30  # bytes to leave free beside the cache
+
+
+class CachedLoader(DaliLoader):
+    """A `DaliLoader` that decodes all images when the first batch is asked for, and none after.
+
+    Args:
+        *arguments: as `DaliLoader`.
+        cache: "host", or "device" for the GPU's memory.
+        cache_side: images whose shorter side is longer are kept at this one, pixels; None keeps them as they are.
+        **more: as `DaliLoader`.
+
+    Raises:
+        UsageError: "device" without a GPU, or a side below the views'.
+        ObjcropError: the decoded images do not fit.
+    """
+
+    def __init__(self, *arguments: Any, cache: str, cache_side: int | None, **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        if cache == "device" and self.device.type == "cpu":
+            raise UsageError("cache='device' needs device='cuda'; on a CPU take cache='host'.")
+        if cache_side is not None and cache_side < self.planner.size:
+            raise UsageError(f"cache_side is {cache_side}, but views of {self.planner.size} px need at least as much.")
+        self.place = self.device if cache == "device" else torch.device("cpu")
+        self.kept = kept_sizes(self.catalog, cache_side)
+        self.begins = np.concatenate([[0], np.cumsum(3 * self.kept.astype(np.int64).prod(1))])
+        self._pixels: torch.Tensor | None = None
+        refuse_if_too_large(int(self.begins[-1]), self.place, cache_side)
+
+    def close(self) -> None:
+        """Stop the producer and free the images."""
+        super().close()
+        self._pixels = None
+
+    def _produce(self, start: Position) -> Iterator[Views]:
+        """Yield batches from a position on."""
+        if self._pixels is None:
+            self._pixels = self._decoded()
+        for position in self._positions(start):
+            asked, plan = self._planned(position)
+            windows = self._kept_windows(plan)
+            on_gpu = self.device.type == "cuda"
+            views = self._from_device(plan, windows) if on_gpu else self._from_host(plan, windows)
+            yield assemble(self.planner, plan, asked, views)
+
+    def image(self, row: int) -> torch.Tensor:
+        """Return an image as it is kept, uint8 (h, w, 3), a view of the cache."""
+        assert self._pixels is not None
+        width, height = self.kept[row].tolist()
+        return self._pixels[self.begins[row] : self.begins[row + 1]].view(height, width, 3)
+
+    def _decoded(self) -> torch.Tensor:
+        """Decode all images into one tensor; those that cannot be read are noted as bad, their place stays empty."""
+        total = int(self.begins[-1])
+        where = "the GPU's memory" if self.place.type == "cuda" else "memory"
+        logging.getLogger("objcrop").warning(
+            "Decoding %d images into %.1f GB of %s, once.", len(self.catalog), total / 1e9, where
+        )
+        self._pixels = torch.empty(total, dtype=torch.uint8, device=self.place)
+        parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
+        graph = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
+        for rows, decoded in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index or 0)):
+            if decoded is None:
+                self._read_with_pil(rows)
+                continue
+            for row, pixels in zip(rows, decoded[0]):
+                self._keep(row, torch.from_dlpack(pixels))
+            if self.place.type == "cuda":
+                torch.cuda.current_stream(self.place).synchronize()  # before DALI takes its memory back
+        return self._pixels
+
+    def _keep(self, row: int, pixels: torch.Tensor) -> None:
+        kept = self.image(row)
+        height, width, _ = kept.shape
+        kept.copy_(pixels if pixels.shape == kept.shape else resize_uint8(pixels, (height, width), "bilinear"))
+
+    def _read_with_pil(self, rows: range) -> None:
+        for row in rows:
+            try:
+                image = open_upright(self.catalog.path(row), tuple(self.catalog.sizes[row]))
+            except ObjcropError as error:
+                self.bad_images.add(row, str(error))
+                continue
+            self._keep(row, torch.from_numpy(np.array(image)).to(self.place))
+
+    def _kept_windows(self, plan: ViewPlan) -> NDArray[np.int32]:
+        """Return the plan's windows in pixels of the images as they are kept, int32 (N, V, 4)."""
+        kept, whole = (np.tile(sizes[plan.row], (1, 2))[:, None] for sizes in (self.kept, self.catalog.sizes))
+        if (kept == whole).all():
+            return plan.windows
+        windows = np.rint(plan.windows * (kept / whole)).astype(np.int32)
+        windows[..., :2] = np.minimum(windows[..., :2], kept[..., :2] - 1)
+        windows[..., 2:] = np.maximum(windows[..., 2:], windows[..., :2] + 1)
+        return windows
+
+    def _from_host(self, plan: ViewPlan, windows: NDArray[np.int32]) -> list[torch.Tensor]:
+        return self._finish_cpu(plan, [self.image(int(row)) for row in plan.row], windows)
+
+    def _from_device(self, plan: ViewPlan, windows: NDArray[np.int32]) -> list[torch.Tensor]:
+        """Resize and colour in the side stream; from the host only what the windows cover is copied."""
+        assert self._pixels is not None
+        with torch.cuda.stream(self.side_stream):
+            pixels, begins, widths = self._pixels, self.begins[plan.row], self.kept[plan.row, 0]
+            if self.place.type == "cpu":
+                unions = union_of(windows)
+                packed, begins, widths = pack([self.image(int(row)) for row in plan.row], unions)
+                pixels, windows = packed.to(self.device, non_blocking=True), windows - np.tile(unions[:, None, :2], 2)
+            where = self.to_device(begins), self.to_device(widths)
+            resized = [
+                crop_resize(pixels, *where, self.to_device(windows[:, v]), self.planner.size, augment.interpolation)
+                for v, augment in enumerate(self.planner.augment)
+            ]
+            return self._colour_cuda(plan, resized)
+
+
+def kept_sizes(catalog: Catalog, side: int | None) -> NDArray[np.int32]:
+    """Return width and height of the images as they are kept, int32 (N, 2): the shorter side at most `side`."""
+    if side is None:
+        return catalog.sizes
+    share = np.minimum(side / catalog.sizes.min(axis=1, keepdims=True), 1.0)
+    return np.maximum(np.rint(catalog.sizes * share), 1).astype(np.int32)
+
+
+def pack(
+    images: list[torch.Tensor], cuts: NDArray[np.int32]
+) -> tuple[torch.Tensor, NDArray[np.int64], NDArray[np.int32]]:
+    """Copy a part of each image, one behind the other, into page-locked memory where there is a GPU.
+
+    Args:
+        images: uint8 (h, w, 3).
+        cuts: (N, 4) x0, y0, x1, y1.
+
+    Returns:
+        The bytes, where each part begins (N,), and its width (N,).
+    """
+    widths, heights = cuts[:, 2] - cuts[:, 0], cuts[:, 3] - cuts[:, 1]
+    begins = np.concatenate([[0], np.cumsum(3 * widths.astype(np.int64) * heights)])
+    packed = torch.empty(int(begins[-1]), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    for i, (x0, y0, x1, y1) in enumerate(cuts):
+        packed[begins[i] : begins[i + 1]].view(y1 - y0, x1 - x0, 3).copy_(images[i][y0:y1, x0:x1])
+    return packed, begins[:-1], widths
+
+
+def refuse_if_too_large(needed: int, place: torch.device, side: int | None) -> None:
+    """Raise an `ObjcropError` where `needed` bytes, in every process of this machine, leave too little memory."""
+    if place.type == "cuda":
+        free, processes, where = torch.cuda.mem_get_info(place)[0], 1, "GPU"
+    else:
+        free, processes, where = available_memory(), int(os.environ.get("LOCAL_WORLD_SIZE", 1)), "machine"
+    if needed * processes > free - SPARE:
+        each = f" for each of {processes} processes" if processes > 1 else ""
+        smaller = "a smaller" if side is not None else "a"
+        raise ObjcropError(
+            f"the decoded images take {needed / 1e9:.1f} GB{each}, but the {where} has {free / 1e9:.1f} GB free, of "
+            f"which 2 stay so: leave the cache out, or give {smaller} cache_side."
+        )
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that are free or can be freed on this machine."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = dict(line.split(":") for line in file)
+        return int(facts["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # no Linux: what there is in all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
