@@ -1,33 +1,98 @@
 """Claim: on a CPU, `dali` yields at least 2 times the images per processor second of `torch` with colour="pil".
 
-    objcrop bench loader --catalog voc.arrow --boxes gt.arrow
+    objcrop bench loader --catalog voc.arrow --boxes gt.arrow -o bench/results/cpu_loader.json
+    objcrop bench loader --device cuda --batch-size 64 --images 2048 …        on a GPU
+    objcrop bench loader --where …        one loader, stage by stage: bench/where.py
 
-Every loader makes the same two moco-v2 views of the same images, from the same plan. Each is warmed up by one batch
-of each worker, then measured `repeats` times in turn with the others, so that a busy minute hits all alike; medians are
-reported, and processor time counts worker processes. Ratios within one run are what to trust.
+Our loaders make the same two moco-v2 views of the same images, from the same plan; rivals make theirs of the same
+files, which bench/rivals says more about. Each is warmed up by two batches a worker, then measured `repeats` times in
+turn with the others, so that a busy minute hits all alike; medians are reported, and processor time counts worker
+processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason. Ratios
+within one run are what to trust.
+
+GPU memory is what the device has less of after a measurement than before the loader was made (torch.cuda.mem_get_info:
+DALI and PyTorch both keep what they once took, so that is their peak; another program on the device would count in).
 """
 
 from __future__ import annotations
 
+import gc
+import importlib.util
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from objcrop.bench.ceilings import CEILINGS
+from objcrop.bench.rivals.ffcv import ffcv
+from objcrop.bench.rivals.solo_dali import solo_dali
+from objcrop.bench.rivals.torchvision_gpu import torchvision_gpu
+from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
+from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
+from objcrop.errors import UsageError, one_of
 
-CONTENDERS: dict[str, dict[str, Any]] = {
-    "torch, colour=pil": {"backend": "torch", "colour": "pil"},
-    "torch, colour=float": {"backend": "torch", "colour": "float"},
-    "dali, cpu": {"backend": "dali"},
+Batches = Callable[[Wanted], Generator[Any, None, None]]
+QUICKER = 8  # times as many images are measured of those that work on a GPU
+
+
+def our(wanted: Wanted, *, made_on: str | None = None, **options: Any) -> Generator[Views, None, None]:
+    """Yield batches of one of our loaders without end, made on `made_on` and handed out on the device wanted."""
+    with wanted.loader(device=made_on or wanted.device, **options) as loader:
+        for views in endless_views(loader):
+            yield views.to(wanted.device)
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One that is measured.
+
+    Attributes:
+        batches: gives them without end.
+        needs_gpu: makes its views on one.
+        package: that must be installed.
+        ours: made from the plan; the others are rivals.
+    """
+
+    batches: Batches
+    needs_gpu: bool = False
+    package: str | None = None
+    ours: bool = False
+
+    def left_out(self, device: str) -> str | None:
+        """Return why it cannot be measured, None where it can."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return "not installed"
+        if self.needs_gpu and device != "cuda":
+            return "needs --device cuda" if torch.cuda.is_available() else "needs a GPU"
+        return None
+
+
+CONTENDERS: dict[str, Contender] = {
+    "torch, colour=pil": Contender(partial(our, backend="torch", colour="pil"), ours=True),
+    "torch, colour=float": Contender(partial(our, backend="torch", colour="float"), ours=True),
+    "dali, cpu": Contender(partial(our, backend="dali", made_on="cpu"), ours=True),
+    "dali, cuda": Contender(partial(our, backend="dali"), needs_gpu=True, ours=True),
+    "dali, cpu, cache=host": Contender(partial(our, backend="dali", made_on="cpu", cache="host"), ours=True),
+    "dali, cuda, cache=host": Contender(partial(our, backend="dali", cache="host"), needs_gpu=True, ours=True),
+    "dali, cuda, cache=device": Contender(partial(our, backend="dali", cache="device"), needs_gpu=True, ours=True),
+    "torchvision v2": Contender(torchvision_v2),
+    "torchvision v2, gpu": Contender(torchvision_gpu, needs_gpu=True),
+    "solo-learn's dali, cpu": Contender(partial(solo_dali, device="cpu")),
+    "solo-learn's dali, gpu": Contender(partial(solo_dali, device="gpu"), needs_gpu=True),
+    "ffcv, no colour": Contender(ffcv, package="ffcv"),
 }
 
 
@@ -38,45 +103,162 @@ def bench_loader(
     crops: str = "obj-obj+dilate",
     size: int = 224,
     batch_size: int = 32,
+    device: str = "cpu",
+    workers: int | None = None,
+    threads: int | None = None,
     repeats: int = 3,
     images: int = 256,
 ) -> dict[str, Any]:
-    """Measure every contender; without a catalog, on scenes drawn for the purpose."""
-    table: BoxTable | None
-    with ExitStack() as stack:
-        if catalog is None:
-            photos, table = drawn_scenes(Path(stack.enter_context(tempfile.TemporaryDirectory())), images)
-        else:
-            photos = Catalog.load(catalog)
-            table = None if boxes is None else BoxTable.load(boxes, photos)
-        batches = max(min(images, len(photos)) // batch_size, 1)
-        watches = {name: Stopwatch() for name in CONTENDERS}
+    """Measure every contender and ceiling; without a catalog, on scenes drawn for the purpose.
+
+    Args:
+        catalog: file of the images.
+        boxes: file of their boxes.
+        crops: policy.
+        size: side of the views, pixels.
+        batch_size: images in a batch.
+        device: "cpu" or "cuda": where the views must lie in the end.
+        workers: processes of loaders that work in processes; None for one a core.
+        threads: of those that work in threads; None for one a core.
+        repeats: measurements of each.
+        images: in each measurement; below ten batches a worker the rhythm of the workers shows.
+
+    Returns:
+        `loaders` and `ceilings`: for each name what `row_of` returns; `left_out`: name to reason; `verdict`.
+
+    Raises:
+        UsageError: no GPU for "cuda".
+    """
+    with asked_for(catalog, boxes, crops, size, batch_size, device, workers, threads, images) as wanted:
+        reasons = {name: contender.left_out(device) for name, contender in CONTENDERS.items()}
+        lineup: dict[str, tuple[Batches, int]] = {
+            **{
+                name: (c.batches, QUICKER if c.needs_gpu else 1)
+                for name, c in CONTENDERS.items()
+                if reasons[name] is None
+            },
+            **CEILINGS,
+        }
+        watches = {name: Stopwatch() for name in lineup}
+        memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
+        batches = max(images // batch_size, 1)
         for _ in range(repeats):
-            for name, options in CONTENDERS.items():
-                loader = load_views(photos, boxes=table, crops=crops, size=size, batch_size=batch_size, **options)
-                with loader:
-                    endless = endless_views(loader)
-                    for _ in islice(endless, 4):  # warm: workers started, code compiled, queues full
-                        pass
-                    watches[name].lap(islice(endless, batches))
-        summaries = {name: watch.summary() for name, watch in watches.items()}
-        pil, dali = (summaries[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
+            for name, (begin, times) in lineup.items():
+                memory[name] = max(memory[name], lap(watches[name], begin, wanted, times * batches))
+        views = {name: len(crop_policy(crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
+        rows = {name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup}
+        pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
         return {
             "crops": crops,
             "size": size,
             "batch_size": batch_size,
-            "catalog_images": len(photos),
+            "device": device,
+            "workers": wanted.workers,
+            "threads": wanted.threads,
+            "catalog_images": len(wanted.catalog),
             "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
-            "loaders": summaries,
+            "loaders": {name: row for name, row in rows.items() if name in CONTENDERS},
+            "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
+            "left_out": {name: reason for name, reason in reasons.items() if reason is not None},
             "dali_over_pil_per_cpu_s": round(dali / pil, 2),
             "verdict": [f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."],
         }
 
 
-def endless_views(loader: ViewLoader) -> Iterator[Views]:
+def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int) -> float:
+    """Take the time of `count` batches after a warm-up; return the GPU memory taken, MiB."""
+    on_gpu = wanted.device == "cuda"
+    # Also before workers are forked: a pipeline of DALI that a child inherits and destroys would hang it.
+    free_before = free_memory(on_gpu)
+    with closing(begin(wanted)) as batches:
+        for _ in islice(batches, max(4, 2 * wanted.workers)):  # workers started, code compiled, queues in their rhythm
+            pass
+        watch.lap(_until_done(islice(batches, count), on_gpu))
+        return (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
+
+
+def _until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
+    """Yield the batches; the end comes when the device has made the last one."""
+    yield from batches
+    if on_gpu:
+        torch.cuda.synchronize()
+
+
+def free_memory(on_gpu: bool) -> int:
+    """Let go of what loaders before left behind; return the bytes free on the GPU, 0 without one."""
+    from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
+
+    gc.collect()
+    if not on_gpu:
+        return 0
+    ReleaseUnusedMemory()
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info()[0]
+
+
+def row_of(watch: Stopwatch, views: int, memory: float) -> dict[str, float | int]:
+    """Return the stopwatch's summary, and of a contender views a second.
+
+    Also CPU seconds per 1,000 images, and of one on a GPU the memory it took, MiB.
+    """
+    row = watch.summary()
+    if views:
+        row["views_per_s"] = round(views * row["images_per_s"], 1)
+    row["cpu_s_per_1000_images"] = round(1000 / row["images_per_cpu_s"], 3)
+    if memory:
+        row["gpu_memory_mib"] = round(memory)
+    return row
+
+
+def endless_views(loader: ViewLoader) -> Generator[Views, None, None]:
     """Yield batches epoch after epoch."""
     while True:
         yield from loader
+
+
+@contextmanager
+def asked_for(
+    catalog: str | os.PathLike[str] | None,
+    boxes: str | os.PathLike[str] | None,
+    crops: str,
+    size: int,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+    images: int,
+) -> Iterator[Wanted]:
+    """Load the catalog and the boxes, or draw scenes, up to 256 or two batches, in a folder that is gone afterwards.
+
+    Raises:
+        UsageError: no GPU for "cuda".
+    """
+    if one_of(device, ("cpu", "cuda"), "device") == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is 'cuda', but PyTorch finds no GPU here; pass --device cpu.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
+        photos, table = load_or_draw(catalog, boxes, Path(name), max(min(images, 256), 2 * batch_size))
+        yield Wanted(
+            photos,
+            table,
+            crops,
+            size,
+            batch_size,
+            device,
+            cores if workers is None else workers,
+            cores if threads is None else threads,
+            Path(name),
+        )
+
+
+def load_or_draw(
+    catalog: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None, folder: Path, n: int
+) -> tuple[Catalog, BoxTable | None]:
+    """Return a catalog and its boxes; of n scenes drawn in the folder where no catalog is named."""
+    if catalog is None:
+        return drawn_scenes(folder, n)
+    photos = Catalog.load(catalog)
+    return photos, None if boxes is None else BoxTable.load(boxes, photos)
 
 
 def drawn_scenes(folder: Path, n: int) -> tuple[Catalog, BoxTable]:
@@ -88,3 +270,39 @@ def drawn_scenes(folder: Path, n: int) -> tuple[Catalog, BoxTable]:
     draw_scenes(folder, n)
     catalog, _ = index_source(folder, "scenes")
     return catalog, propose(catalog, "gt")
+
+
+def plot_loader(result: dict[str, Any], path: Path) -> None:
+    """Draw images a second and processor seconds per 1,000 images, a bar a contender, a grey one a ceiling.
+
+    Lines are the smallest and the largest of the repeats. A ceiling far above all contenders is written, not drawn.
+    """
+    from matplotlib.figure import Figure
+
+    loaders = result["loaders"]
+    highest = max(row["images_per_s_max"] for row in loaders.values())
+    drawn = {name: row for name, row in result["ceilings"].items() if row["images_per_s"] <= 4 * highest}
+    rows = {**loaders, **drawn}
+    names = list(rows)[::-1]
+    figure = Figure(figsize=(9, 1.2 + 0.35 * len(names)), layout="constrained")
+    speed, cost = figure.subplots(1, 2, sharey=True)
+    colours = ["#bbbbbb" if name in drawn else "#1f6fb2" if CONTENDERS[name].ours else "#e0a458" for name in names]
+    rate = [rows[name]["images_per_s"] for name in names]
+    low, high = ([rows[name][f"images_per_s_{end}"] for name in names] for end in ("min", "max"))
+    speed.barh(names, rate, color=colours)
+    speed.hlines(names, low, high, color="#222222", linewidth=1)
+    price = [rows[name]["cpu_s_per_1000_images"] for name in names]
+    cost.barh(names, price, color=colours)
+    for ax, values, ends, label in (
+        (speed, rate, high, "images/s"),
+        (cost, price, price, "processor seconds per 1,000 images"),
+    ):
+        for place, (value, end) in enumerate(zip(values, ends)):
+            ax.text(end, place, f"  {value:,.0f}" if value >= 10 else f"  {value:.1f}", va="center", fontsize=8)
+        ax.set(xlabel=label, xlim=(0, 1.18 * max(ends)))
+        ax.spines[["top", "right"]].set_visible(False)
+    above = [
+        f"not drawn: {n}, {r['images_per_s']:,.0f} images/s" for n, r in result["ceilings"].items() if n not in drawn
+    ]
+    figure.suptitle("\n".join(["blue: objcrop, orange: others, grey: ceilings", *above]), fontsize=9, x=0.01, ha="left")
+    figure.savefig(path, dpi=150)

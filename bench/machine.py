@@ -13,7 +13,10 @@ from typing import Any
 from objcrop.doctor import commit
 from objcrop.whole_file import whole_file
 
-PACKAGES = ("torch", "torchvision", "numpy", "numba", "pillow", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "numba", "pillow"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "cupy-cuda13x", "cupy-cuda12x", "ffcv"),
+)
 
 
 def machine() -> dict[str, Any]:

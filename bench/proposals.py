@@ -32,7 +32,7 @@ from objcrop.proposals.edge_boxes import EdgeBoxesProposer
 from objcrop.proposals.from_images import Image, Proposer
 from objcrop.proposals.selective_search import SelectiveSearchProposer
 from objcrop.recall import BUDGETS
-from objcrop.stats import stats
+from objcrop.stats import evenly_spaced, stats
 
 # Name to what makes the proposer; slow ones look at fewer images.
 LOOKING: dict[str, tuple[Callable[[], Proposer], int]] = {
@@ -112,7 +112,7 @@ def bench_proposals(
 def _looked(catalog: Catalog, name: str, make: Callable[[], Proposer], count: int) -> dict[str, Any]:
     pictures: list[Image] = []
     rows = []
-    for row in range(count):
+    for row in evenly_spaced(len(catalog), count).tolist():  # the images that `stats` will measure on
         with contextlib.suppress(ObjcropError):
             pictures.append(np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row]))))
             rows.append(row)
@@ -157,7 +157,7 @@ def _print(rows: dict[str, dict[str, Any]], console: Console) -> None:
         "area",
     )
     for head in heads:
-        table.add_column(head, justify="left" if head == "boxes" else "right")
+        table.add_column(head, justify="left" if head == "boxes" else "right", no_wrap=True)
     for name, row in rows.items():
         speed = "" if row["images_per_cpu_s"] is None else f"{row['images_per_cpu_s']:,.1f}"
         recall = [f"{row['recall'][k]:.3f}" if k in row["recall"] else "" for k in ("10", "100", "1000")]

@@ -21,6 +21,41 @@ def print_table(rows: dict[str, dict[str, Any]], what: str, console: Console) ->
     console.print(table)
 
 
+def print_loaders(rows: dict[str, dict[str, Any]], what: str, console: Console) -> None:
+    """Print one row a loader: medians, with the smallest and largest of the repeats, and what it costs."""
+    columns = {"views_per_s": "views/s", "cpu_s_per_1000_images": "CPU s/1,000", "gpu_memory_mib": "GPU MiB"}
+    shown = [key for key in columns if any(key in row for row in rows.values())]
+    table = Table(box=None, pad_edge=False)
+    for head in (what, "images/s", "(min–max)", *(columns[key] for key in shown)):
+        table.add_column(head, justify="left" if head == what else "right", no_wrap=True)
+    for name, row in rows.items():
+        spread = f"({row['images_per_s_min']:,.0f}–{row['images_per_s_max']:,.0f})"
+        further = [f"{row[key]:,.{2 if key.startswith('cpu') else 0}f}" if key in row else "" for key in shown]
+        table.add_row(name, f"{row['images_per_s']:,.0f}", spread, *further)
+    console.print(table)
+
+
+def print_stages(result: dict[str, Any], console: Console) -> None:
+    """Print one row a stage: what it adds, and the chain that ends with it."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("stage", "CPU ms/image", "so far", "images/s so far"):
+        table.add_column(head, justify="left" if head == "stage" else "right")
+    for name, row in result["chains"].items():
+        so_far = f"{1000 / row['images_per_cpu_s']:.3f}"
+        table.add_row(name, f"{result['stages'][name]:.3f}", so_far, f"{row['images_per_s']:,.0f}")
+    console.print(table)
+
+
+def print_figures(figures: dict[str, dict[str, float]], console: Console) -> None:
+    """Print one row a figure: median, smallest and largest."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("figure", "median", "(min–max)"):
+        table.add_column(head, justify="left" if head == "figure" else "right")
+    for name, value in figures.items():
+        table.add_row(name, f"{value['median']:,}", f"({value['min']:,}–{value['max']:,})")
+    console.print(table)
+
+
 def print_milliseconds(rows: dict[str, dict[str, Any]], what: str, console: Console) -> None:
     """Print one row a contender: median milliseconds, the smallest and largest of the repeats, images per second."""
     table = Table(box=None, pad_edge=False)
@@ -29,4 +64,15 @@ def print_milliseconds(rows: dict[str, dict[str, Any]], what: str, console: Cons
     for name, row in rows.items():
         spread = f"({row['ms_min']:.3f}–{row['ms_max']:.3f})"
         table.add_row(name, f"{row['ms']:.3f}", spread, f"{row['images_per_s']:,.0f}")
+    console.print(table)
+
+
+def print_tried(result: dict[str, Any], console: Console) -> None:
+    """Print images per second at each value of each option, the best one marked."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("option", "value", "images/s", ""):
+        table.add_column(head, justify="right" if head == "images/s" else "left")
+    for name, rates in result["tried"].items():
+        for value, rate in rates.items():
+            table.add_row(name, value, f"{rate:,.0f}", "←" if value == str(result["best"][name]) else "")
     console.print(table)

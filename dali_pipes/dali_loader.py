@@ -45,10 +45,13 @@ class DaliLoader(ViewLoader):
         prefetch: int,
         device: str,
         dtype: torch.dtype,
+        decode: str = "union",
+        hw_decoder_load: float = 0.65,
         **contract: Any,
     ) -> None:
         super().__init__(planner, bad_images, **contract)
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
+        self.decode, self.hw_decoder_load = decode, hw_decoder_load
         self.device = torch.device(device)
         # Files that only PIL reads: row to the lossless copy that DALI gets instead.
         self._copies: dict[int, str] = {}
@@ -292,6 +295,8 @@ class _GraphRun:
             device_id=loader.device.index or 0 if on_gpu else 0,
             interpolation=tuple(a.interpolation for a in loader.planner.augment) if on_gpu else (),
             size=loader.planner.size,
+            decode=loader.decode,
+            hw_decoder_load=loader.hw_decoder_load,
         )
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:

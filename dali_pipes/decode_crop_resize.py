@@ -42,6 +42,8 @@ def decode_graph(
     device_id: int = 0,
     interpolation: tuple[str, ...] = (),
     size: int = 0,
+    decode: str = "union",
+    hw_decoder_load: float = 0.65,
 ) -> Any:
     """Build the pipeline.
 
@@ -54,6 +56,8 @@ def decode_graph(
         device_id: which GPU.
         interpolation: "bilinear" or "bicubic" a view; "cuda" only, where none gives out the union, of one window.
         size: side of the views; "cuda" only.
+        decode: "union" of the windows, or the "whole" image; "cuda" only.
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only.
 
     Returns:
         A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then on "cpu"
@@ -92,22 +96,24 @@ def decode_graph(
         for v in range(1, len(interpolation)):
             other = windows[4 * v : 4 * v + 4]
             union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
-        image = fn.decoders.image_slice(
-            encoded,
-            device="mixed",
-            start=low(union),
-            end=high(union),
-            axes=[0, 1],
-            jpeg_fancy_upsampling=True,  # as libjpeg does it, so that pixels stay close to the CPU's
-        )
+        # Upsampled as libjpeg does it, so that pixels stay close to the CPU's.
+        how: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+        if decode == "whole":
+            image = fn.decoders.image(encoded, **how)
+        else:
+            image = fn.decoders.image_slice(encoded, start=low(union), end=high(union), axes=[0, 1], **how)
+
+        def in_image(corner: Any) -> Any:
+            return as_float(corner if decode == "whole" else corner - low(union))
+
         if not interpolation:
             return shape, image
         views = [
             fn.resize(
                 image,
                 size=[size, size],
-                roi_start=as_float(low(windows[4 * v : 4 * v + 4]) - low(union)),
-                roi_end=as_float(high(windows[4 * v : 4 * v + 4]) - low(union)),
+                roi_start=in_image(low(windows[4 * v : 4 * v + 4])),
+                roi_end=in_image(high(windows[4 * v : 4 * v + 4])),
                 interp_type=filters[filter_name],
                 antialias=True,
             )

@@ -31,6 +31,8 @@ def load_views(
     workers: int | None = None,
     threads: int | None = None,
     prefetch: int = 2,
+    decode: str = "union",
+    hw_decoder_load: float = 0.65,
     colour: str = "float",
     dtype: str = "fp32",
     cache: str | None = None,
@@ -66,6 +68,9 @@ def load_views(
         workers: processes of the torch backend; default: the number of cores, 0 works in this process.
         threads: threads of the dali backend; default: the number of cores.
         prefetch: batches kept ready (per worker with "torch").
+        decode: the "union" of an image's windows, or the "whole" image; dali on "cuda" only, where a GPU's own decoder
+            may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the next.
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes; dali on "cuda" only.
         colour: "float", or "pil" for the chain of facebookresearch/moco; torch backend only.
         dtype: "fp32", "bf16" or "fp16".
         cache: "device" or "host" keeps decoded images there, so that later epochs decode nothing; dali backend only.
@@ -102,6 +107,9 @@ def load_views(
         raise UsageError("a cache of decoded images needs backend='dali' (--loader dali).")
     if cache is None and cache_side is not None:
         raise UsageError("cache_side says how large images are kept in a cache: give cache='device' or 'host' too.")
+    one_of(decode, ("union", "whole"), "decode")
+    if not 0 <= hw_decoder_load <= 1:
+        raise UsageError(f"hw_decoder_load is {hw_decoder_load}, but it is a share, 0 to 1.")
     if size < 8:
         raise UsageError(f"size is {size}, but views need at least 8 pixels a side.")
     if prefetch < 1:
@@ -140,6 +148,7 @@ def load_views(
         return TorchLoader(planner, bad, workers=cores if workers is None else workers, colour=colour, **contract)
     from objcrop.dali_pipes.dali_loader import DaliLoader
 
+    contract |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
     if cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader
 

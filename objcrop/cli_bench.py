@@ -42,6 +42,7 @@ def bench_loader(
     device: Annotated[str, typer.Option(help="cpu or cuda: where the views must lie in the end.")] = "cpu",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of DALI; default: one a core.")] = None,
+    tune: Annotated[bool, typer.Option("--tune", help="Only find the best options of the DALI loader.")] = False,
     where: Annotated[bool, typer.Option("--where", help="Only the DALI loader, stage by stage.")] = False,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")] = None,
 ) -> None:
@@ -49,12 +50,16 @@ def bench_loader(
     from objcrop.bench.loader import bench_loader as run_bench
     from objcrop.bench.loader import plot_loader
     from objcrop.bench.machine import write_result
-    from objcrop.bench.table import print_loaders, print_stages
+    from objcrop.bench.table import print_loaders, print_stages, print_tried
+    from objcrop.bench.tune import bench_tune
     from objcrop.bench.where import bench_where
 
     options: dict[str, Any] = {"crops": crops, "size": size, "batch_size": batch_size, "device": device}
     options |= {"threads": threads, "repeats": repeats, "images": images}
-    if where:
+    if tune:
+        result = bench_tune(catalog, boxes, workers=workers, **options)
+        print_tried(result, console)
+    elif where:
         result = bench_where(catalog, boxes, **options)
         print_stages(result, console)
     else:
@@ -67,7 +72,7 @@ def bench_loader(
         console.print(line, highlight=False)
     if output is not None:
         write_result(output, result)
-        if not where:
+        if not where and not tune:
             plot_loader(result, output.with_suffix(".png"))
 
 

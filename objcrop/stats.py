@@ -104,6 +104,11 @@ class ImageMeans:
             entry["low"], entry["high"] = low, high
 
 
+def evenly_spaced(n: int, count: int) -> NDArray[np.int64]:
+    """Return `count` of the rows 0 to n - 1, evenly spaced, int64 (count,)."""
+    return np.linspace(0, max(n - 1, 0), count).round().astype(np.int64)
+
+
 def stats(
     catalog: Catalog,
     boxes: BoxTable | None = None,
@@ -155,7 +160,7 @@ def stats(
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}, but it must be at least {least}.")
     count = min(len(catalog), images or len(catalog))
-    rows = np.linspace(0, max(len(catalog) - 1, 0), count).round().astype(np.int64)
+    rows = evenly_spaced(len(catalog), count)
     if not np.diff(catalog.box_offsets)[rows].any():
         raise ObjcropError(
             f"the catalog of {catalog.root} has no ground truth to measure against; index it with its annotations "

@@ -78,6 +78,9 @@ class Recipe:
         log_every_steps: a line in metrics.jsonl.
         workers: processes of the torch loader; None is the number of cores.
         threads: threads of the dali loader; None is the number of cores.
+        prefetch: see `load_views`, as the next two.
+        decode: "union" or "whole".
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes.
         cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
         cache_side: see `load_views`.
         max_bad: share of unreadable images to step over.
@@ -125,6 +128,9 @@ class Recipe:
     log_every_steps: int = 10
     workers: int | None = None
     threads: int | None = None
+    prefetch: int = 2
+    decode: str = "union"
+    hw_decoder_load: float = 0.65
     cache: str | None = None
     cache_side: int | None = None
     max_bad: float = 0.01

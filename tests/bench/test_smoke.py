@@ -2,16 +2,20 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
+from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.kernels import bench_kernels
-from objcrop.bench.loader import CONTENDERS, bench_loader
+from objcrop.bench.loader import CONTENDERS, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import bench_plan
 from objcrop.bench.policies import bench_policies
 from objcrop.bench.proposals import FROM_THE_CATALOG, LOOKING, bench_proposals
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
+from objcrop.bench.train import bench_train
+from objcrop.bench.where import bench_where
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.errors import UsageError
 from objcrop.formats import index_source
@@ -26,10 +30,30 @@ def test_plan(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
 
 
-def test_loader():
+def test_loader(tmp_path):
     result = bench_loader(size=32, batch_size=4, repeats=1, images=8)
-    assert set(result["loaders"]) == set(CONTENDERS)
-    assert all(row["images"] == 8 and row["images_per_cpu_s"] > 0 for row in result["loaders"].values())
+    assert set(result["loaders"]) | set(result["left_out"]) == set(CONTENDERS)
+    assert {name for name in CONTENDERS if CONTENDERS[name].ours and not CONTENDERS[name].needs_gpu} <= set(
+        result["loaders"]
+    )
+    assert all(row["images"] == 8 and row["views_per_s"] > 0 for row in result["loaders"].values())
+    assert set(result["ceilings"]) == set(CEILINGS) and not set(result["loaders"]) & set(result["left_out"])
+    plot_loader(result, tmp_path / "loader.png")
+    assert (tmp_path / "loader.png").stat().st_size > 5000
+
+
+def test_where():
+    result = bench_where(size=32, batch_size=4, repeats=1, images=8)
+    assert list(result["stages"]) == list(result["chains"]) == ["plan", "read", "decode", "resize", "colour"]
+    assert 0 <= result["ready"] <= 2
+
+
+@pytest.mark.parametrize("loader", ["dali", "torch"])
+def test_train(loader):
+    flags = dict(arch="resnet18", size=32, batch_size=4, queue=8, device="cpu", loader=loader, crops="obj-obj+dilate")
+    result = bench_train(flags=flags, steps=2, repeats=1)
+    assert 0 <= result["figures"]["starvation"]["median"] <= 1
+    assert (result["ready"] is None) == (loader == "torch") and len(result["verdict"]) == 2
 
 
 def test_policies_and_again_from_what_lies_there(tmp_path):
@@ -64,6 +88,17 @@ def test_kernels():
 def test_kernels_need_a_gpu():
     with pytest.raises(UsageError, match="needs a CUDA device"):
         bench_kernels()
+
+
+def test_slow_methods_are_measured_on_the_images_they_looked_at(tmp_path, monkeypatch):
+    """Once the first images were looked at and others measured."""
+    draw_scenes(tmp_path / "s", 6)
+    catalog, _ = index_source(tmp_path / "s", "scenes")
+    whole = lambda images: [(np.array([[0, 0, *i.shape[1::-1]]], np.float32), np.ones(1, np.float32)) for i in images]  # noqa: E731
+    monkeypatch.setitem(LOOKING, "image, looked at", (lambda: whole, 2))
+    methods = bench_proposals(catalog, only=["image", "image, looked at"])["methods"]
+    assert methods["image, looked at"]["images"] == 2
+    assert methods["image, looked at"]["area"] == methods["image"]["area"] == 1.0
 
 
 def test_processor_time_counts_living_children():

@@ -96,7 +96,7 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
     per_kill = 6
     flags = {**SMALL, "loader": loader, "threads": 2, "crops": "obj-scene", "steps": per_kill * (kills + 1)}
     flags |= {"checkpoint_every_steps": 2, "log_every_steps": 1}
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     said = dict(env=environment, capture_output=True, text=True)
     whole = subprocess.run(command(tmp_path, tmp_path / "whole", flags), **said)
     assert whole.returncode == 0, whole.stderr

@@ -1,0 +1,84 @@
+"""What every loader of a bench is asked for, and the batch that the outside ones hand out.
+
+A rival is a generator: called with a `Wanted` it yields batches without end, and its `close()` stops what it started.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.view_loader import ViewLoader
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for.
+
+    Attributes:
+        catalog: the images.
+        boxes: for our own loaders; rivals know none.
+        crops: policy, likewise.
+        size: side of the views, pixels.
+        batch_size: images in a batch.
+        device: "cpu" or "cuda": where the views must lie in the end.
+        workers: processes, for loaders that work in processes.
+        threads: for those that work in threads.
+        folder: for files that a rival must write before it can begin.
+    """
+
+    catalog: Catalog
+    boxes: BoxTable | None
+    crops: str
+    size: int
+    batch_size: int
+    device: str
+    workers: int
+    threads: int
+    folder: Path
+
+    def paths(self) -> list[str]:
+        """Return the images' paths."""
+        return [self.catalog.path(row) for row in range(len(self.catalog))]
+
+    def loader(self, **options: Any) -> ViewLoader:
+        """Return one of our own loaders; options as in `load_views`."""
+        return load_views(
+            self.catalog,
+            boxes=self.boxes,
+            crops=self.crops,
+            size=self.size,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            threads=self.threads,
+            **options,
+        )
+
+
+@dataclass
+class TwoViews:
+    """A rival's batch.
+
+    Attributes:
+        views: two tensors (N, 3, S, S), float32, normalised.
+    """
+
+    views: tuple[torch.Tensor, torch.Tensor]
+
+    def __len__(self) -> int:
+        return len(self.views[0])
+
+
+def shuffled(n: int) -> Iterator[int]:
+    """Yield 0 to n - 1 in a new order each epoch, without end."""
+    rng = np.random.default_rng(0)
+    while True:
+        yield from rng.permutation(n).tolist()

@@ -1,0 +1,107 @@
+"""Find how a loader should stand on this machine and these files: `objcrop bench loader --tune`.
+
+    objcrop bench loader --tune --catalog photos.arrow --boxes boxes.arrow --device cuda --batch-size 256
+
+One option after the other (threads, batches kept ready, on a GPU what is decoded and by whom) is tried at each of its
+values, the others standing at the best so far; a value wins by more than 2 %, less is chance. The last lines are what
+to put into one's own call.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from objcrop.bench.loader import asked_for, endless_views
+from objcrop.bench.rivals.wanted import Wanted
+from objcrop.bench.stopwatch import Stopwatch
+
+CLEARLY = 1.02
+
+
+def options_to_try(threads: int, device: str) -> dict[str, list[Any]]:
+    """Return each option's values, the default first.
+
+    Args:
+        threads: the number of cores.
+        device: "cpu" or "cuda".
+    """
+    fewer = [threads >> shift for shift in (1, 2, 3) if threads >> shift]
+    tried: dict[str, list[Any]] = {"threads": [threads, *fewer], "prefetch": [2, 1, 3, 4]}
+    if device == "cuda":
+        tried |= {"decode": ["union", "whole"], "hw_decoder_load": [0.65, 0.0, 0.4, 0.8, 0.9, 1.0]}
+    return tried
+
+
+def bench_tune(
+    catalog: str | os.PathLike[str] | None,
+    boxes: str | os.PathLike[str] | None,
+    *,
+    crops: str,
+    size: int,
+    batch_size: int,
+    device: str,
+    workers: int | None,
+    threads: int | None,
+    repeats: int,
+    images: int,
+) -> dict[str, Any]:
+    """Find the best options for a catalog, or without one for scenes drawn for the purpose; see `bench_loader`."""
+    with asked_for(catalog, boxes, crops, size, batch_size, device, workers, threads, images) as wanted:
+        return tune(wanted, images=images, repeats=repeats)
+
+
+def tune(wanted: Wanted, *, images: int, repeats: int) -> dict[str, Any]:
+    """Find the best options.
+
+    Args:
+        wanted: the data and the views.
+        images: in each measurement.
+        repeats: measurements of each value; the median counts.
+
+    Returns:
+        `tried`: of each option, images per second at each value; `best`: the values; `verdict`: how to use them.
+    """
+
+    def rate(options: dict[str, Any]) -> float:
+        watch = Stopwatch()
+        others = {name: value for name, value in options.items() if name != "threads"}
+        with replace(wanted, threads=options["threads"]).loader(device=wanted.device, **others) as loader:
+            batches = endless_views(loader)
+            for _ in islice(batches, 2 * options["prefetch"]):  # code compiled, queues full
+                pass
+            for _ in range(repeats):
+                watch.lap(islice(batches, max(images // wanted.batch_size, 1)))
+        return watch.summary()["images_per_s"]
+
+    tried, best = climb(options_to_try(wanted.threads, wanted.device), rate)
+    given = ", ".join(f"{name}={value!r}" for name, value in best.items())
+    flags = " ".join(f"--set {name}={value}" for name, value in best.items())
+    lines = [f"load_views(…, {given})", f"objcrop pretrain … {flags}"]
+    return {"device": wanted.device, "tried": tried, "best": best, "verdict": lines}
+
+
+def climb(
+    options: dict[str, list[Any]], rate: Callable[[dict[str, Any]], float]
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    """Settle one option after the other.
+
+    Args:
+        options: values of each, the default first.
+        rate: how good a choice of all is.
+
+    Returns:
+        Of each option the rate at each value, by its text; and the best value of each.
+    """
+    best = {name: values[0] for name, values in options.items()}
+    tried: dict[str, dict[str, float]] = {}
+    for name, values in options.items():
+        rates = {value: rate({**best, name: value}) for value in values}
+        tried[name] = {str(value): round(found, 1) for value, found in rates.items()}
+        highest = max(rates, key=lambda value: rates[value])
+        if rates[highest] > CLEARLY * rates[best[name]]:
+            best[name] = highest
+    return tried, best

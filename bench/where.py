@@ -1,0 +1,159 @@
+"""Where a DALI loader's time goes, stage by stage.
+
+    objcrop bench loader --where [--catalog voc.arrow --boxes gt.arrow] [--device cuda]
+
+The loader is run as chains that end a stage later each: planned and named; files read; the views' union decoded;
+resized; coloured, which is the whole loader. A stage costs what its chain takes more than the chain before, in
+milliseconds of processor time an image; stages much smaller than the spread may come out below 0. On a GPU that is the
+host's time alone, and the rates of the chains say where the device becomes the limit. Nothing is copied at the end:
+views are made where they are wanted, and on a GPU the files' bytes cross over inside decoding.
+
+`ready` is the mean number of batches that lie ready when the consumer asks, which here takes and does nothing else: 0
+unless handing over is what is slow. `objcrop bench train` reports it with a training step as the consumer.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from objcrop.bench.ceilings import feeds, like, part_of_the_graph
+from objcrop.bench.loader import asked_for, endless_views, lap
+from objcrop.bench.rivals.wanted import Wanted
+from objcrop.bench.stopwatch import Stopwatch
+from objcrop.dali_pipes.dali_loader import DaliLoader
+from objcrop.dali_pipes.view_loader import Position
+from objcrop.dali_pipes.view_plan import ViewPlan
+from objcrop.dali_pipes.views import Views
+
+
+def bench_where(
+    catalog: str | os.PathLike[str] | None = None,
+    boxes: str | os.PathLike[str] | None = None,
+    *,
+    crops: str = "obj-obj+dilate",
+    size: int = 224,
+    batch_size: int = 32,
+    device: str = "cpu",
+    threads: int | None = None,
+    repeats: int = 3,
+    images: int = 256,
+) -> dict[str, Any]:
+    """Measure the chains in turn; arguments as `bench_loader`.
+
+    Returns:
+        `chains`: for each stage the summary of the chain that ends with it; `stages`: milliseconds of processor time an
+        image that it adds; `ready`: mean number of ready batches; `verdict`.
+    """
+    with asked_for(catalog, boxes, crops, size, batch_size, device, 0, threads, images) as wanted:
+        watches = {name: Stopwatch() for name in CHAINS}
+        ready: list[int] = []
+        batches = max(images // batch_size, 1)
+        for _ in range(repeats):
+            for name, (begin, times) in CHAINS.items():
+                lap(watches[name], begin, wanted, times * batches)
+            ready += _ready(wanted, batches)
+        chains = {name: watch.summary() for name, watch in watches.items()}
+        stages = stage_costs({name: 1000 / row["images_per_cpu_s"] for name, row in chains.items()})
+        dearest = max(stages, key=lambda name: stages[name])
+        whole = 1000 / chains["colour"]["images_per_cpu_s"]
+        return {
+            "what": "milliseconds of processor time an image, by stage",
+            "crops": crops,
+            "size": size,
+            "batch_size": batch_size,
+            "device": device,
+            "threads": wanted.threads,
+            "catalog_images": len(wanted.catalog),
+            "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
+            "chains": chains,
+            "stages": stages,
+            "ready": round(statistics.mean(ready), 2),
+            "verdict": [f"{dearest}: {stages[dearest] / whole:.0%} of the {whole:.2f} ms of processor time an image."],
+        }
+
+
+def stage_costs(chains: dict[str, float]) -> dict[str, float]:
+    """Return what each chain costs more than the one before it."""
+    before = 0.0
+    costs = {}
+    for name, cost in chains.items():
+        costs[name], before = round(cost - before, 4), cost
+    return costs
+
+
+def _planned(wanted: Wanted) -> Generator[list, None, None]:
+    with wanted.loader() as loader:
+        for names, _ in feeds(loader):
+            yield names
+
+
+def _run(wanted: Wanted, until: str) -> Generator[Any, None, None]:
+    with wanted.loader() as loader:
+        pipe = part_of_the_graph(feeds(loader), wanted, until)
+        while True:
+            yield pipe.run()[0]
+
+
+def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, None]:
+    with like(wanted.loader(device=wanted.device), kind) as loader:
+        yield from endless_views(loader)
+
+
+class LoaderWithoutColour(DaliLoader):
+    """The real loader, less the colour: views stay uint8 on a GPU, and unfilled on a CPU."""
+
+    def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
+        pass
+
+    def _colour_cuda(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return list(resized)
+
+
+class CountedLoader(DaliLoader):
+    """The real loader, noting at each request how many batches lie ready.
+
+    Attributes:
+        ready: those numbers, 0 to `prefetch`.
+    """
+
+    made = taken = 0
+
+    def _stream(self, start: Position) -> Iterator[Views]:
+        self.made = self.taken = 0
+        self.ready: list[int] = getattr(self, "ready", [])
+        with closing(super()._stream(start)) as batches:  # type: ignore[type-var]
+            while True:
+                # One more may be made than the queue holds: it waits for room.
+                self.ready.append(min(self.made - self.taken, self.prefetch))
+                views = next(batches)
+                self.taken += 1
+                yield views
+
+    def _produce(self, start: Position) -> Iterator[Views]:
+        for views in super()._produce(start):
+            self.made += 1
+            yield views
+
+
+def _ready(wanted: Wanted, count: int) -> list[int]:
+    with closing(like(wanted.loader(device=wanted.device), CountedLoader)) as loader:
+        for _ in zip(range(count), endless_views(loader)):
+            pass
+        return loader.ready[1:]  # at the first request nothing has begun
+
+
+# Name to batches, and how many times as many of them as of views it takes for a clock to tell.
+CHAINS: dict[str, tuple[Callable[[Wanted], Generator[Any, None, None]], int]] = {
+    "plan": (_planned, 20),
+    "read": (lambda wanted: _run(wanted, "read"), 5),
+    "decode": (lambda wanted: _run(wanted, "union"), 1),
+    "resize": (lambda wanted: _loaded(wanted, LoaderWithoutColour), 1),
+    "colour": (lambda wanted: _loaded(wanted, DaliLoader), 1),
+}

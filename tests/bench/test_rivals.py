@@ -1,0 +1,93 @@
+"""What is measured beside our loaders does what it says: views of the right shape, normalised, without end."""
+
+from contextlib import closing
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from objcrop.bench.ceilings import cached_batch, decode_union, decode_whole, read_only
+from objcrop.bench.loader import CONTENDERS
+from objcrop.bench.rivals.solo_dali import solo_dali
+from objcrop.bench.rivals.torchvision_gpu import torchvision_gpu
+from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
+from objcrop.bench.rivals.wanted import Wanted, shuffled
+from objcrop.dali_pipes.decode_crop_resize import union_of
+
+SIZE, BATCH = 48, 5
+
+
+@pytest.fixture
+def wanted(photos, tmp_path):
+    catalog, boxes = photos
+    return Wanted(catalog, boxes, "obj-obj+dilate", SIZE, BATCH, "cpu", 0, 2, tmp_path)
+
+
+def check(begin, wanted):
+    with closing(begin(wanted)) as batches:
+        found = list(islice(batches, 6))  # more than the catalog holds once
+    assert all(len(batch) == BATCH for batch in found)
+    for place in (0, 1):
+        views = torch.cat([batch.views[place] for batch in found])
+        assert views.shape == (6 * BATCH, 3, SIZE, SIZE) and views.dtype == torch.float32
+        # Normalised: between black and white, and somewhere around the middle.
+        assert views.min() > -2.2 and views.max() < 2.7 and views.mean().abs() < 1 and 0.1 < views.std() < 2
+        grey = views * torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+        grey = grey + torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+        share = (grey.amax(1) - grey.amin(1) < 0.01).flatten(1).all(1).float().mean()
+        assert share < 0.7
+    assert not torch.equal(found[0].views[0], found[0].views[1])
+
+
+def test_torchvision_v2(wanted):
+    check(torchvision_v2, wanted)
+
+
+def test_solo_dali(wanted):
+    check(lambda wanted: solo_dali(wanted, "cpu"), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("begin", [torchvision_gpu, lambda wanted: solo_dali(wanted, "gpu")])
+def test_on_a_gpu(begin, wanted):
+    from dataclasses import replace
+
+    with closing(begin(replace(wanted, device="cuda"))) as batches:
+        batch = next(batches)
+    assert all(view.is_cuda and view.shape == (BATCH, 3, SIZE, SIZE) for view in batch.views)
+
+
+def test_ceilings_hand_out_what_they_say(wanted):
+    with closing(read_only(wanted)) as batches:
+        assert bytes(np.asarray(next(batches).at(0))[:3]) in (b"\xff\xd8\xff", b"\x89PN")
+    with wanted.loader() as loader:
+        plan = loader.batches.plan((0, 0))
+    with closing(decode_whole(wanted)) as batches:
+        whole = [image.shape for image in map(np.asarray, next(batches))]
+    assert [shape[1::-1] for shape in whole] == [tuple(s) for s in wanted.catalog.sizes[plan.row]]
+    with closing(decode_union(wanted)) as batches:
+        part = [image.shape for image in map(np.asarray, next(batches))]
+    x0, y0, x1, y1 = union_of(plan.windows).T
+    assert part == list(zip(y1 - y0, x1 - x0, [3] * BATCH))
+
+
+def test_a_cached_batch_is_the_first_one(wanted):
+    with wanted.loader() as loader:
+        first = next(iter(loader))
+    with closing(cached_batch(wanted)) as batches:
+        found = list(islice(batches, 12))
+    assert all(torch.equal(batch.views[0], first.views[0]) for batch in found)
+
+
+def test_every_epoch_has_every_image_once():
+    order = list(islice(shuffled(7), 21))
+    epochs = [order[:7], order[7:14], order[14:]]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_whatever_cannot_run_says_why():
+    assert CONTENDERS["dali, cuda"].left_out("cpu") == "needs a GPU"
+    assert CONTENDERS["dali, cpu"].left_out("cpu") is None
