@@ -86,11 +86,13 @@ def test_controls(scenes):
 
 
 def test_wrong_use(scenes, tmp_path):
+    (tmp_path / "text.pt").write_text("no checkpoint at all")
     for options, error, word in (
         (dict(rank="best"), UsageError, "mean-sqrt-area"),
         (dict(count=0), UsageError, "--count is 0"),
         (dict(nms=2.0), UsageError, "--nms is 2"),
         (dict(model="none.pt"), ObjcropError, "not there"),
+        (dict(model=tmp_path / "text.pt"), ObjcropError, r"text\.pt is truncated or no checkpoint"),
         (dict(model="untrained:resnet19"), UsageError, "resnet18"),
         (dict(model="untrained:timm/vit_tiny_patch16_224"), UsageError, "feature maps"),
     ):

@@ -139,9 +139,10 @@ def odd(tmp_path_factory):
     return catalog
 
 
-@pytest.mark.parametrize("method", ["bing", "edge-boxes", "selective-search"])
+@pytest.mark.parametrize("method", ["bing", "edge-boxes", "selective-search", "anchors", "centre-prior"])
 def test_odd_images(odd, method, tmp_path):
-    table = propose(odd, method, count=6, workers=0, parts=tmp_path / "parts")
+    options = {"model": "untrained:resnet18"} if method == "anchors" else {}
+    table = propose(odd, method, count=6, workers=0, parts=tmp_path / "parts", **options)
     count = table.counts(np.arange(len(odd)))
     assert count[6] == 0 and (tmp_path / "parts.bad.txt").exists()
     assert (count[[0, 4, 5, 7]] > 0).all() and (count <= 6).all()
