@@ -7,9 +7,10 @@ import numpy as np
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.objectness import object_mask, object_share, summed_area
-from objcrop.proposals.random_boxes import random_boxes
+from objcrop.proposals.random_boxes import by_chance
 
-CANDIDATES = 200  # random boxes an image to choose from
+CANDIDATES = 400  # random boxes an image to choose from
+SCALE = (0.01, 0.15)  # share of the image's area: where an object fills the image, larger boxes all hold too much of it
 
 
 def poor(catalog: Catalog, *, count: int = 5, share: float = 0.2, seed: int = 0) -> BoxTable:
@@ -23,7 +24,7 @@ def poor(catalog: Catalog, *, count: int = 5, share: float = 0.2, seed: int = 0)
         share: of object pixels wanted.
         seed: of the candidates.
     """
-    candidates = random_boxes(catalog, CANDIDATES, seed)
+    candidates = by_chance(catalog, CANDIDATES, seed, SCALE)
     boxes, scores = [], []
     for row in range(len(catalog)):
         found = object_mask(catalog, row)

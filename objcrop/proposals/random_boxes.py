@@ -26,11 +26,16 @@ def random_boxes(catalog: Catalog, count: int = 10, seed: int = 0) -> BoxTable:
     """
     if count < 1:
         raise UsageError(f"--count is {count}, but random needs at least one box an image.")
+    return by_chance(catalog, count, seed, SCALE)
+
+
+def by_chance(catalog: Catalog, count: int, seed: int, scale: tuple[float, float]) -> BoxTable:
+    """Return `count` boxes an image whose area is uniform in `scale`, shares of the image's; see `random_boxes`."""
     rows = np.repeat(np.arange(len(catalog)), count)
     number = np.tile(np.arange(count), len(catalog))
     u = blocks(seed, 0, rows, number, "random_box")
     sizes = catalog.sizes[rows].astype(np.float64)
-    area = sizes.prod(axis=1) * (SCALE[0] + u[:, 0] * (SCALE[1] - SCALE[0]))
+    area = sizes.prod(axis=1) * (scale[0] + u[:, 0] * (scale[1] - scale[0]))
     ratio = np.exp(np.log(RATIO[0]) + u[:, 1] * np.log(RATIO[1] / RATIO[0]))
     side = np.minimum(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1), sizes)
     low = u[:, 2:] * (sizes - side)
