@@ -138,14 +138,20 @@ def bench_proposals(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as -o has them.")] = None,
 ) -> None:
     """Recall, objectness and price of every box source."""
+    import json
+
     from objcrop.bench.machine import write_result
     from objcrop.bench.proposals import bench_proposals as run_bench
     from objcrop.catalog import Catalog
 
-    result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, console=console)
+    result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, only=only, console=console)
     if output is not None:
+        if only and output.exists():
+            before = json.loads(output.read_text(encoding="utf-8"))
+            result["methods"] = {**before["methods"], **result["methods"]}
         write_result(output, result)
 
 
