@@ -81,8 +81,8 @@ def propose(
     method: Annotated[
         str,
         typer.Option(
-            help="gt, gt-pad, grid, random, image, import, bing, edge-boxes, selective-search, anchors; controls: "
-            "centre-prior, poor."
+            help="gt, gt-pad, grid, random, image, import, bing, edge-boxes, selective-search, anchors, discovery; "
+            "controls: centre-prior, poor."
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.")],
@@ -90,13 +90,15 @@ def propose(
     annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="random: the seed.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="random, discovery: the seed.")] = None,
     model: Annotated[
         str | None, typer.Option(help="bing, edge-boxes: a model of one's own; anchors: last.pt or untrained:ARCH.")
     ] = None,
     rank: Annotated[str | None, typer.Option(help="anchors: mean-sqrt-area, mean or per-size.")] = None,
     nms: Annotated[float | None, typer.Option(help="bing, anchors: boxes that overlap more are one.")] = None,
     device: Annotated[str | None, typer.Option(help="bing, anchors: cuda or cpu.")] = None,
+    proposals: Annotated[Path | None, typer.Option(help="discovery: boxes to choose from; EdgeBoxes if none.")] = None,
+    neighbours: Annotated[int | None, typer.Option(help="discovery: images that each is matched with.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
     root: RootOption = None,
 ) -> None:
@@ -107,6 +109,7 @@ def propose(
 
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
     given |= {"count": count, "seed": seed}
+    given |= {"proposals": proposals, "neighbours": neighbours}
     given |= {"model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if takes(method, "parts"):

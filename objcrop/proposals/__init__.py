@@ -24,6 +24,7 @@ METHODS = {
     "centre-prior": "objcrop.proposals.anchors:centre_prior",
     "poor": "objcrop.proposals.poor:poor",
     "selective-search": "objcrop.proposals.selective_search:selective_search",
+    "discovery": "objcrop.proposals.discovery:discovery",
 }
 
 

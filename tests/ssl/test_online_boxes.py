@@ -93,6 +93,7 @@ def test_lost_boxes_of_the_start_are_made_again(few, whole, tmp_path):
     assert boxes_of(tmp_path / "run")["epoch-00000"].fingerprint == before.fingerprint
 
 
+@pytest.mark.slow
 def test_two_processes_draw_from_the_same_boxes(few, whole, tmp_path):
     few.save(tmp_path / "c.arrow")
     flags = [f"--set={name}={value}" for name, value in RUN.items() if name not in ("crops", "augment")]
