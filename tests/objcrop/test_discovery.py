@@ -329,7 +329,7 @@ def test_wrong_options(clutter, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_single_classes_of_voc07(test_data):
-    """CorLoc on 50 photos of each class, objects marked difficult left out: .45 against .32 and .09 when written."""
+    """CorLoc on 50 photos of each class, objects marked difficult left out: .45 against .32 and .08 when written."""
     folder = test_data / "voc07_224"
     voc, _ = index_source(folder / "instances_trainval.json", "coco", root=folder / "trainval")
     found, best_scored, random = [], [], []
