@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from itertools import count, cycle, islice, repeat
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.dali_pipes.dali_loader import DaliLoader
@@ -58,22 +58,10 @@ class OneBatchLoader(DaliLoader):
 
 
 def like(loader: ViewLoader, kind: type[Kind]) -> Kind:
-    """Return a variant of a DALI loader without a cache, with the same plan and options, and close that."""
+    """Turn a DALI loader without a cache, not yet iterated, into a variant that only overrides methods."""
     assert type(loader) is DaliLoader
-    loader.close()
-    return kind(
-        loader.planner,
-        loader.bad_images,
-        threads=loader.threads,
-        prefetch=loader.prefetch,
-        device=str(loader.device),
-        dtype=loader.dtype,
-        decode=loader.decode,
-        hw_decoder_load=loader.hw_decoder_load,
-        batch_size=loader.batch_size,
-        shuffle=loader.batches.shuffle,
-        drop_last=loader.drop_last,
-    )
+    loader.__class__ = kind
+    return cast(Kind, loader)
 
 
 def feeds(loader: ViewLoader) -> Iterator[Any]:

@@ -4,7 +4,8 @@
 
 Each method proposes on one processor core, images decoded and ready, and is timed by processor seconds; then `stats`
 measures its boxes. BING is measured three times: with few boxes and suppression, and with a hundred and a thousand as
-its paper reports recall. OpenCV's own BING is put beside it where its model's folder is given.
+its paper reports recall. OpenCV's own BING is put beside it where its model's folder is given. Discovery compares all
+images of the catalog, EdgeBoxes and decoding in its price. `--rate` measures how fast `propose` runs: bench/proposing.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ LOOKING: dict[str, tuple[Callable[[], Proposer], int]] = {
     "edge-boxes, 1000": (lambda: EdgeBoxesProposer(None, 1000), 100),
     "selective-search, 1000": (lambda: SelectiveSearchProposer(1000), 30),
 }
+DISCOVERY = "discovery"
 FROM_THE_CATALOG: dict[str, dict[str, Any]] = {
     "gt": {"method": "gt"},
     "gt-pad, .5": {"method": "gt-pad", "padding": 0.5},
@@ -97,6 +99,8 @@ def bench_proposals(
     finally:
         torch.set_num_threads(before)
         cv2.setNumThreads(threads)
+    if only is None or DISCOVERY in only:
+        rows[DISCOVERY] = _discovered(catalog, limit)
     for name, options in FROM_THE_CATALOG.items():
         if only is None or name in only:
             rows[name] = {
@@ -126,6 +130,14 @@ def _looked(catalog: Catalog, name: str, make: Callable[[], Proposer], count: in
         boxes[row] = corners
     table = BoxTable.from_arrays(catalog, boxes, method=name)
     return {"images": count, "images_per_cpu_s": round(len(rows) / spent, 2), **_measured(table, catalog, count)}
+
+
+def _discovered(catalog: Catalog, count: int) -> dict[str, Any]:
+    began = time.process_time()
+    table = propose(catalog, "discovery", workers=0)
+    spent = time.process_time() - began
+    rate = round(len(catalog) / spent, 2)
+    return {"images": count, "images_per_cpu_s": rate, **_measured(table, catalog, count)}
 
 
 def _measured(table: BoxTable, catalog: Catalog, count: int) -> dict[str, Any]:

@@ -68,11 +68,14 @@ def print_milliseconds(rows: dict[str, dict[str, Any]], what: str, console: Cons
 
 
 def print_tried(result: dict[str, Any], console: Console) -> None:
-    """Print images per second at each value of each option, the best one marked."""
+    """Print images per second and GPU memory at each value of each option, the best one marked."""
+    on_gpu = result["device"] == "cuda"
     table = Table(box=None, pad_edge=False)
-    for head in ("option", "value", "images/s", ""):
-        table.add_column(head, justify="right" if head == "images/s" else "left")
-    for name, rates in result["tried"].items():
-        for value, rate in rates.items():
-            table.add_row(name, value, f"{rate:,.0f}", "←" if value == str(result["best"][name]) else "")
+    for head in ("option", "value", "images/s", *(["GPU MiB"] if on_gpu else []), ""):
+        table.add_column(head, justify="left" if head in ("option", "value", "") else "right")
+    for name, trials in result["tried"].items():
+        for value, row in trials.items():
+            memory = [f"{row['gpu_memory_mib']:,}"] if on_gpu else []
+            best = "←" if value == str(result["best"][name]) else ""
+            table.add_row(name, value, f"{row['images_per_s']:,.0f}", *memory, best)
     console.print(table)

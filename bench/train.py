@@ -36,7 +36,7 @@ from objcrop.dali_pipes.torch_loader import TorchLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder
-from objcrop.ssl.trainer import _device, _loader, _Run
+from objcrop.ssl.trainer import Run, device_of, views_for
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,18 @@ def bench_train(
     # As many keys as by default, or the next smaller number that batches fill.
     flags = {"queue": max(65536 // batch_size, 1) * batch_size, **flags, "steps": 1_000_000}
     recipe = resolve(None, flags)
-    device = _device(recipe.device)
+    device = device_of(recipe.device)
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
         photos, table = load_or_draw(catalog, boxes, Path(name) / "scenes", max(2 * batch_size, 64))
-        loader = _loader(recipe, photos, table, name, device)
+        loader = views_for(recipe, photos, table, name, device)
         if type(loader) is DaliLoader:  # and no variant of it
             loader = like(loader, CountedLoader)
         # Before a stretch as many batches go by as may lie ready, so that it begins with none for nothing.
         settle = (loader.workers if isinstance(loader, TorchLoader) else recipe.prefetch) * 2 + 1
         with loader:
             logging.disable(logging.WARNING)  # few images for so many keys: that matters to learning, not to time
-            run = _Run(recipe, loader, RunFolder(Path(name) / "run", resume=False), device, False)
+            run = Run(recipe, loader, RunFolder(Path(name) / "run", resume=False), device, False)
             logging.disable(logging.NOTSET)
-
-            def step(batch: Views) -> None:
-                run._one_step(batch)
-                run.step += 1
 
             def settled(batches: Iterator[Views], of: Callable[[Views], object]) -> Stretch:
                 for batch in islice(batches, settle):
@@ -107,8 +103,8 @@ def bench_train(
                 kept = next(views)
                 for _ in range(repeats):
                     alone.append(settled(views, lambda batch: None))
-                    synthetic.append(settled(repeat(kept), step))
-                    real.append(settled(views, step))
+                    synthetic.append(settled(repeat(kept), run.take_step))
+                    real.append(settled(views, run.take_step))
                     ready += loader.ready[-steps:] if isinstance(loader, CountedLoader) else []
         figures = figures_of(alone, synthetic, real)
         return {

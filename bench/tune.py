@@ -2,9 +2,9 @@
 
     objcrop bench loader --tune --catalog photos.arrow --boxes boxes.arrow --device cuda --batch-size 256
 
-One option after the other (threads, batches kept ready, on a GPU what is decoded and by whom) is tried at each of its
-values, the others standing at the best so far; a value wins by more than 2 %, less is chance. The last lines are what
-to put into one's own call.
+One option after the other (threads, batches kept ready, on a GPU what is decoded, by whom, and in how much memory) is
+tried at each of its values, the others standing at the best so far; a value wins by more than 2 %, less is chance. The
+last lines are what to put into one's own call.
 """
 
 from __future__ import annotations
@@ -13,13 +13,22 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
-from objcrop.bench.loader import asked_for, endless_views
+import torch
+
+from objcrop.bench.loader import asked_for, endless_views, free_memory, until_done
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 
 CLEARLY = 1.02
+
+
+class Trial(TypedDict):
+    """What a choice of options gives; GPU memory as in bench/loader.py, 0 on a CPU."""
+
+    images_per_s: float
+    gpu_memory_mib: int
 
 
 def options_to_try(threads: int, device: str) -> dict[str, list[Any]]:
@@ -33,6 +42,7 @@ def options_to_try(threads: int, device: str) -> dict[str, list[Any]]:
     tried: dict[str, list[Any]] = {"threads": [threads, *fewer], "prefetch": [2, 1, 3, 4]}
     if device == "cuda":
         tried |= {"decode": ["union", "whole"], "hw_decoder_load": [0.65, 0.0, 0.4, 0.8, 0.9, 1.0]}
+        tried["decoder_padding"] = [16, 0, 4, 64]
     return tried
 
 
@@ -63,21 +73,23 @@ def tune(wanted: Wanted, *, images: int, repeats: int) -> dict[str, Any]:
         repeats: measurements of each value; the median counts.
 
     Returns:
-        `tried`: of each option, images per second at each value; `best`: the values; `verdict`: how to use them.
+        `tried`: of each option and value a `Trial`; `best`: the values; `verdict`: how to use them.
     """
 
-    def rate(options: dict[str, Any]) -> float:
-        watch = Stopwatch()
+    def trial(options: dict[str, Any]) -> Trial:
+        watch, on_gpu = Stopwatch(), wanted.device == "cuda"
+        free_before = free_memory(on_gpu)
         others = {name: value for name, value in options.items() if name != "threads"}
         with replace(wanted, threads=options["threads"]).loader(device=wanted.device, **others) as loader:
             batches = endless_views(loader)
             for _ in islice(batches, 2 * options["prefetch"]):  # code compiled, queues full
                 pass
             for _ in range(repeats):
-                watch.lap(islice(batches, max(images // wanted.batch_size, 1)))
-        return watch.summary()["images_per_s"]
+                watch.lap(until_done(islice(batches, max(images // wanted.batch_size, 1)), on_gpu))
+            memory = (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
+        return {"images_per_s": watch.summary()["images_per_s"], "gpu_memory_mib": round(memory)}
 
-    tried, best = climb(options_to_try(wanted.threads, wanted.device), rate)
+    tried, best = climb(options_to_try(wanted.threads, wanted.device), trial)
     given = ", ".join(f"{name}={value!r}" for name, value in best.items())
     flags = " ".join(f"--set {name}={value}" for name, value in best.items())
     lines = [f"load_views(…, {given})", f"objcrop pretrain … {flags}"]
@@ -85,22 +97,23 @@ def tune(wanted: Wanted, *, images: int, repeats: int) -> dict[str, Any]:
 
 
 def climb(
-    options: dict[str, list[Any]], rate: Callable[[dict[str, Any]], float]
-) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+    options: dict[str, list[Any]], trial: Callable[[dict[str, Any]], Trial]
+) -> tuple[dict[str, dict[str, Trial]], dict[str, Any]]:
     """Settle one option after the other.
 
     Args:
         options: values of each, the default first.
-        rate: how good a choice of all is.
+        trial: how good a choice of all is.
 
     Returns:
-        Of each option the rate at each value, by its text; and the best value of each.
+        Of each option the trial of each value, by its text; and the best value of each.
     """
     best = {name: values[0] for name, values in options.items()}
-    tried: dict[str, dict[str, float]] = {}
+    tried: dict[str, dict[str, Trial]] = {}
     for name, values in options.items():
-        rates = {value: rate({**best, name: value}) for value in values}
-        tried[name] = {str(value): round(found, 1) for value, found in rates.items()}
+        trials = {value: trial({**best, name: value}) for value in values}
+        tried[name] = {str(value): found for value, found in trials.items()}
+        rates = {value: found["images_per_s"] for value, found in trials.items()}
         highest = max(rates, key=lambda value: rates[value])
         if rates[highest] > CLEARLY * rates[best[name]]:
             best[name] = highest

@@ -47,11 +47,12 @@ class DaliLoader(ViewLoader):
         dtype: torch.dtype,
         decode: str = "union",
         hw_decoder_load: float = 0.65,
+        decoder_padding: int = 16,
         **contract: Any,
     ) -> None:
         super().__init__(planner, bad_images, **contract)
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
-        self.decode, self.hw_decoder_load = decode, hw_decoder_load
+        self.decode, self.hw_decoder_load, self.decoder_padding = decode, hw_decoder_load, decoder_padding
         self.device = torch.device(device)
         # Files that only PIL reads: row to the lossless copy that DALI gets instead.
         self._copies: dict[int, str] = {}
@@ -297,6 +298,7 @@ class _GraphRun:
             size=loader.planner.size,
             decode=loader.decode,
             hw_decoder_load=loader.hw_decoder_load,
+            decoder_padding=loader.decoder_padding,
         )
 
     def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:

@@ -44,6 +44,7 @@ def decode_graph(
     size: int = 0,
     decode: str = "union",
     hw_decoder_load: float = 0.65,
+    decoder_padding: int = 16,
 ) -> Any:
     """Build the pipeline.
 
@@ -58,6 +59,8 @@ def decode_graph(
         size: side of the views; "cuda" only.
         decode: "union" of the windows, or the "whole" image; "cuda" only.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only.
+        decoder_padding: MiB of the GPU's memory that each thread sets aside to decode in, and two halves of it in
+            page-locked memory; "cuda" only.
 
     Returns:
         A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then on "cpu"
@@ -98,6 +101,7 @@ def decode_graph(
             union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
         # Upsampled as libjpeg does it, so that pixels stay close to the CPU's.
         how: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+        how |= {"device_memory_padding": decoder_padding << 20, "host_memory_padding": decoder_padding << 19}
         if decode == "whole":
             image = fn.decoders.image(encoded, **how)
         else:

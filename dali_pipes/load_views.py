@@ -33,6 +33,7 @@ def load_views(
     prefetch: int = 2,
     decode: str = "union",
     hw_decoder_load: float = 0.65,
+    decoder_padding: int = 16,
     colour: str = "float",
     dtype: str = "fp32",
     cache: str | None = None,
@@ -69,8 +70,9 @@ def load_views(
         threads: threads of the dali backend; default: the number of cores.
         prefetch: batches kept ready (per worker with "torch").
         decode: the "union" of an image's windows, or the "whole" image; dali on "cuda" only, where a GPU's own decoder
-            may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the next.
+            may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the next two.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes; dali on "cuda" only.
+        decoder_padding: MiB of GPU memory that each thread sets aside to decode in; dali on "cuda" only.
         colour: "float", or "pil" for the chain of facebookresearch/moco; torch backend only.
         dtype: "fp32", "bf16" or "fp16".
         cache: "device" or "host" keeps decoded images there, so that later epochs decode nothing; dali backend only.
@@ -110,6 +112,8 @@ def load_views(
     one_of(decode, ("union", "whole"), "decode")
     if not 0 <= hw_decoder_load <= 1:
         raise UsageError(f"hw_decoder_load is {hw_decoder_load}, but it is a share, 0 to 1.")
+    if decoder_padding < 0:
+        raise UsageError(f"decoder_padding is {decoder_padding}, but it is a size in MiB, 0 or more.")
     if size < 8:
         raise UsageError(f"size is {size}, but views need at least 8 pixels a side.")
     if prefetch < 1:
@@ -148,7 +152,7 @@ def load_views(
         return TorchLoader(planner, bad, workers=cores if workers is None else workers, colour=colour, **contract)
     from objcrop.dali_pipes.dali_loader import DaliLoader
 
-    contract |= {"decode": decode, "hw_decoder_load": hw_decoder_load}
+    contract |= {"decode": decode, "hw_decoder_load": hw_decoder_load, "decoder_padding": decoder_padding}
     if cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader
 

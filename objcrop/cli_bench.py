@@ -1,4 +1,4 @@
-"""The bench commands of the command line: `objcrop bench plan | loader | train | policies | proposals | kernels`."""
+"""The bench commands of the command line: `objcrop bench plan | loader | train | …`."""
 
 from __future__ import annotations
 
@@ -139,14 +139,27 @@ def bench_proposals(
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as -o has them.")] = None,
+    rate: Annotated[bool, typer.Option("--rate", help="Only how fast propose runs beside decoding alone.")] = False,
+    device: Annotated[str, typer.Option(help="Of --rate: cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(min=1, help="Of --rate: measurements of each.")] = 3,
 ) -> None:
     """Recall, objectness and price of every box source."""
     import json
 
     from objcrop.bench.machine import write_result
     from objcrop.bench.proposals import bench_proposals as run_bench
+    from objcrop.bench.proposing import bench_proposing
+    from objcrop.bench.table import print_table
     from objcrop.catalog import Catalog
 
+    if rate:
+        result = bench_proposing(Catalog.load(catalog), device=device, repeats=repeats, images=images or 2048)
+        print_table(result["rates"], "propose", console)
+        for line in result["verdict"]:
+            console.print(line, highlight=False)
+        if output is not None:
+            write_result(output, result)
+        return
     result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, only=only, console=console)
     if output is not None:
         if only and output.exists():
@@ -172,3 +185,14 @@ def bench_kernels(
         console.print(line, highlight=False)
     if output is not None:
         write_result(output, result)
+
+
+@bench_app.command("readme")
+def bench_readme(readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.")] = Path("README.md")) -> None:
+    """Write the numbers of bench/results into the README."""
+    from objcrop.bench.readme import with_numbers
+    from objcrop.whole_file import whole_file
+
+    text = with_numbers(readme.read_text(encoding="utf-8"))
+    with whole_file(readme) as part:
+        part.write_text(text, encoding="utf-8")

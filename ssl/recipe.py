@@ -78,9 +78,10 @@ class Recipe:
         log_every_steps: a line in metrics.jsonl.
         workers: processes of the torch loader; None is the number of cores.
         threads: threads of the dali loader; None is the number of cores.
-        prefetch: see `load_views`, as the next two.
+        prefetch: see `load_views`, as the next three.
         decode: "union" or "whole".
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes.
+        decoder_padding: MiB.
         cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
         cache_side: see `load_views`.
         max_bad: share of unreadable images to step over.
@@ -131,6 +132,7 @@ class Recipe:
     prefetch: int = 2
     decode: str = "union"
     hw_decoder_load: float = 0.65
+    decoder_padding: int = 16
     cache: str | None = None
     cache_side: int | None = None
     max_bad: float = 0.01

@@ -74,17 +74,22 @@ def pretrain(
         ObjcropError: a checkpoint that cannot be used, a loss that is not a number, too many bad images.
         Stopped: SIGTERM or Ctrl-C; the checkpoint holds the step.
     """
-    device = _device(recipe.device)
+    device = device_of(recipe.device)
     with process_group("nccl" if device.type == "cuda" else "gloo"):
         folder, online = RunFolder(output, resume), None
         if isinstance(boxes, (str, os.PathLike)) and os.fspath(boxes).startswith(PREFIX):
             online = OnlineBoxes(os.fspath(boxes), recipe, catalog, folder.path, device)
             boxes = online.first()
-        with _loader(recipe, catalog, boxes, output, device) as loader:
-            return _Run(recipe, loader, folder, device, resume, online).train()
+        with views_for(recipe, catalog, boxes, output, device) as loader:
+            return Run(recipe, loader, folder, device, resume, online).train()
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return this process's device: "cpu", or "cuda" for the GPU of its local rank.
+
+    Raises:
+        UsageError: PyTorch finds no GPU.
+    """
     if name.startswith("cuda"):
         if not torch.cuda.is_available():
             raise UsageError("device is 'cuda', but PyTorch finds no GPU here; pass --device cpu.")
@@ -93,13 +98,14 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _loader(
+def views_for(
     recipe: Recipe,
     catalog: Catalog,
     boxes: str | os.PathLike[str] | BoxTable | None,
     output: str | os.PathLike[str],
     device: torch.device,
 ) -> ViewLoader:
+    """Return the loader that a recipe asks for; bad images are listed in the folder `output`."""
     rank, _ = rank_and_world_size()
     return load_views(
         catalog,
@@ -116,6 +122,7 @@ def _loader(
         prefetch=recipe.prefetch,
         decode=recipe.decode,
         hw_decoder_load=recipe.hw_decoder_load,
+        decoder_padding=recipe.decoder_padding,
         cache=recipe.cache,
         cache_side=recipe.cache_side,
         max_bad=recipe.max_bad,
@@ -129,8 +136,13 @@ def _loader(
     )
 
 
-class _Run:
-    """One run: model, optimiser, loader and folder, and the step they are at."""
+class Run:
+    """One run: model, optimiser, loader and folder, and the step they are at.
+
+    Attributes:
+        step: steps taken.
+        total: steps to take.
+    """
 
     def __init__(
         self,
@@ -228,8 +240,7 @@ class _Run:
                 asked_for = time.perf_counter()
                 for batch in self.loader:
                     self.watch.waited += time.perf_counter() - asked_for
-                    self.watch.add(self._one_step(batch), torch.from_numpy(batch.plan.row))
-                    self.step += 1
+                    self.watch.add(self.take_step(batch), torch.from_numpy(batch.plan.row))
                     looks = self.step % recipe.log_every_steps == 0 or self.step == self.total
                     if looks:
                         more = self.probe.report() if self.probe is not None else {}
@@ -253,7 +264,8 @@ class _Run:
                     saved_at = self.step
         return self.folder.checkpoint
 
-    def _one_step(self, batch: Views) -> dict[str, torch.Tensor]:
+    def take_step(self, batch: Views) -> dict[str, torch.Tensor]:
+        """Learn from a batch; return the loss and what else is watched, on the device."""
         recipe, devices = self.recipe, self.method.devices
         warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
         for group in self.optimiser.param_groups:
@@ -275,7 +287,8 @@ class _Run:
                 (output.loss / recipe.accumulate).backward()
             outputs.append(output)
         self.optimiser.step()
-        self.method.after_step((self.step + 1) / self.total)
+        self.step += 1
+        self.method.after_step(self.step / self.total)
         if self.probe is not None:
             self.probe.learn(torch.cat([o.features for o in outputs]), labels)
         watched = [{"loss": o.loss.detach(), **o.watch} for o in outputs]

@@ -80,7 +80,7 @@ def propose_from_images(
         total, left = (sum(map(len, cut)) for cut in ([parts_rows[part] for part in mine], missing.values()))
         task = bar.add_task(method, total=total, completed=total - left)
         done = _in_workers(catalog, make, missing, workers, folder) if workers else None
-        for part in done or _here(catalog, make, missing, walk or propose_with_pil, folder):
+        for part in done or finished_parts(catalog, make, missing, walk or propose_with_pil, folder):
             bar.advance(task, len(missing[part]))
         if rank:
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
@@ -101,14 +101,22 @@ def _bar(rank: int) -> Progress:
     return bar
 
 
-def _here(
+def finished_parts(
     catalog: Catalog,
     make: Callable[[], Proposer],
     parts: dict[int, range],
     walk: Callable[[Catalog, Sequence[range], Any], Iterator[Outcome]],
     folder: Path,
 ) -> Iterator[int]:
-    """Make the parts in this process, each written as soon as it is there; yield their numbers."""
+    """Make the parts in this process, each written as soon as it is there; yield their numbers.
+
+    Args:
+        catalog: the images.
+        make: makes the proposer.
+        parts: rows of each part, by number.
+        walk: see `propose_from_images`.
+        folder: where they are written.
+    """
     if parts:
         for part, (found, reasons) in zip(parts, walk(catalog, list(parts.values()), make())):
             _write(folder, part, found, reasons)

@@ -12,7 +12,8 @@ from objcrop.bench.loader import CONTENDERS, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import bench_plan
 from objcrop.bench.policies import bench_policies
-from objcrop.bench.proposals import FROM_THE_CATALOG, LOOKING, bench_proposals
+from objcrop.bench.proposals import DISCOVERY, FROM_THE_CATALOG, LOOKING, bench_proposals
+from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
@@ -71,10 +72,18 @@ def test_proposals(tmp_path):
     draw_scenes(tmp_path / "s", 4)
     catalog, _ = index_source(tmp_path / "s", "scenes")
     result = bench_proposals(catalog, images=3)
-    assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG}
+    assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG, DISCOVERY}
     gt = result["methods"]["gt"]
     assert gt["object_share"] > 0.3 and set(gt["recall"]) == {"1", "10", "100", "1000"} and gt["recall"]["1000"] == 1
     assert result["methods"]["bing, 10"]["images_per_cpu_s"] > 0
+
+
+def test_proposing(tmp_path):
+    draw_scenes(tmp_path / "s", 3)
+    catalog, _ = index_source(tmp_path / "s", "scenes")
+    result = bench_proposing(catalog, repeats=1, images=5)
+    assert {name: row["images"] for name, row in result["rates"].items()} == dict.fromkeys((DECODING, *PROPOSERS), 6)
+    assert set(result["share_of_decoding"]) == set(PROPOSERS)
 
 
 def test_kernels():

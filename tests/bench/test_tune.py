@@ -1,24 +1,30 @@
 """The climb finds the best of each option, and leaves defaults where nothing is clearly better."""
 
+import inspect
 from pathlib import Path
 
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.tune import climb, options_to_try, tune
+from objcrop.dali_pipes.load_views import load_views
 
 
 def test_a_hill_is_climbed_and_chance_is_not_followed():
     def rate(options):
-        return 100 - 10 * abs(options["threads"] - 4) + {2: 0, 1: -20, 3: 1}[options["prefetch"]]
+        found = 100 - 10 * abs(options["threads"] - 4) + {2: 0, 1: -20, 3: 1}[options["prefetch"]]
+        return {"images_per_s": found, "gpu_memory_mib": 0}
 
     tried, best = climb({"threads": [8, 4, 2], "prefetch": [2, 1, 3]}, rate)
     assert best == {"threads": 4, "prefetch": 2}  # 3 is 1 % better: chance
-    assert tried == {"threads": {"8": 60.0, "4": 100.0, "2": 80.0}, "prefetch": {"2": 100.0, "1": 80.0, "3": 101.0}}
+    rates = {name: {value: row["images_per_s"] for value, row in trials.items()} for name, trials in tried.items()}
+    assert rates == {"threads": {"8": 60, "4": 100, "2": 80}, "prefetch": {"2": 100, "1": 80, "3": 101}}
 
 
 def test_what_is_tried():
     assert options_to_try(1, "cpu") == {"threads": [1], "prefetch": [2, 1, 3, 4]}
     on_gpu = options_to_try(16, "cuda")
     assert on_gpu["threads"] == [16, 8, 4, 2] and on_gpu["decode"] == ["union", "whole"]
+    defaults = inspect.signature(load_views).parameters
+    assert all(values[0] == defaults[name].default for name, values in on_gpu.items() if name != "threads")
 
 
 def test_tiny(photos):

@@ -33,3 +33,31 @@ def test_the_torch_loader_copies_ahead_and_in_order(photos):
         for ours, other in zip(expected, loader, strict=True):
             assert torch.equal(ours.index, other.index.cpu()) and other.views[0].is_cuda
             assert all(torch.equal(a, b.cpu()) for a, b in zip(ours.views, other.views))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(("batch_size", "batches"), [(256, 400), (32, 20_000)])
+def test_memory_is_small_and_stays_flat(tmp_path, batch_size, batches):
+    """Under 3 GB at batch 256, and flat over 20,000 batches; what another program takes of the device counts in."""
+    from itertools import islice
+
+    from objcrop.bench.loader import endless_views, free_memory
+    from objcrop.formats import index_source
+    from objcrop.proposals import propose
+    from objcrop.sample_scenes import draw_scenes
+
+    draw_scenes(tmp_path, 512)
+    catalog, _ = index_source(tmp_path, "scenes")
+    before = free_memory(True)
+    options = dict(boxes=propose(catalog, "gt"), crops="obj-obj+dilate", batch_size=batch_size)
+    with load_views(catalog, **options, backend="dali", device="cuda") as loader:
+        views = endless_views(loader)
+        taken = []
+        for part in (batches // 10, batches - batches // 10):  # all has grown to its size in the first tenth
+            for _ in islice(views, part):
+                pass
+            torch.cuda.synchronize()
+            taken.append(before - torch.cuda.mem_get_info()[0])
+    assert max(taken) < 3e9
+    assert taken[1] - taken[0] < 64e6

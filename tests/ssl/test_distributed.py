@@ -24,7 +24,7 @@ from objcrop.ssl.checkpoint import load_checkpoint
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import read_metrics
 from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.trainer import _Run, pretrain
+from objcrop.ssl.trainer import Run, pretrain
 
 SMALL = dict(arch="resnet18", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
 SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", base_lr=0.03, optimiser="sgd")
@@ -111,7 +111,7 @@ def labelled(catalog):
 
 def in_float64(set_attribute):
     """Let the trainer compute in float64 from views in float32."""
-    step, build = _Run._one_step, _Run.__init__
+    step, build = Run.take_step, Run.__init__
 
     def wide(self, batch):
         return step(self, batch._map(lambda t: t.double() if t.is_floating_point() else t))
@@ -124,8 +124,8 @@ def in_float64(set_attribute):
         finally:
             torch.set_default_dtype(before)
 
-    set_attribute(_Run, "_one_step", wide)
-    set_attribute(_Run, "__init__", build_wide)
+    set_attribute(Run, "take_step", wide)
+    set_attribute(Run, "__init__", build_wide)
     set_attribute(torch.Tensor, "float", torch.Tensor.double)
 
 

@@ -14,7 +14,7 @@ from objcrop.errors import UsageError
 from objcrop.proposals import propose
 from objcrop.ssl.checkpoint import load_checkpoint
 from objcrop.ssl.recipe import resolve
-from objcrop.ssl.trainer import _Run, pretrain
+from objcrop.ssl.trainer import Run, pretrain
 
 SMALL = dict(arch="resnet18", size=64, batch_size=4, queue=8, dim=16, hidden=64, loader="torch", workers=0)
 RUN = {**SMALL, "crops": "within-box", "augment": "none", "rescore_every": 2, "checkpoint_every_steps": 2}
@@ -65,14 +65,14 @@ def test_boxes_are_the_weights_of_the_time(few, whole):
 
 @pytest.mark.parametrize("breaks_at", [10, 12], ids=["at the rescoring", "after it"])
 def test_broken_and_resumed_is_unbroken(few, whole, tmp_path, monkeypatch, breaks_at):
-    step = _Run._one_step
+    step = Run.take_step
 
     def breaks(self, batch):
         if self.step == breaks_at:
             raise Killed
         return step(self, batch)
 
-    monkeypatch.setattr(_Run, "_one_step", breaks)
+    monkeypatch.setattr(Run, "take_step", breaks)
     with pytest.raises(Killed):
         train(few, tmp_path / "run", epochs=3)
     monkeypatch.undo()

@@ -15,7 +15,7 @@ from objcrop.ssl.checkpoint import load_checkpoint
 from objcrop.ssl.frozen_features import frozen_backbone
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.trainer import _Run, pretrain
+from objcrop.ssl.trainer import Run, pretrain
 
 SMALL = dict(arch="resnet18", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
 TIMES = ("images_per_s", "starvation")
@@ -56,14 +56,14 @@ def same(a, b):
 def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}
     whole = load_checkpoint(train(photos, tmp_path / "whole", **flags))
-    step = _Run._one_step
+    step = Run.take_step
 
     def dies(self, batch):
         if self.step == 5:
             raise Killed
         return step(self, batch)
 
-    monkeypatch.setattr(_Run, "_one_step", dies)
+    monkeypatch.setattr(Run, "take_step", dies)
     with pytest.raises(Killed):
         train(photos, tmp_path / "broken", **flags)
     monkeypatch.undo()
@@ -171,15 +171,15 @@ def test_a_finished_run_resumes_to_itself_and_is_probed_with_its_own_weights(pho
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(photos, tmp_path, monkeypatch):
-    step = _Run._one_step
+    step = Run.take_step
 
     def breaks(self, views):
         watched = step(self, views)
-        if self.step >= 3:
+        if self.step >= 4:
             watched["loss"] = watched["loss"] * float("nan")
         return watched
 
-    monkeypatch.setattr(_Run, "_one_step", breaks)
+    monkeypatch.setattr(Run, "take_step", breaks)
     with pytest.raises(ObjcropError, match="the loss is nan at step 4") as caught:
         train(photos, tmp_path / "run", steps=9, log_every_steps=8, checkpoint_every_steps=2)
     assert "\n" not in str(caught.value)

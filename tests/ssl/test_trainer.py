@@ -10,7 +10,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.trainer import _Run, pretrain
+from objcrop.ssl.trainer import Run, pretrain
 
 SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
 
@@ -48,17 +48,17 @@ def test_a_broken_run_resumes_to_the_bit(photos, tmp_path, monkeypatch, loader):
     flags = dict(crops="obj-obj+dilate", steps=7, loader=loader, workers=0, checkpoint_every_steps=2)
     whole = load_checkpoint(train(photos, tmp_path / "whole", **flags))
 
-    step = _Run._one_step
+    step = Run.take_step
 
     def dies(self, batch):
         if self.step == 5:
             raise Killed
         return step(self, batch)
 
-    monkeypatch.setattr(_Run, "_one_step", dies)
+    monkeypatch.setattr(Run, "take_step", dies)
     with pytest.raises(Killed):
         train(photos, tmp_path / "broken", **flags)
-    monkeypatch.setattr(_Run, "_one_step", step)
+    monkeypatch.setattr(Run, "take_step", step)
     resumed = load_checkpoint(train(photos, tmp_path / "broken", resume=True, **flags))
 
     assert resumed["step"] == whole["step"] == 7 and resumed["loader"] == whole["loader"]
@@ -72,7 +72,11 @@ def test_a_broken_run_resumes_to_the_bit(photos, tmp_path, monkeypatch, loader):
 
 
 def test_nan_stops_with_the_step(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(_Run, "_one_step", lambda self, batch: {"loss": torch.tensor(float("nan"))})
+    def no_number(self, batch):
+        self.step += 1
+        return {"loss": torch.tensor(float("nan"))}
+
+    monkeypatch.setattr(Run, "take_step", no_number)
     with pytest.raises(ObjcropError, match="is nan at step 1"):
         train(photos, tmp_path / "run", steps=3)
 

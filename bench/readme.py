@@ -1,0 +1,191 @@
+"""The README's numbers, from the files in bench/results.
+
+    objcrop bench readme          rewrites what stands between `<!-- made of NAME -->` and `<!-- end -->`
+
+A file is named MACHINE_WHAT.json; what has no file yet has no row. A test holds the README to what this makes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from objcrop.errors import ObjcropError
+
+RESULTS = Path("bench/results")
+Result = dict[str, Any]
+
+
+def with_numbers(readme: str, results: Path = RESULTS) -> str:
+    """Return the text of a README with its blocks made anew.
+
+    Raises:
+        ObjcropError: a result file is missing or is none.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        return f"{found[1]}\n\n{BLOCKS[found[2]](results)}\n\n{found[3]}"
+
+    names = "|".join(BLOCKS)
+    return re.sub(rf"(<!-- made of ({names}) -->)\n.*?(<!-- end -->)", block, readme, flags=re.DOTALL)
+
+
+def _load(path: Path) -> Result:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ObjcropError(f"{path} cannot be read as a bench result ({error}); make it anew with its bench.") from None
+
+
+def _table(heads: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+
+
+# ---- speed: one row a file
+
+
+def speed(results: Path) -> str:
+    """Return the machines and one row for each file of a bench of speed, GPUs first."""
+    found = [(path, kind) for kind in ROWS for path in results.glob(f"*_{kind}.json")]
+    found.sort(key=lambda each: each[0].name.startswith("cpu"))  # stable: the kinds stay in order
+    machines: dict[str, str] = {}
+    rows = []
+    for path, kind in found:
+        result = _load(path)
+        name, where = path.name.removesuffix(f"_{kind}.json"), result["machine"]
+        machines[name] = f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores"
+        what, number = ROWS[kind](result)
+        rows.append([what, number, f"[{name}]({path.as_posix()})", f"`{where['command']}`"])
+    said = " ".join(f"*{name}*: {machine}." for name, machine in machines.items())
+    return f"{said} Trust the ratios within a run.\n\n" + _table(["what", "number", "machine", "command"], rows)
+
+
+def _loader(result: Result) -> tuple[str, str]:
+    rate = {name: row["images_per_s"] for name, row in (result["loaders"] | result["ceilings"]).items()}
+    cpu = {name: row["images_per_cpu_s"] for name, row in result["loaders"].items()}
+    what = f"two `{result['crops']}` moco-v2 views of {result['size']} px, {_data(result)}"
+    if result["device"] == "cpu":
+        pil, dali = cpu["torch, colour=pil"], cpu["dali, cpu"]
+        return (
+            f"{what}: images a processor second, `torch` with PIL colour → `dali` on the CPU",
+            f"{pil:,.0f} → {dali:,.0f}, {dali / pil:.1f} times",
+        )
+    decoding = max(rate["decoding whole images"], rate["decoding the views' union"])
+    dali, pil, solo = (rate[name] for name in ("dali, cuda", "torch, colour=pil", "solo-learn's dali, gpu"))
+    return (
+        f"{what}: images a second, `dali` on the GPU",
+        f"{dali:,.0f}: {dali / decoding:.0%} of decoding alone, {dali / pil:.1f} times `torch` with PIL colour and "
+        f"{result['workers']} workers, {dali / solo:.1f} times solo-learn's graph; "
+        f'{rate["dali, cuda, cache=device"]:,.0f} with `cache="device"`',
+    )
+
+
+def _where(result: Result) -> tuple[str, str]:
+    stages = ", ".join(f"{name} {cost:.2f}" for name, cost in result["stages"].items())
+    return f"one loader by stage, {_data(result)}: milliseconds of processor time an image", stages
+
+
+def _plan(result: Result) -> tuple[str, str]:
+    rate = result["policies"]["obj-obj+dilate"]["images_per_cpu_s"]
+    return "planning alone, `obj-obj+dilate`, two views: images a processor second", f"{rate:,.0f}"
+
+
+def _train(result: Result) -> tuple[str, str]:
+    median = {name: row["median"] for name, row in result["figures"].items()}
+    what = f"{result['method']}, {result['arch']} at {result['size']} px, batches of {result['batch_size']}"
+    return (
+        f"training, {what}, loader `{result['loader']}`: images a second, starvation, slow-down",
+        f"{median['real_images_per_s']:,.1f}, {median['starvation']:.1%}, {median['slow_down']:.1%}; "
+        f"the loader alone could feed {median['loader_over_step']:.1f} such steps",
+    )
+
+
+def _kernels(result: Result) -> tuple[str, str]:
+    sizes, ms = result["sizes"], {name: row["ms"] for name, row in result["kernels"].items()}
+    return (
+        f"kernels: {sizes['views']} views of {sizes['view_size']} px coloured; {sizes['maps']} maps of anchors scored "
+        "and suppressed, milliseconds",
+        f"{ms['colour, kernel']:.3f} ({result['share_of_copy_bandwidth']:.0%} of the copy bandwidth); "
+        f"{ms['anchors, kernel']:.3f}",
+    )
+
+
+def _proposing(result: Result) -> tuple[str, str]:
+    rates = {name: row["images_per_s"] for name, row in result["rates"].items()}
+    shares = ", ".join(f"{n} {rates[n]:,.0f} ({s:.0%})" for n, s in result["share_of_decoding"].items())
+    return "`propose`: images a second, and as a share of decoding alone", shares
+
+
+def _data(result: Result) -> str:
+    return f"{result['catalog_images']} images" if result["data"].endswith(".arrow") else result["data"]
+
+
+ROWS: dict[str, Callable[[Result], tuple[str, str]]] = {
+    "loader": _loader,
+    "train": _train,
+    "kernels": _kernels,
+    "proposals_rate": _proposing,
+    "where": _where,
+    "plan": _plan,
+}
+
+# ---- boxes
+
+# CIB Table 2, COCO: mean share of object pixels, %.
+CIB = {
+    "gt": "100",
+    "gt-pad, .5": "48.2 (best padding)",
+    "poor": "20.1",
+    "image": "36.4",
+    "grid": "39.8",
+    "anchors, mean-sqrt-area": "52.6 (theirs)",
+}
+
+
+def proposals(results: Path) -> str:
+    """Return one row a method of the bench of proposals on VOC."""
+    result = _load(results / "proposals_voc07_test.json")
+    rows = []
+    for name, row in result["methods"].items():
+        recall = [_share(row["recall"][k]) if k in row["recall"] else "" for k in ("10", "100", "1000")]
+        for k in (2, 1):  # more boxes than a method has find no more
+            recall[k] = "" if recall[k] == recall[k - 1] else recall[k]
+        price = row["images_per_cpu_s"]
+        rows.append(
+            [
+                name,
+                *recall,
+                f"{100 * row['object_share']:.1f}",
+                CIB.get(name, ""),
+                " / ".join(f"{row[kind]:.2f}".lstrip("0") for kind in ("poor", "coarse", "precise")),
+                f"{row['area']:.2f}",
+                "" if price is None else f"{price:.{0 if price >= 100 else 1}f}",
+            ]
+        )
+    heads = ["boxes", "recall at 10", "100", "1000", "object", "CIB says", "poor / coarse / precise", "area"]
+    return _table([*heads, "images per CPU-second"], rows) + f"\n\n`{result['machine']['command']}`"
+
+
+# ---- policies
+
+
+def policies(results: Path) -> str:
+    """Return one row a contender of the first experiment, the mean of its seeds."""
+    result = _load(results / "voc07_cpu.json")
+    kinds = ("linear_map", "linear_map_11_point", "knn_map")
+    rows = [["untrained", *(_share(result["untrained"][kind]) for kind in kinds)]]
+    for name, row in result["contenders"].items():
+        seeds = row["seeds"]
+        rows.append([name, *(_share(sum(seed[kind] for seed in seeds) / len(seeds)) for kind in kinds)])
+    table = _table(["crops", "linear mAP", "11-point", "neighbours, mAP"], rows)
+    return table + f"\n\n`{result['machine']['command']}`"
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1"
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"speed": speed, "proposals": proposals, "policies": policies}

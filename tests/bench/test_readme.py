@@ -1,0 +1,93 @@
+"""The README says what the result files say, and will know those of a GPU."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from objcrop.bench.readme import BLOCKS, with_numbers
+from objcrop.errors import ObjcropError
+
+ROOT = Path(__file__).resolve().parents[2]
+H200 = {"gpu": "NVIDIA H200", "cpu": "Xeon", "cores": 16, "command": "objcrop bench …"}
+
+
+def test_the_readme_is_as_made(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    readme = Path("README.md").read_text(encoding="utf-8")
+    assert all(readme.count(f"<!-- made of {name} -->") == 1 for name in BLOCKS)
+    assert with_numbers(readme) == readme
+
+
+@pytest.mark.parametrize(
+    ("name", "result", "says"),
+    [
+        (
+            "h200_loader",
+            {
+                "crops": "obj-obj",
+                "size": 224,
+                "device": "cuda",
+                "workers": 16,
+                "data": "drawn scenes",
+                "loaders": {
+                    name: {"images_per_s": rate, "images_per_cpu_s": 1}
+                    for name, rate in {
+                        "dali, cuda": 9000,
+                        "torch, colour=pil": 1000,
+                        "solo-learn's dali, gpu": 4500,
+                        "dali, cuda, cache=device": 21000,
+                    }.items()
+                },
+                "ceilings": {
+                    "decoding whole images": {"images_per_s": 10000},
+                    "decoding the views' union": {"images_per_s": 7000},
+                },
+            },
+            "9,000: 90% of decoding alone, 9.0 times `torch` with PIL colour and 16 workers, 2.0 times solo-learn's "
+            'graph; 21,000 with `cache="device"`',
+        ),
+        (
+            "h200_train",
+            {
+                "method": "moco-v2",
+                "arch": "resnet50",
+                "size": 224,
+                "batch_size": 256,
+                "loader": "dali",
+                "figures": {
+                    "real_images_per_s": {"median": 2100.0},
+                    "starvation": {"median": 0.01},
+                    "slow_down": {"median": 0.015},
+                    "loader_over_step": {"median": 3.9},
+                },
+            },
+            "2,100.0, 1.0%, 1.5%; the loader alone could feed 3.9 such steps",
+        ),
+        (
+            "h200_kernels",
+            {
+                "sizes": {"views": 512, "view_size": 224, "maps": 256},
+                "kernels": {"colour, kernel": {"ms": 0.25}, "anchors, kernel": {"ms": 0.8}},
+                "share_of_copy_bandwidth": 0.3,
+            },
+            "0.250 (30% of the copy bandwidth); 0.800",
+        ),
+        (
+            "h200_proposals_rate",
+            {"rates": {"bing": {"images_per_s": 8100}}, "share_of_decoding": {"bing": 0.81}},
+            "bing 8,100 (81%)",
+        ),
+    ],
+)
+def test_rows_of_a_gpu(tmp_path, name, result, says):
+    (tmp_path / f"{name}.json").write_text(json.dumps({"machine": H200, **result}))
+    text = with_numbers("a\n<!-- made of speed -->\nold\n<!-- end -->\nz", tmp_path)
+    assert text.startswith("a\n<!-- made of speed -->\n\n*h200*: NVIDIA H200, Xeon, 16 cores.")
+    assert f"| {says} | [h200](" in text and text.endswith("<!-- end -->\nz") and "old" not in text
+
+
+def test_a_file_that_is_none(tmp_path):
+    (tmp_path / "cpu_plan.json").write_text("{")
+    with pytest.raises(ObjcropError, match=r"cpu_plan\.json cannot be read as a bench result"):
+        with_numbers("<!-- made of speed -->\n<!-- end -->", tmp_path)
