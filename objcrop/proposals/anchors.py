@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision.ops import box_iou
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
@@ -167,6 +166,8 @@ def best_anchors(maps: torch.Tensor, side: int, rank: str, count: int, nms: floa
     if rank != "per-size":
         kept, best = nms_topk(scores, boxes, count, nms)
         return boxes.gather(1, kept.clamp(min=0)[..., None].expand(-1, -1, 4)).float(), best
+    from torchvision.ops import box_iou  # which takes seconds to import
+
     # Each size for itself: its best one that overlaps none chosen before, largest size first, round and round.
     size_of = torch.arange(4, device=maps.device).repeat_interleave(scores.shape[1] // 4)
     chosen: list[torch.Tensor] = []

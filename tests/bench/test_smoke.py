@@ -51,7 +51,9 @@ def test_where():
 
 @pytest.mark.parametrize("loader", ["dali", "torch"])
 def test_train(loader):
-    flags = dict(arch="resnet18", size=32, batch_size=4, queue=8, device="cpu", loader=loader, crops="obj-obj+dilate")
+    flags = dict(
+        arch="timm/test_resnet", size=32, batch_size=4, queue=8, device="cpu", loader=loader, crops="obj-obj+dilate"
+    )
     result = bench_train(flags=flags, steps=2, repeats=1)
     assert 0 <= result["figures"]["starvation"]["median"] <= 1
     assert (result["ready"] is None) == (loader == "torch") and len(result["verdict"]) == 2
@@ -60,7 +62,7 @@ def test_train(loader):
 def test_policies_and_again_from_what_lies_there(tmp_path):
     draw_scenes(tmp_path / "s", 16)
     catalog, _ = index_source(tmp_path / "s", "scenes")
-    flags = dict(arch="resnet18", size=16, batch_size=8, queue=8, dim=8)
+    flags = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=8, dim=8)
     options = dict(steps=2, seeds=1, flags=flags, output=tmp_path / "voc.json")
     result = bench_policies(catalog, catalog, tmp_path / "runs", **options)
     assert [len(row["seeds"]) for row in result["contenders"].values()] == [1, 1, 1, 1]

@@ -11,7 +11,7 @@ import pytest
 from objcrop.ssl.checkpoint import load_checkpoint
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
-SMALL = ("--set", "arch=resnet18", "--set", "size=16", "--set", "batch_size=8", "--set", "queue=8", "--set", "dim=8")
+SMALL = ["arch=timm/test_resnet", "size=16", "batch_size=8", "queue=8", "dim=8"]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_loops(data, name, more):
 
 def pretrain(output):
     data = ("--catalog", "photos.arrow", "--boxes", "boxes.arrow", "--crops", "obj-scene", "--steps", "3")
-    return (*data, "--set", "bn_groups=2", "--output", output, *SMALL)
+    return (*data, "--output", output, *(word for option in [*SMALL, "bn_groups=2"] for word in ("--set", option)))
 
 
 def test_two_machines(data):

@@ -8,12 +8,32 @@ import pytest
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.cli import main
 
 
-def objcrop(*arguments, cwd=None):
+def a_process(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "objcrop", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
     )
+
+
+@pytest.fixture
+def objcrop(monkeypatch, capsys):
+    """The command line, here: a process of its own takes seconds to import PyTorch."""
+
+    def run(*arguments, cwd=None):
+        code = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd or ".")
+            capsys.readouterr()
+            try:
+                main([str(word) for word in arguments])
+            except SystemExit as stop:
+                code = stop.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +45,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def test_from_scenes_to_a_probe(scenes):
+def test_from_scenes_to_a_probe(scenes, objcrop):
     index = objcrop("index", "s", "--format", "scenes", "-o", "s.arrow", cwd=scenes)
     assert index.returncode == 0 and "16 images" in index.stdout, index.stderr
     propose = objcrop("propose", "s.arrow", "--method", "gt", "-o", "gt.arrow", cwd=scenes)
@@ -35,9 +55,9 @@ def test_from_scenes_to_a_probe(scenes):
     show = objcrop("show", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-scene", "-o", "sheet.png", cwd=scenes)
     assert show.returncode == 0 and (scenes / "sheet.png").stat().st_size > 10_000, show.stderr
 
-    small = ("--arch", "resnet18", "--size", 32, "--batch-size", 8, "--queue", 16, "--threads", 2)
+    small = ("--arch", "timm/test_resnet", "--size", 32, "--batch-size", 8, "--queue", 16, "--threads", 2)
     data = ("--catalog", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-obj+dilate")
-    run = objcrop("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
+    run = a_process("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
     assert run.returncode == 0, run.stderr
     assert sorted(p.name for p in (scenes / "run").iterdir()) == [
         *("last.pt", "metrics.jsonl", "previous.pt", "recipe.yaml")
@@ -51,7 +71,7 @@ def test_from_scenes_to_a_probe(scenes):
     assert 0 < json.loads((scenes / "probe.json").read_text())["linear_map"] <= 1
 
 
-def test_join(scenes, tmp_path):
+def test_join(scenes, tmp_path, objcrop):
     from objcrop.sample_scenes import draw_scenes
 
     draw_scenes(tmp_path / "more", 3, seed=9)
@@ -76,7 +96,7 @@ def test_join(scenes, tmp_path):
         (("frobnicate",), 2, "frobnicate"),
     ],
 )
-def test_errors_are_one_sentence_and_a_code(tmp_path, arguments, code, word):
+def test_errors_are_one_sentence_and_a_code(tmp_path, objcrop, arguments, code, word):
     run = objcrop(*arguments, cwd=tmp_path)
     assert run.returncode == code, run.stderr
     assert word in run.stderr and "Traceback" not in run.stderr
@@ -84,7 +104,7 @@ def test_errors_are_one_sentence_and_a_code(tmp_path, arguments, code, word):
     assert not list(tmp_path.iterdir())
 
 
-def test_doctor_looks_at_everything():
+def test_doctor_looks_at_everything(objcrop):
     run = objcrop("doctor")
     assert run.returncode == 0, run.stderr
     for what in ("torch", "DALI", "CuPy", "NVIDIA driver", "shared memory", "load_views"):

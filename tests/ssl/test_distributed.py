@@ -26,7 +26,7 @@ from objcrop.ssl.run_folder import read_metrics
 from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.trainer import Run, pretrain
 
-SMALL = dict(arch="resnet18", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
+SMALL = dict(arch="timm/test_resnet", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
 SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", base_lr=0.03, optimiser="sgd")
 RUNS = {
     "moco-8": dict(method="moco-v2", bn_groups=8),

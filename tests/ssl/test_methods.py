@@ -125,7 +125,7 @@ def test_query_views_are_functions_of_seed_and_step():
     assert set(drawn) == {0, 1} and 150 < sum(drawn) < 250
 
 
-SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=16, dim=16)
+SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=16, dim=16)
 
 
 def test_mocos_step_is_the_loss_of_its_parts():

@@ -133,7 +133,7 @@ def test_probe_of_an_untrained_network(scenes):
 
 
 def test_fine_tuning_learns_what_it_is_shown(scenes):
-    result = probe("untrained:resnet18", scenes, scenes, size=32, fine_tune=12)
+    result = probe("untrained:timm/test_resnet", scenes, scenes, size=32, fine_tune=60)
     assert result["fine_tuned_map"] > result["chance_map"] + 0.1
 
 

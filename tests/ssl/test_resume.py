@@ -17,7 +17,7 @@ from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
 from objcrop.ssl.trainer import Run, pretrain
 
-SMALL = dict(arch="resnet18", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
+SMALL = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
 TIMES = ("images_per_s", "starvation")
 
 

@@ -12,7 +12,7 @@ from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
 from objcrop.ssl.trainer import Run, pretrain
 
-SMALL = dict(arch="resnet18", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
+SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
 
 
 def train(photos, output, resume=False, **flags):
@@ -101,7 +101,7 @@ def test_resume_refuses_another_architecture_and_nothing(photos, tmp_path):
     with pytest.raises(ObjcropError, match="without --resume"):
         train(photos, tmp_path / "none", resume=True, steps=1)
     train(photos, tmp_path / "run", steps=1)
-    with pytest.raises(ObjcropError, match="arch=resnet18"):
+    with pytest.raises(ObjcropError, match="arch=timm/test_resnet"):
         train(photos, tmp_path / "run", resume=True, steps=1, arch="resnet34")
     with pytest.raises(UsageError, match="--resume"):
         train(photos, tmp_path / "run", steps=1)
