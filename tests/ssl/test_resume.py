@@ -50,8 +50,10 @@ def same(a, b):
         dict(method="byol", crops="obj-scene", log_every_steps=1),
         dict(method="byol", crops="scene-scene", log_every_steps=5),  # broken off between two reports
         dict(method="moco-v2", crops="obj-scene", log_every_steps=4, checkpoint_every_steps=None),  # epochs' ends only
+        dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1),
+        dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", threads=2),
     ],
-    ids=["byol", "between-reports", "epochs-end"],
+    ids=["byol", "between-reports", "epochs-end", "torch", "dali"],
 )
 def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}

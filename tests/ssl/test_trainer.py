@@ -39,38 +39,6 @@ def test_the_loss_falls_and_nothing_collapses(photos, tmp_path, flags):
     assert lines[-1]["embedding_std"] > 0.3 / np.sqrt(32)
 
 
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.parametrize("loader", ["torch", "dali"])
-def test_a_broken_run_resumes_to_the_bit(photos, tmp_path, monkeypatch, loader):
-    flags = dict(crops="obj-obj+dilate", steps=7, loader=loader, workers=0, checkpoint_every_steps=2)
-    whole = load_checkpoint(train(photos, tmp_path / "whole", **flags))
-
-    step = Run.take_step
-
-    def dies(self, batch):
-        if self.step == 5:
-            raise Killed
-        return step(self, batch)
-
-    monkeypatch.setattr(Run, "take_step", dies)
-    with pytest.raises(Killed):
-        train(photos, tmp_path / "broken", **flags)
-    monkeypatch.setattr(Run, "take_step", step)
-    resumed = load_checkpoint(train(photos, tmp_path / "broken", resume=True, **flags))
-
-    assert resumed["step"] == whole["step"] == 7 and resumed["loader"] == whole["loader"]
-    for name, value in whole["method"].items():
-        assert torch.equal(value, resumed["method"][name]), name
-    for a, b in zip(whole["optimiser"]["state"].values(), resumed["optimiser"]["state"].values(), strict=True):
-        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
-    curves = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "broken")]
-    for a, b in zip(*curves, strict=True):
-        assert (a["step"], a["loss"], a["lr"]) == (b["step"], b["loss"], b["lr"])
-
-
 def test_nan_stops_with_the_step(photos, tmp_path, monkeypatch):
     def no_number(self, batch):
         self.step += 1
