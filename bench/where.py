@@ -112,7 +112,7 @@ class LoaderWithoutColour(DaliLoader):
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
         pass
 
-    def _colour_cuda(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _colour_batch(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return list(resized)
 
 

@@ -69,8 +69,7 @@ class CachedLoader(DaliLoader):
         for position in self._positions(start):
             asked, plan = self._planned(position)
             windows = self._kept_windows(plan)
-            on_gpu = self.device.type == "cuda"
-            views = self._from_device(plan, windows) if on_gpu else self._from_host(plan, windows)
+            views = self._from_device(plan, windows) if self.batchwise else self._from_host(plan, windows)
             yield assemble(self.planner, plan, asked, views)
 
     def image(self, row: int) -> torch.Tensor:
@@ -140,7 +139,7 @@ class CachedLoader(DaliLoader):
                 crop_resize(pixels, *where, self.to_device(windows[:, v]), self.planner.size, augment.interpolation)
                 for v, augment in enumerate(self.planner.augment)
             ]
-            return self._colour_cuda(plan, resized)
+            return self._colour_batch(plan, resized)
 
 
 def kept_sizes(catalog: Catalog, side: int | None) -> NDArray[np.int32]:

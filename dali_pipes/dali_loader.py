@@ -54,6 +54,8 @@ class DaliLoader(ViewLoader):
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
         self.decode, self.hw_decoder_load, self.decoder_padding = decode, hw_decoder_load, decoder_padding
         self.device = torch.device(device)
+        # A GPU's way: the graph resizes, and a batch is coloured at once. On a CPU each view for itself is faster.
+        self.batchwise = self.device.type == "cuda"
         # Files that only PIL reads: row to the lossless copy that DALI gets instead.
         self._copies: dict[int, str] = {}
         self._copies_folder: str | None = None
@@ -128,8 +130,8 @@ class DaliLoader(ViewLoader):
                         self._reject(int(plan.row[i]))
                     start = run.position
                     break
-                if self.device.type == "cuda":
-                    views = self._finish_cuda(plan, decoded[1:])
+                if self.batchwise:
+                    views = self._finish_batch(plan, decoded[1:])
                 else:
                     corners = union_of(plan.windows)[:, None, :2]
                     unions = [torch.from_dlpack(union) for union in decoded[1]]
@@ -235,17 +237,19 @@ class DaliLoader(ViewLoader):
             out.numpy(),
         )
 
-    def _finish_cuda(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
+    def _finish_batch(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
         """Colour the resized views, which DALI hands out in the side stream's order; the host waits for nothing."""
         with torch.cuda.stream(self.side_stream):
-            views = self._colour_cuda(plan, [torch.from_dlpack(each.as_tensor()) for each in decoded])
+            views = self._colour_batch(plan, [torch.from_dlpack(each.as_tensor()) for each in decoded])
         # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
         while self._read_later and self._read_later[0][0].query():
             self._read_later.popleft()
-        self._read_later.append((self._mark(), decoded))
+        read = self._mark()
+        if read is not None:
+            self._read_later.append((read, decoded))
         return views
 
-    def _colour_cuda(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _colour_batch(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Colour views uint8 (N, S, S, 3), one tensor a view, in the current stream."""
         from objcrop.kernels.colour import colour
 
@@ -258,16 +262,17 @@ class DaliLoader(ViewLoader):
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         """Return the array on the device, copied in the current stream."""
-        return torch.from_numpy(np.ascontiguousarray(array)).pin_memory().to(self.device, non_blocking=True)
+        tensor = torch.from_numpy(np.ascontiguousarray(array))
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
 
     @cached_property
-    def side_stream(self) -> torch.cuda.Stream:
-        """The stream in which views are made."""
-        return torch.cuda.Stream(self.device)
+    def side_stream(self) -> torch.cuda.Stream | None:
+        """The stream in which views are made; None on a CPU."""
+        return torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def _mark(self) -> torch.cuda.Event | None:
         """Return an event behind all that is in the side stream so far; None on a CPU."""
-        return self.side_stream.record_event() if self.device.type == "cuda" else None
+        return self.side_stream.record_event() if self.side_stream is not None else None
 
     def _hand_over(self, views: Views, made: torch.cuda.Event) -> None:
         """Order the consumer's stream after the views' making, and tell the allocator who reads them."""
@@ -286,17 +291,17 @@ class _GraphRun:
         self._positions = loader._positions(start)
         self._in_flight: deque[tuple[Position, ViewPlan, ViewPlan]] = deque()
         self._planning_error: BaseException | None = None
-        on_gpu = loader.device.type == "cuda"
+        augments = loader.planner.augment if loader.batchwise else ()
         self.pipe = decode_graph(
             self._feed,
             batch_size=-(-loader.batch_size // loader.world_size),
             threads=loader.threads,
             prefetch=loader.prefetch,
             device=loader.device.type,
-            device_id=loader.device.index or 0 if on_gpu else 0,
-            interpolation=tuple(a.interpolation for a in loader.planner.augment) if on_gpu else (),
+            device_id=loader.device.index or 0,
+            interpolation=tuple(augment.interpolation for augment in augments),
             size=loader.planner.size,
-            decode=loader.decode,
+            decode=loader.decode if loader.batchwise else "union",
             hw_decoder_load=loader.hw_decoder_load,
             decoder_padding=loader.decoder_padding,
         )
@@ -310,14 +315,13 @@ class _GraphRun:
             self._planning_error = error
             raise
         self._in_flight.append((position, asked, plan))
-        windows = plan.windows if self.loader.device.type == "cuda" else union_of(plan.windows)
+        windows = plan.windows if self.loader.batchwise else union_of(plan.windows)
         return feed_of([self.loader._path(int(row)) for row in plan.row], windows)
 
     def next_batch(self) -> tuple[ViewPlan, ViewPlan, tuple[Any, ...]]:
         """Return the plan asked for, the plan shown, and the graph's outputs."""
         try:
-            on_gpu = self.loader.device.type == "cuda"
-            decoded = self.pipe.run(cuda_stream=self.loader.side_stream) if on_gpu else self.pipe.run()
+            decoded = self.pipe.run(self.loader.side_stream)
         except RuntimeError:
             if self._planning_error is not None:
                 raise self._planning_error from None

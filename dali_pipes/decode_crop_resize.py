@@ -1,8 +1,8 @@
 """The DALI graph: file names and windows in, pixels out.
 
 DALI's own threads read the files, so Python hands over only names and four numbers an image. Decoding stops at the
-union of an image's windows, which makes it 1.4 to 1.9 times cheaper than decoding the whole. On a GPU the resize is in
-the graph; on a CPU the union is handed out, because torch resizes uint8 several times faster than DALI's CPU operator.
+union of an image's windows, which makes it 1.4 to 1.9 times cheaper than decoding the whole. For a GPU the resize is in
+the graph; for a CPU the union is handed out, because torch resizes uint8 several times faster than DALI's CPU operator.
 The header's upright shape comes along, so that a file that changed since it was indexed is noticed.
 """
 
@@ -49,22 +49,22 @@ def decode_graph(
     """Build the pipeline.
 
     Args:
-        feed: called once a batch, returns `feed_of(...)`; on "cpu" one window, the union; on "cuda" one a view.
+        feed: called once a batch, returns `feed_of(...)`, of one window for each `interpolation`, or of one for none.
         batch_size: the most samples in a batch.
         threads: DALI's worker threads.
         prefetch: batches kept ready inside DALI.
         device: "cpu" or "cuda".
         device_id: which GPU.
-        interpolation: "bilinear" or "bicubic" a view; "cuda" only, where none gives out the union, of one window.
-        size: side of the views; "cuda" only.
-        decode: "union" of the windows, or the "whole" image; "cuda" only.
+        interpolation: "bilinear" or "bicubic" a view; none gives out the window as it was decoded.
+        size: side of the views.
+        decode: "union" of the windows, or the "whole" image.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only.
         decoder_padding: MiB of the GPU's memory that each thread sets aside to decode in, and two halves of it in
             page-locked memory; "cuda" only.
 
     Returns:
-        A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then on "cpu"
-        the union (uint8 HWC, RGB), on "cuda" each view (uint8 S, S, 3), or without interpolation the union.
+        A built `nvidia.dali.Pipeline`. Its outputs: int64 (height, width, channels) of each whole image, then each view
+        (uint8 S, S, 3, RGB), or without interpolation the window or whole image (uint8 HWC).
     """
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali import math as dmath
@@ -93,15 +93,14 @@ def decode_graph(
         )
         encoded = fn.io.file.read(names)
         shape = fn.peek_image_shape(encoded)
-        if not on_gpu:
-            return shape, fn.decoders.image_slice(encoded, start=low(windows), end=high(windows), axes=[0, 1])
         union = windows[0:4] if interpolation else windows
         for v in range(1, len(interpolation)):
             other = windows[4 * v : 4 * v + 4]
             union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
-        # Upsampled as libjpeg does it, so that pixels stay close to the CPU's.
-        how: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
-        how |= {"device_memory_padding": decoder_padding << 20, "host_memory_padding": decoder_padding << 19}
+        how: dict[str, Any] = {"device": "cpu"}
+        if on_gpu:  # upsampled as libjpeg does it, so that pixels stay close to the CPU's
+            how = {"device": "mixed", "jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
+            how |= {"device_memory_padding": decoder_padding << 20, "host_memory_padding": decoder_padding << 19}
         if decode == "whole":
             image = fn.decoders.image(encoded, **how)
         else:
