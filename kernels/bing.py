@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,17 @@ class BingModel:
             digest.update(values.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers of the window sizes that are used."""
+        used = torch.isfinite(self.offset).tolist()
+        return [size for size in range(len(SIZES)) if used[size] and usable(size, self.canvas)]
+
     def to(self, device: str | torch.device) -> BingModel:
         """Return the model with its tensors on `device`."""
-        return BingModel(self.template.to(device), self.scale.to(device), self.offset.to(device), self.canvas)
+        moved = BingModel(self.template.to(device), self.scale.to(device), self.offset.to(device), self.canvas)
+        vars(moved)["sizes"] = self.sizes  # a GPU that is asked for them would have to be waited for
+        return moved
 
     def save(self, path: str | os.PathLike[str], made_by: str) -> None:
         """Write the numbers as JSON, beside the command that made them."""
@@ -216,8 +225,7 @@ def bing(images: torch.Tensor, model: BingModel, top: int = 1000, reach: int = 2
     Returns:
         Boxes (B, k, 4) on the canvas and scores (B, k), best first; a score of `NONE` is no box. k ≤ top.
     """
-    sizes = [size for size in range(36) if torch.isfinite(model.offset[size]) and usable(size, model.canvas)]
-    raw, boxes, numbers = stage_one(images, model.template, sizes, reach=reach)
+    raw, boxes, numbers = stage_one(images, model.template, model.sizes, reach=reach)
     scores = torch.where(raw > NONE, raw * model.scale[numbers] + model.offset[numbers], NONE)
     scores, best = scores.topk(min(top, scores.shape[1]), 1)
     return boxes.gather(1, best[..., None].expand(-1, -1, 4)), scores

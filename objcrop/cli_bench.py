@@ -138,7 +138,9 @@ def bench_proposals(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as -o has them.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Measure this alone; the others stay as -o has them, which notes it.")
+    ] = None,
     rate: Annotated[bool, typer.Option("--rate", help="Only how fast propose runs beside decoding alone.")] = False,
     device: Annotated[str, typer.Option(help="Of --rate: cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Of --rate: measurements of each.")] = 3,
@@ -146,7 +148,7 @@ def bench_proposals(
     """Recall, objectness and price of every box source."""
     import json
 
-    from objcrop.bench.machine import write_result
+    from objcrop.bench.machine import machine, write_result
     from objcrop.bench.proposals import bench_proposals as run_bench
     from objcrop.bench.proposing import bench_proposing
     from objcrop.bench.table import print_table
@@ -164,7 +166,8 @@ def bench_proposals(
     if output is not None:
         if only and output.exists():
             before = json.loads(output.read_text(encoding="utf-8"))
-            result["methods"] = {**before["methods"], **result["methods"]}
+            again = {**before.get("again", {}), **dict.fromkeys(result["methods"], machine())}
+            result = {**before, "methods": {**before["methods"], **result["methods"]}, "again": again}
         write_result(output, result)
 
 

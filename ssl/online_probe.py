@@ -28,7 +28,7 @@ class OnlineProbe(nn.Module):
         super().__init__()
         if not classes:
             raise UsageError("online_probe needs labels, but the catalog has none; index it with its annotations.")
-        self.norm = nn.BatchNorm1d(width, affine=False, momentum=None)
+        self.norm = nn.BatchNorm1d(width, affine=False, track_running_stats=False)
         self.classifier = nn.Linear(width, classes)
         self.single, self.lr = single, lr
         self.scores: list[torch.Tensor] = []

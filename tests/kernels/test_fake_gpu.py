@@ -1,0 +1,106 @@
+"""Launches on a GPU that is not there, by PyTorch's fake tensors: right arguments and device, nothing read back."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from objcrop.dali_pipes.augment import augment_recipe
+from objcrop.dali_pipes.view_plan import colour_decisions
+from objcrop.kernels import nvrtc
+from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
+from objcrop.kernels.bing import bing, load_bing
+from objcrop.kernels.colour import colour
+from objcrop.kernels.crop_resize import crop_resize
+from objcrop.kernels.nms import nms_topk
+from objcrop.proposals.bing import WEIGHTS
+
+GPU = torch.device("cuda:0")
+MODEL, SHAPES = load_bing(WEIGHTS), anchor_shapes()
+POINTERS = {
+    "float": torch.float32,
+    "int": torch.int32,
+    "long long": torch.int64,
+    "unsigned char": torch.uint8,
+    "bool": torch.bool,
+}
+NUMBERS = {"float": np.float32, "int": np.int32, "double": np.float64}
+
+
+def parameters(name, function):
+    """The types of a kernel's parameters, by its source, such as "const float*"."""
+    source = (nvrtc.FOLDER / f"{name}.cu").read_text()
+    found = re.search(rf"__global__ void {function}\s*\((.*?)\)", source, re.DOTALL)[1]
+    return [re.sub(r"\s*\w+$", "", one.strip()) for one in found.split(",")]
+
+
+def launched(name, function, grid, block, arguments, shared_bytes=0):
+    for kind, argument in zip(parameters(name, function), arguments, strict=True):
+        if isinstance(argument, torch.Tensor):
+            pointed = kind.removeprefix("const ").removesuffix("*")
+            assert kind.endswith("*") and pointed in ("void", *POINTERS), kind
+            assert pointed == "void" or argument.dtype == POINTERS[pointed], (function, kind, argument.dtype)
+            dense = argument.is_contiguous() or argument.is_contiguous(memory_format=torch.channels_last)
+            assert argument.device == GPU and dense
+        else:
+            assert type(argument) is NUMBERS[kind], (function, kind, type(argument))
+    assert 1 <= len(grid) <= 3 and np.prod(block) <= 1024 and all(n > 0 for n in grid)
+
+
+def colours(dtype):
+    (augment,) = augment_recipe("byol", 1)
+    drawn = colour_decisions(np.arange(4), (augment,), seed=0, epoch=0)
+    decisions = {name: torch.from_numpy(array[:, 0].copy()).to(GPU) for name, array in drawn.items()}
+    pixels = torch.empty(4, 32, 32, 3, dtype=torch.uint8, device=GPU)
+    views = colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=dtype)
+    assert views.shape == (4, 3, 32, 32) and views.dtype == dtype
+    assert views.is_contiguous(memory_format=torch.channels_last)
+    return [views]
+
+
+def anchors():
+    maps = normalise_maps(torch.rand(2, 5, 7, device=GPU))
+    boxes, scores = score_anchors(maps, torch.full((2, 2), 64, device=GPU), SHAPES.to(GPU))
+    return [boxes, scores, *nms_topk(scores, boxes, 5, 0.5)]
+
+
+def resized():
+    pixels = torch.empty(3000, dtype=torch.uint8, device=GPU)
+    begins, widths = torch.zeros(2, dtype=torch.int64, device=GPU), torch.full((2,), 10, dtype=torch.int32, device=GPU)
+    return [crop_resize(pixels, begins, widths, torch.zeros(2, 4, dtype=torch.int32, device=GPU), 8, "bicubic")]
+
+
+def suppressed():
+    return nms_topk(torch.rand(2, 20, device=GPU), torch.ones(2, 20, 4, dtype=torch.int32, device=GPU), 5, 0.5)
+
+
+def binged():
+    return bing(torch.rand(2, 3, MODEL.canvas, MODEL.canvas, device=GPU), MODEL.to(GPU))
+
+
+@pytest.mark.parametrize("call", [lambda: colours(torch.bfloat16), lambda: colours(torch.float32), anchors, resized])
+def test_kernels_get_what_their_sources_ask_for(call, monkeypatch):
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: 227 * 1024)
+    calls = []
+    monkeypatch.setattr(nvrtc, "launch", lambda *words: (calls.append(words[1]), launched(*words)))
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert all(tensor.device == GPU for tensor in call())
+    assert calls
+
+
+@pytest.mark.parametrize("call", [lambda: colours(torch.bfloat16), suppressed, binged])
+def test_torchs_operations_stay_on_the_gpu(call, monkeypatch):
+    """A size that a GPU was asked for, one after another, once had it waited for 36 times a batch."""
+    monkeypatch.setattr(nvrtc, "available", lambda: False)
+    assert MODEL.sizes  # known before it moves
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert all(tensor.device == GPU for tensor in call())
+
+
+def test_signatures_are_read():
+    assert parameters("nms", "nms_topk") == [
+        *("float*", "const int*", "int", "int", "double", "long long*", "float*"),
+    ]
