@@ -138,9 +138,7 @@ def bench_proposals(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Measure this alone; the others stay as -o has them, which notes it.")
-    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as in -o.")] = None,
     rate: Annotated[bool, typer.Option("--rate", help="Only how fast propose runs beside decoding alone.")] = False,
     device: Annotated[str, typer.Option(help="Of --rate: cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(min=1, help="Of --rate: measurements of each.")] = 3,

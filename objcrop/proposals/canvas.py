@@ -23,8 +23,9 @@ from objcrop.dali_pipes.decode_crop_resize import decode_whole
 from objcrop.errors import UsageError
 from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
 
-BATCH = 32  # canvases scored at once
 ROWS = 256  # of a part
+# Canvases scored at once; a GPU is given a whole part, since BING launches some thousand operations a batch.
+BATCH = {"cpu": 32, "cuda": ROWS}
 
 
 class CanvasProposer(ABC):
@@ -40,6 +41,7 @@ class CanvasProposer(ABC):
         if alone:
             torch.set_num_threads(1)
         self.side, self.device = side, torch.device(device)
+        self.batch = BATCH[self.device.type]
 
     @abstractmethod
     def score(self, canvases: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,8 +57,8 @@ class CanvasProposer(ABC):
     def __call__(self, images: Sequence[Image]) -> list[Found]:
         """Return each image's boxes, in its own pixels, and scores."""
         found: list[Found] = []
-        for begin in range(0, len(images), BATCH):
-            part = images[begin : begin + BATCH]
+        for begin in range(0, len(images), self.batch):
+            part = images[begin : begin + self.batch]
             sizes = np.array([image.shape[1::-1] for image in part], np.float32)
             found += self.of_canvases(on_canvas(part, self.side).to(self.device), sizes)
         return found
@@ -142,7 +144,7 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
             continue
         canvases = torch.from_dlpack(decoded[0].as_tensor()).permute(0, 3, 1, 2)
         sizes = catalog.sizes[list(rows)].astype(np.float32)
-        cuts = (slice(begin, begin + BATCH) for begin in range(0, len(rows), BATCH))
+        cuts = (slice(begin, begin + proposer.batch) for begin in range(0, len(rows), proposer.batch))
         found = (proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)
         yield list(chain.from_iterable(found)), [""] * len(rows)
 
