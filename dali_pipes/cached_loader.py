@@ -20,7 +20,6 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of
-from objcrop.dali_pipes.torch_loader import assemble
 from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
@@ -70,7 +69,7 @@ class CachedLoader(DaliLoader):
             asked, plan = self._planned(position)
             windows = self._kept_windows(plan)
             views = self._from_device(plan, windows) if self.batchwise else self._from_host(plan, windows)
-            yield assemble(self.planner, plan, asked, views)
+            yield self._assembled(plan, asked, views)
 
     def image(self, row: int) -> torch.Tensor:
         """Return an image as it is kept, uint8 (h, w, 3), a view of the cache."""

@@ -136,7 +136,7 @@ class DaliLoader(ViewLoader):
                     corners = union_of(plan.windows)[:, None, :2]
                     unions = [torch.from_dlpack(union) for union in decoded[1]]
                     views = self._finish_cpu(plan, unions, plan.windows - np.tile(corners, 2))
-                yield assemble(self.planner, plan, asked, views)
+                yield self._assembled(plan, asked, views)
 
     def _planned(self, position: Position) -> tuple[ViewPlan, ViewPlan]:
         """Return a batch's plan as asked for, and with the rows known to be bad replaced."""
@@ -260,10 +260,17 @@ class DaliLoader(ViewLoader):
             views.append(colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype))
         return views
 
-    def to_device(self, array: np.ndarray) -> torch.Tensor:
-        """Return the array on the device, copied in the current stream."""
-        tensor = torch.from_numpy(np.ascontiguousarray(array))
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor
+    def _assembled(self, plan: ViewPlan, asked: ViewPlan, views: list[torch.Tensor]) -> Views:
+        """Return the batch, what comes with the views copied to the device in the side stream."""
+        with torch.cuda.stream(self.side_stream):
+            return assemble(self.planner, plan, asked, views).map(self.to_device)
+
+    def to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Return the array on the device, copied in the current stream where it is not there."""
+        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cpu" or tensor.is_cuda:
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     @cached_property
     def side_stream(self) -> torch.cuda.Stream | None:
@@ -278,8 +285,8 @@ class DaliLoader(ViewLoader):
         """Order the consumer's stream after the views' making, and tell the allocator who reads them."""
         current = torch.cuda.current_stream(self.device)
         current.wait_event(made)
-        for view in views.views:
-            view.record_stream(current)
+        for tensor in views.tensors():
+            tensor.record_stream(current)
 
 
 class _GraphRun:

@@ -78,7 +78,7 @@ def _ahead(batches: Iterator[Views], device: str) -> Iterator[Views]:
             views, arrived = arriving
             consumer = torch.cuda.current_stream(device)
             consumer.wait_event(arrived)
-            for tensor in (*views.views, views.index, views.requested, views.labels, views.substituted):
+            for tensor in views.tensors():
                 tensor.record_stream(consumer)  # its memory is not given away while the consumer reads it
             yield views
         arriving = copied

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Views:
-    """One rank's part of a global batch: N samples, V views.
+    """One rank's part of a global batch: N samples, V views; all tensors lie on the loader's device.
 
     Attributes:
         views: V tensors (N, 3, S, S), normalised, channels_last, fp32, bf16 or fp16.
@@ -34,15 +35,20 @@ class Views:
     def __len__(self) -> int:
         return len(self.index)
 
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the views and what comes with them."""
+        return (*self.views, self.index, self.requested, self.labels, self.substituted)
+
     def to(self, device: str | torch.device, non_blocking: bool = True) -> Views:
         """Return the batch with its tensors on `device`."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Views:
         """Return the batch with its tensors in page-locked memory (PyTorch's DataLoader calls this by name)."""
-        return self._map(lambda t: t.pin_memory())
+        return self.map(lambda t: t.pin_memory())
 
-    def _map(self, f) -> Views:
+    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> Views:
+        """Return the batch with `f` of each tensor."""
         return replace(
             self,
             views=tuple(f(v) for v in self.views),

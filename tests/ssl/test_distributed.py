@@ -114,7 +114,7 @@ def in_float64(set_attribute):
     step, build = Run.take_step, Run.__init__
 
     def wide(self, batch):
-        return step(self, batch._map(lambda t: t.double() if t.is_floating_point() else t))
+        return step(self, batch.map(lambda t: t.double() if t.is_floating_point() else t))
 
     def build_wide(self, *arguments):
         before = torch.get_default_dtype()
