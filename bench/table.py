@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from rich.console import Console
@@ -71,11 +72,13 @@ def print_tried(result: dict[str, Any], console: Console) -> None:
     """Print images per second and GPU memory at each value of each option, the best one marked."""
     on_gpu = result["device"] == "cuda"
     table = Table(box=None, pad_edge=False)
-    for head in ("option", "value", "images/s", *(["GPU MiB"] if on_gpu else []), ""):
+    for head in ("option", "value", "images/s", "(min–max)", *(["GPU MiB"] if on_gpu else []), ""):
         table.add_column(head, justify="left" if head in ("option", "value", "") else "right")
     for name, trials in result["tried"].items():
         for value, row in trials.items():
             memory = [f"{row['gpu_memory_mib']:,}"] if on_gpu else []
             best = "←" if value == str(result["best"][name]) else ""
-            table.add_row(name, value, f"{row['images_per_s']:,.0f}", *memory, best)
+            rates = row["images_per_s"]
+            spread = f"({min(rates):,.0f}–{max(rates):,.0f})"
+            table.add_row(name, value, f"{statistics.median(rates):,.0f}", spread, *memory, best)
     console.print(table)
