@@ -33,7 +33,7 @@ from objcrop.proposals.edge_boxes import EdgeBoxesProposer
 from objcrop.proposals.from_images import Image, Proposer
 from objcrop.proposals.selective_search import SelectiveSearchProposer
 from objcrop.recall import BUDGETS
-from objcrop.stats import evenly_spaced, stats
+from objcrop.stats import measured_rows, stats
 
 # Name to what makes the proposer; slow ones look at fewer images.
 LOOKING: dict[str, tuple[Callable[[], Proposer], int]] = {
@@ -82,6 +82,9 @@ def bench_proposals(
         `methods`: for each name the images looked at, images per processor second (None for boxes that look at no
         image), recall at IoU .5 at 1, 10, 100 and 1000 boxes, mean object share, the shares of poor, coarse and precise
         boxes, and the mean area.
+
+    Raises:
+        ObjcropError: the catalog has no ground truth.
     """
     import cv2
     import torch
@@ -89,7 +92,7 @@ def bench_proposals(
     looking: dict[str, tuple[Callable[[], Proposer], int]] = dict(LOOKING)
     if opencv_bing is not None:
         looking["OpenCV's bing"] = (lambda: OpenCVBing(opencv_bing), 10_000)
-    limit = min(images or len(catalog), len(catalog))
+    limit = len(measured_rows(catalog, images))
     before, threads = torch.get_num_threads(), cv2.getNumThreads()
     rows: dict[str, dict[str, Any]] = {}
     try:
@@ -116,7 +119,7 @@ def bench_proposals(
 def _looked(catalog: Catalog, name: str, make: Callable[[], Proposer], count: int) -> dict[str, Any]:
     pictures: list[Image] = []
     rows = []
-    for row in evenly_spaced(len(catalog), count).tolist():  # the images that `stats` will measure on
+    for row in measured_rows(catalog, count).tolist():  # as `stats` will
         with contextlib.suppress(ObjcropError):
             pictures.append(np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row]))))
             rows.append(row)

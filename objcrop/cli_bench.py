@@ -189,7 +189,11 @@ def bench_kernels(
 
 
 @bench_app.command("readme")
-def bench_readme(readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.")] = Path("README.md")) -> None:
+def bench_readme(
+    readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.", exists=True, dir_okay=False)] = Path(
+        "README.md"
+    ),
+) -> None:
     """Write the numbers of bench/results into the README."""
     from objcrop.bench.readme import with_numbers
     from objcrop.whole_file import whole_file

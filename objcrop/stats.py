@@ -104,9 +104,19 @@ class ImageMeans:
             entry["low"], entry["high"] = low, high
 
 
-def evenly_spaced(n: int, count: int) -> NDArray[np.int64]:
-    """Return `count` of the rows 0 to n - 1, evenly spaced, int64 (count,)."""
-    return np.linspace(0, max(n - 1, 0), count).round().astype(np.int64)
+def measured_rows(catalog: Catalog, images: int | None = None) -> NDArray[np.int64]:
+    """Return the rows that so many images are measured on, evenly spaced; all for None.
+
+    Raises:
+        ObjcropError: none of them has an annotation.
+    """
+    rows = np.linspace(0, max(len(catalog) - 1, 0), min(len(catalog), images or len(catalog))).round().astype(np.int64)
+    if not np.diff(catalog.box_offsets)[rows].any():
+        raise ObjcropError(
+            f"the catalog of {catalog.root} has no ground truth to measure against; index it with its annotations "
+            "(`objcrop index --annotations`)."
+        )
+    return rows
 
 
 def stats(
@@ -159,13 +169,8 @@ def stats(
     ):
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}, but it must be at least {least}.")
-    count = min(len(catalog), images or len(catalog))
-    rows = evenly_spaced(len(catalog), count)
-    if not np.diff(catalog.box_offsets)[rows].any():
-        raise ObjcropError(
-            f"the catalog of {catalog.root} has no ground truth to measure against; index it with its annotations "
-            "(`objcrop index --annotations`)."
-        )
+    rows = measured_rows(catalog, images)
+    count = len(rows)
 
     planner = None
     windows, begin = np.zeros((0, 0, 4), np.int32), np.zeros(count + 1, np.int64)

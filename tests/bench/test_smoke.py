@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from objcrop.bench import proposals as propose_bench
 from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.kernels import bench_kernels
 from objcrop.bench.loader import CONTENDERS, bench_loader, plot_loader
@@ -18,7 +19,7 @@ from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
 from objcrop.dali_pipes.crop_policy import POLICIES
-from objcrop.errors import UsageError
+from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
 from objcrop.sample_scenes import draw_scenes
 
@@ -78,6 +79,13 @@ def test_proposals(tmp_path):
     gt = result["methods"]["gt"]
     assert gt["object_share"] > 0.3 and set(gt["recall"]) == {"1", "10", "100", "1000"} and gt["recall"]["1000"] == 1
     assert result["methods"]["bing, 10"]["images_per_cpu_s"] > 0
+
+
+def test_proposals_need_a_truth(photos, monkeypatch):
+    """Once all images were looked at before that was said."""
+    monkeypatch.setattr(propose_bench, "LOOKING", {"none": (pytest.fail, 1)})
+    with pytest.raises(ObjcropError, match="no ground truth to measure against"):
+        bench_proposals(photos[0])
 
 
 def test_proposing(tmp_path):
