@@ -109,7 +109,7 @@ def discovery(
 
 
 def describe(catalog: Catalog, table: BoxTable, seed: int, pool: ThreadPoolExecutor) -> list[View]:
-    """Look at every image and its boxes; those that cannot be read get no boxes, and are warned of."""
+    """Look at every image and its boxes; those that cannot be read lose theirs, and are warned of."""
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(len(catalog))[:LEARN_IMAGES]).tolist()
     some = [table[row][:PROPOSALS] for row in sample]
@@ -118,7 +118,7 @@ def describe(catalog: Catalog, table: BoxTable, seed: int, pool: ThreadPoolExecu
     learned = whitening(np.concatenate([windows for windows in seen if not isinstance(windows, str)] or [NO_WINDOWS]))
     look = partial(_view, catalog, table, learned)
     views = list(_progress("describing", pool.map(look, range(len(catalog))), len(catalog)))
-    bad = [row for row, view in enumerate(views) if view.bad]
+    bad = [row for row, view in enumerate(views) if view.bad and len(table[row])]  # the others have none to lose
     if bad:
         logging.getLogger("objcrop").warning(
             "%d images cannot be read and have no boxes (the first: %s %s).",
