@@ -95,7 +95,7 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
     catalog, boxes = photos
     catalog.save(tmp_path / "c.arrow")
     boxes.save(tmp_path / "b.arrow")
-    per_kill = 6
+    per_kill = 15
     flags = {**SMALL, "loader": loader, "threads": 2, "crops": "obj-scene", "steps": per_kill * (kills + 1)}
     flags |= {"checkpoint_every_steps": 2, "log_every_steps": 1}
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -105,6 +105,9 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
     run, where = tmp_path / "broken", random.Random(kills)
     metrics, deaths = run / "metrics.jsonl", 0
 
+    def logged():
+        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
+
     def resume():
         return ["--resume"] if (run / "last.pt").exists() or (run / "previous.pt").exists() else []
 
@@ -112,10 +115,10 @@ def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loade
         process = subprocess.Popen(
             command(tmp_path, run, flags) + resume(), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
-        begun = metrics.stat().st_size if metrics.exists() else 0
-        while process.poll() is None and (metrics.stat().st_size if metrics.exists() else 0) <= begun:
-            time.sleep(0.01)
-        time.sleep(where.uniform(0, 0.8))  # a few steps on, in the middle of whatever it does: some points write
+        wanted = logged() + where.randrange(1, 4)
+        while process.poll() is None and logged() < wanted:
+            time.sleep(0.005)
+        time.sleep(where.uniform(0, 0.1))  # in the middle of whatever it does: some points write
         assert process.poll() is None, process.stderr.read().decode()
         process.kill()
         process.communicate()
