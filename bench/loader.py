@@ -42,7 +42,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
-from objcrop.errors import UsageError, one_of
+from objcrop.errors import one_of, refuse_without_gpu
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
 QUICKER = 8  # times as many images are measured of those that work on a GPU
@@ -171,13 +171,13 @@ def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int) -> float:
     # Also before workers are forked: a pipeline of DALI that a child inherits and destroys would hang it.
     free_before = free_memory(on_gpu)
     with closing(begin(wanted)) as batches:
-        for _ in islice(batches, max(4, 2 * wanted.workers)):  # workers started, code compiled, queues in their rhythm
+        for _ in islice(batches, max(8, 2 * wanted.workers)):  # workers started, code compiled, queues in their rhythm
             pass
-        watch.lap(until_done(islice(batches, count), on_gpu))
+        watch.lap(_until_done(islice(batches, count), on_gpu))
         return (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
 
 
-def until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
+def _until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
     """Yield the batches; the end comes when the device has made the last one."""
     yield from batches
     if on_gpu:
@@ -233,8 +233,7 @@ def asked_for(
     Raises:
         UsageError: no GPU for "cuda".
     """
-    if one_of(device, ("cpu", "cuda"), "device") == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is 'cuda', but PyTorch finds no GPU here; pass --device cpu.")
+    refuse_without_gpu(one_of(device, ("cpu", "cuda"), "device"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
         photos, table = load_or_draw(catalog, boxes, Path(name), max(min(images, 256), 2 * batch_size))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from objcrop.doctor import commit
+from objcrop.errors import ObjcropError
 from objcrop.whole_file import whole_file
 
 PACKAGES = (
@@ -41,6 +42,18 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         part.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Read what `write_result` wrote.
+
+    Raises:
+        ObjcropError: it is missing or is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ObjcropError(f"{path} cannot be read as a bench result ({error}); make it anew with its bench.") from None
 
 
 def _cpu_name() -> str:

@@ -25,7 +25,7 @@ from objcrop.bench.rivals.opencv_bing import OpenCVBing
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, one_of
 from objcrop.proposals import propose
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -84,6 +84,7 @@ def bench_proposals(
         boxes, and the mean area.
 
     Raises:
+        UsageError: no method of a name in `only`.
         ObjcropError: the catalog has no ground truth.
     """
     import cv2
@@ -92,6 +93,8 @@ def bench_proposals(
     looking: dict[str, tuple[Callable[[], Proposer], int]] = dict(LOOKING)
     if opencv_bing is not None:
         looking["OpenCV's bing"] = (lambda: OpenCVBing(opencv_bing), 10_000)
+    for name in only or ():
+        one_of(name, [*looking, DISCOVERY, *FROM_THE_CATALOG], "--only")
     limit = len(measured_rows(catalog, images))
     before, threads = torch.get_num_threads(), cv2.getNumThreads()
     rows: dict[str, dict[str, Any]] = {}

@@ -19,12 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole
-from objcrop.errors import UsageError, one_of
+from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.canvas import ROWS, CanvasProposer, propose_with_dali
@@ -53,8 +51,7 @@ def bench_proposing(catalog: Catalog, *, device: str = "cpu", repeats: int = 3, 
     Raises:
         UsageError: no GPU for "cuda".
     """
-    if one_of(device, ("cpu", "cuda"), "device") == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is 'cuda', but PyTorch finds no GPU here; pass --device cpu.")
+    refuse_without_gpu(one_of(device, ("cpu", "cuda"), "device"))
     epoch = [range(begin, min(begin + ROWS, len(catalog))) for begin in range(0, len(catalog), ROWS)]
     counted = -(-images // len(epoch[0]))
     parts = (epoch * -(-(WARM_UP + counted) // len(epoch)))[: WARM_UP + counted]

@@ -7,13 +7,12 @@ A file is named MACHINE_WHAT.json; what has no file yet has no row. A test holds
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from objcrop.errors import ObjcropError
+from objcrop.bench.machine import read_result
 
 RESULTS = Path("bench/results")
 Result = dict[str, Any]
@@ -33,13 +32,6 @@ def with_numbers(readme: str, results: Path = RESULTS) -> str:
     return re.sub(rf"(<!-- made of ({names}) -->)\n.*?(<!-- end -->)", block, readme, flags=re.DOTALL)
 
 
-def _load(path: Path) -> Result:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ObjcropError(f"{path} cannot be read as a bench result ({error}); make it anew with its bench.") from None
-
-
 def _table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
@@ -54,7 +46,7 @@ def speed(results: Path) -> str:
     machines: dict[str, str] = {}
     rows = []
     for path, kind in found:
-        result = _load(path)
+        result = read_result(path)
         name, where = path.name.removesuffix(f"_{kind}.json"), result["machine"]
         machines[name] = f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores"
         what, number = ROWS[kind](result)
@@ -147,7 +139,7 @@ CIB = {
 
 def proposals(results: Path) -> str:
     """Return one row a method of the bench of proposals on VOC."""
-    result = _load(results / "proposals_voc07_test.json")
+    result = read_result(results / "proposals_voc07_test.json")
     rows = []
     for name, row in result["methods"].items():
         recall = [_share(row["recall"][k]) if k in row["recall"] else "" for k in ("10", "100", "1000")]
@@ -174,7 +166,7 @@ def proposals(results: Path) -> str:
 
 def policies(results: Path) -> str:
     """Return one row a contender of the first experiment, the mean of its seeds."""
-    result = _load(results / "voc07_cpu.json")
+    result = read_result(results / "voc07_cpu.json")
     kinds = ("linear_map", "linear_map_11_point", "knn_map")
     rows = [["untrained", *(_share(result["untrained"][kind]) for kind in kinds)]]
     for name, row in result["contenders"].items():

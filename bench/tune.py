@@ -13,13 +13,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
-import torch
 
-from objcrop.bench.loader import asked_for, endless_views, free_memory, until_done
+from objcrop.bench.loader import asked_for, lap, our
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 
@@ -79,15 +78,9 @@ def tune(wanted: Wanted, *, images: int, repeats: int) -> dict[str, Any]:
     """
 
     def measured(options: dict[str, Any]) -> tuple[float, int]:
-        watch, on_gpu = Stopwatch(), wanted.device == "cuda"
-        free_before = free_memory(on_gpu)
-        others = {name: value for name, value in options.items() if name != "threads"}
-        with replace(wanted, threads=options["threads"]).loader(device=wanted.device, **others) as loader:
-            batches = endless_views(loader)
-            for _ in islice(batches, 2 * options["prefetch"]):  # code compiled, queues full
-                pass
-            watch.lap(until_done(islice(batches, max(images // wanted.batch_size, 1)), on_gpu))
-            memory = (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
+        watch, others = Stopwatch(), {name: value for name, value in options.items() if name != "threads"}
+        asked = replace(wanted, threads=options["threads"])
+        memory = lap(watch, partial(our, **others), asked, max(images // wanted.batch_size, 1))
         return watch.summary()["images_per_s"], round(memory)
 
     tried, best = climb(options_to_try(wanted.threads, wanted.device), measured, repeats)

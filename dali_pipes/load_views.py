@@ -12,7 +12,7 @@ from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlanner
-from objcrop.errors import UsageError, one_of
+from objcrop.errors import UsageError, one_of, refuse_without_gpu
 
 
 def load_views(
@@ -101,8 +101,7 @@ def load_views(
     tensor_type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     one_of(dtype, tensor_type, "dtype")
     one_of(device.split(":")[0], ("cpu", "cuda"), "device")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"device is '{device}', but PyTorch finds no GPU here; pass device='cpu' (--device cpu).")
+    refuse_without_gpu(device)
     if colour == "pil" and backend != "torch":
         raise UsageError("colour='pil' is the chain of facebookresearch/moco and needs backend='torch'.")
     if cache is not None and backend != "dali":

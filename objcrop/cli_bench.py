@@ -144,9 +144,7 @@ def bench_proposals(
     repeats: Annotated[int, typer.Option(min=1, help="Of --rate: measurements of each.")] = 3,
 ) -> None:
     """Recall, objectness and price of every box source."""
-    import json
-
-    from objcrop.bench.machine import machine, write_result
+    from objcrop.bench.machine import machine, read_result, write_result
     from objcrop.bench.proposals import bench_proposals as run_bench
     from objcrop.bench.proposing import bench_proposing
     from objcrop.bench.table import print_table
@@ -160,10 +158,10 @@ def bench_proposals(
         if output is not None:
             write_result(output, result)
         return
+    before = read_result(output) if only and output is not None and output.exists() else None
     result = run_bench(Catalog.load(catalog), images=images, opencv_bing=opencv_bing, only=only, console=console)
     if output is not None:
-        if only and output.exists():
-            before = json.loads(output.read_text(encoding="utf-8"))
+        if before is not None:
             again = {**before.get("again", {}), **dict.fromkeys(result["methods"], machine())}
             result = {**before, "methods": {**before["methods"], **result["methods"]}, "again": again}
         write_result(output, result)

@@ -30,3 +30,11 @@ def one_of(value: str, names: object, what: str) -> str:
     if value not in known:
         raise UsageError(f"{what} is '{value}', but it must be one of: {', '.join(known)}.")
     return value
+
+
+def refuse_without_gpu(device: str) -> None:
+    """Raise a `UsageError` where `device` is not "cpu" and PyTorch finds no GPU."""
+    import torch
+
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"device is '{device}', but PyTorch finds no GPU here; pass --device cpu (device='cpu').")

@@ -81,7 +81,7 @@ class Recipe:
         prefetch: see `load_views`, as the next three.
         decode: "union" or "whole".
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes.
-        decoder_padding: MiB.
+        decoder_padding: MiB of GPU memory that each thread sets aside to decode in.
         cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
         cache_side: see `load_views`.
         max_bad: share of unreadable images to step over.

@@ -26,7 +26,7 @@ from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.doctor import commit
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError, UsageError, refuse_without_gpu
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.checkpoint import load_newest, save_checkpoint
@@ -91,8 +91,7 @@ def device_of(name: str) -> torch.device:
         UsageError: PyTorch finds no GPU.
     """
     if name.startswith("cuda"):
-        if not torch.cuda.is_available():
-            raise UsageError("device is 'cuda', but PyTorch finds no GPU here; pass --device cpu.")
+        refuse_without_gpu(name)
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device(name)
@@ -105,7 +104,15 @@ def views_for(
     output: str | os.PathLike[str],
     device: torch.device,
 ) -> ViewLoader:
-    """Return the loader that a recipe asks for; bad images are listed in the folder `output`."""
+    """Return the loader that a recipe asks for.
+
+    Args:
+        recipe: its options.
+        catalog: the images.
+        boxes: for policies that crop in boxes.
+        output: folder where bad images are listed.
+        device: where the views lie.
+    """
     rank, _ = rank_and_world_size()
     return load_views(
         catalog,
@@ -265,7 +272,14 @@ class Run:
         return self.folder.checkpoint
 
     def take_step(self, batch: Views) -> dict[str, torch.Tensor]:
-        """Learn from a batch; return the loss and what else is watched, on the device."""
+        """Learn from a batch.
+
+        Args:
+            batch: this rank's part, two views (one or two for "supervised").
+
+        Returns:
+            The loss and what else is watched, scalars on the device; nothing is waited for.
+        """
         recipe, devices = self.recipe, self.method.devices
         warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
         for group in self.optimiser.param_groups:

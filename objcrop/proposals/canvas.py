@@ -20,7 +20,7 @@ import torch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, refuse_without_gpu
 from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
 
 ROWS = 256  # of a part
@@ -108,8 +108,7 @@ def propose_on_canvas(
         workers = (os.cpu_count() or 1) if workers is None else workers
         make = partial(proposer, *arguments, device, workers > 0)
         return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)
-    if not torch.cuda.is_available():
-        raise UsageError(f"--device is '{device}', but PyTorch finds no GPU here; pass --device cpu.")
+    refuse_without_gpu(device)
     here = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if device == "cuda" else device
     make = partial(proposer, *arguments, here, False)
     walk = propose_with_dali

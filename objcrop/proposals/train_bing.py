@@ -30,11 +30,11 @@ from objcrop.kernels.bing import (
     usable,
     window_boxes,
 )
+from objcrop.proposals.bing import REACH_OF_FEW
 from objcrop.proposals.canvas import on_canvas
 
 BATCH = 16
 NEGATIVES = 3  # an image and size
-REACH = 3  # of `only_peaks` in stage II, as proposing few boxes has it
 
 
 def train_bing(
@@ -144,7 +144,7 @@ def _calibrate(
     seen: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
     hits: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
     for images, objects in _loaded(catalog, batches, canvas, "stage II", progress):
-        scores, boxes, numbers = stage_one(images, template, sizes, reach=REACH)
+        scores, boxes, numbers = stage_one(images, template, sizes, reach=REACH_OF_FEW)
         for image, truth in enumerate(objects):
             found = scores[image] > NONE
             best, at = torch.where(found[:, None], box_iou(boxes[image], truth), 0).max(0)

@@ -86,6 +86,8 @@ def test_proposals_need_a_truth(photos, monkeypatch):
     monkeypatch.setattr(propose_bench, "LOOKING", {"none": (pytest.fail, 1)})
     with pytest.raises(ObjcropError, match="no ground truth to measure against"):
         bench_proposals(photos[0])
+    with pytest.raises(UsageError, match="--only is 'gtt'"):
+        bench_proposals(photos[0], only=["gtt"])
 
 
 def test_proposing(tmp_path):
