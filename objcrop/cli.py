@@ -1,11 +1,11 @@
 """The command line: each command reads its options, calls one function of the library and prints what came out.
 
-Exit codes: 0 done, 1 failed, 2 wrong use. An error is one sentence on standard error.
+Exit codes: 0 done, 1 failed, 2 wrong use. An error is one sentence on standard error. An output's place is tried while
+the options are read, before any work (`cli_options.writes`).
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -15,14 +15,28 @@ import typer
 from rich.console import Console
 
 from objcrop.cli_bench import bench_app
-from objcrop.cli_options import BoxesOption, CatalogFile, RootOption, assignments
+from objcrop.cli_errors import run
+from objcrop.cli_options import (
+    JSON,
+    TABLE,
+    BoxesOption,
+    CatalogFile,
+    JsonOption,
+    RootOption,
+    assignments,
+    note_options,
+    writes,
+    writes_folder,
+)
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.whole_file import refuse_overwriting, refuse_unwritable, whole_file
 
 app = typer.Typer(
     name="objcrop",
     help="Object-aware views for self-supervised pretraining, fed at the speed of the GPU.",
     no_args_is_help=True,
     add_completion=False,
+    callback=note_options,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
@@ -43,7 +57,9 @@ def doctor() -> None:
 @app.command()
 def index(
     source: Annotated[Path, typer.Argument(help="Folder of images, annotation file, or VOCdevkit.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.", callback=TABLE)
+    ],
     format: Annotated[str, typer.Option(help="folder, coco, voc or scenes.")] = "folder",
     annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
     root: RootOption = None,
@@ -63,7 +79,7 @@ def index(
 @app.command()
 def join(
     catalogs: Annotated[list[Path], typer.Argument(help="Catalogs to join, two or more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.", callback=TABLE)],
 ) -> None:
     """Join catalogs of several sources into one."""
     from objcrop.catalog import Catalog, join_catalogs
@@ -85,7 +101,7 @@ def propose(
             "controls: centre-prior, poor."
         ),
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.", callback=TABLE)],
     source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
@@ -107,6 +123,7 @@ def propose(
     from objcrop.proposals import propose as propose_boxes
     from objcrop.proposals import takes
 
+    refuse_overwriting(output, catalog)
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
     given |= {"count": count, "seed": seed}
     given |= {"proposals": proposals, "neighbours": neighbours}
@@ -126,7 +143,7 @@ def propose(
 @app.command("train-bing")
 def train_bing(
     catalog: CatalogFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.", callback=JSON)],
     canvas: Annotated[int, typer.Option(min=64, help="Side that images are resized to, pixels.")] = 320,
     images: Annotated[int, typer.Option(min=1, help="How many to learn from, at most.")] = 1500,
     seed: Annotated[int, typer.Option(min=0, help="Of the sample and the negatives.")] = 0,
@@ -151,7 +168,10 @@ def stats(
     seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Epochs of views to look at.")] = 1,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
+    ] = None,
     root: RootOption = None,
 ) -> None:
     """Objectness, coverage and recall of boxes and policies against ground truth."""
@@ -168,7 +188,8 @@ def stats(
     result = run_stats(photos, table, crops, size=size, seed=seed, images=images, draws=draws)
     stats_table(result, console)
     if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with whole_file(output) as part:
+            part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
         name = " ".join(part for part in (boxes.stem if boxes else None, crops) if part) or catalog.stem
         draw_stats({name: result}, output.with_suffix(".png"))
         console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
@@ -177,7 +198,7 @@ def stats(
 @app.command()
 def show(
     catalog: CatalogFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.", callback=writes(".png"))],
     boxes: BoxesOption = None,
     crops: Annotated[str, typer.Option(help="Crop policy.")] = "scene-scene",
     augment: Annotated[str, typer.Option(help="moco-v2, byol or none.")] = "moco-v2",
@@ -216,7 +237,7 @@ def show(
 
 @app.command()
 def pretrain(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],
     recipe: Annotated[str | None, typer.Option(help="A YAML file, or a name in ssl/recipes.")] = None,
     catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
     boxes: Annotated[str | None, typer.Option(help="File that `objcrop propose` wrote, or online:anchors.")] = None,
@@ -280,7 +301,7 @@ def probe(
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 0,
     loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
     device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cpu",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    output: JsonOption = None,
 ) -> None:
     """Measure a backbone: linear and nearest-neighbour scores of frozen features, and fine-tuning."""
     import json
@@ -299,7 +320,8 @@ def probe(
         device=device,
     )
     if output is not None:
-        output.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with whole_file(output) as part:
+            part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     console.print(
         f"{checkpoint}, {result['size']} px: {result['train_images']} images to learn from, "
         f"{result['test_images']} to test",
@@ -317,12 +339,13 @@ def probe(
 @app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", callback=writes())],
     form: Annotated[str, typer.Option("--format", help="torchvision, timm or detectron2.")] = "torchvision",
 ) -> None:
     """Write a checkpoint's backbone as others load it."""
     from objcrop.ssl.export import export as run_export
 
+    refuse_overwriting(output, checkpoint)
     said = run_export(checkpoint, form, output)
     console.print(f"{said['arch']}, {said['tensors']} tensors, {said['form']} → {output}", highlight=False)
     if said["small_stem"]:
@@ -332,19 +355,26 @@ def export(
 @app.command()
 def plot(
     runs: Annotated[list[Path], typer.Argument(help="Run folders; several are drawn over each other.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: curves.png in the run.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Default: curves.png in the run.", callback=writes(".png", ".pdf", ".svg")),
+    ] = None,
 ) -> None:
     """Draw a run's curves: loss, similarities, collapse, learning rate, speed."""
     from objcrop.ssl.plot_run import plot_run
 
-    output = output or runs[0] / "curves.png"
+    if output is None:
+        output = runs[0] / "curves.png"
+        refuse_unwritable(output)
     plot_run(runs, output)
     console.print(f"→ {output}", highlight=False)
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for everything it makes.")] = Path("demo"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for everything it makes.", callback=writes_folder)
+    ] = Path("demo"),
     scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 512,
     epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 8,
 ) -> None:
@@ -356,23 +386,4 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; turns errors into one sentence and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-
-    def say(sentence: str) -> None:
-        Console(stderr=True, soft_wrap=True).print(f"objcrop: {sentence}", markup=False, highlight=False)
-
-    try:
-        app(args=arguments, standalone_mode=False)
-    except ObjcropError as error:
-        say(str(error))
-        sys.exit(error.exit_code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
-    except Exception as error:
-        # Wrong options are click's own errors; which click that is depends on typer's version.
-        if not hasattr(error, "format_message"):
-            raise
-        say(f"{error.format_message()} See `objcrop --help`.")
-        sys.exit(2)
+    run(app, sys.argv[1:] if arguments is None else arguments)

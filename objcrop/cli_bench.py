@@ -8,15 +8,17 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import BoxesOption, CatalogFile, assignments
+from objcrop.cli_options import BoxesOption, CatalogFile, JsonOption, assignments, note_options, writes, writes_folder
 
-bench_app = typer.Typer(help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options
+)
 console = Console(soft_wrap=True)
 
 
 @bench_app.command("plan")
 def bench_plan(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    output: JsonOption = None,
     images: Annotated[int, typer.Option(min=256, help="Images an epoch.")] = 20_000,
 ) -> None:
     """How many images a processor second the planner decides on."""
@@ -44,7 +46,10 @@ def bench_loader(
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of DALI; default: one a core.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Only find the best options of the DALI loader.")] = False,
     where: Annotated[bool, typer.Option("--where", help="Only the DALI loader, stage by stage.")] = False,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
+    ] = None,
 ) -> None:
     """Compare loaders on the same files and the same plan, in one run."""
     from objcrop.bench.loader import bench_loader as run_bench
@@ -92,7 +97,7 @@ def bench_train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Further option of a recipe.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    output: JsonOption = None,
 ) -> None:
     """Does the GPU wait for its loader? The real step, with the loader and on one batch kept on the device."""
     from objcrop.bench.machine import write_result
@@ -113,8 +118,13 @@ def bench_train(
 def bench_policies(
     train: Annotated[Path, typer.Option(help="Catalog with boxes, to pretrain and to fit probes on.")],
     test: Annotated[Path, typer.Option(help="Catalog to measure on.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write; a PNG beside it.")],
-    runs: Annotated[Path, typer.Option(help="Folder for the run folders; gone on with if there.")] = Path("runs"),
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
+    ],
+    runs: Annotated[
+        Path, typer.Option(help="Folder for the run folders; gone on with if there.", callback=writes_folder)
+    ] = Path("runs"),
     steps: Annotated[int, typer.Option(min=1, help="Steps of each run.")] = 500,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each contender.")] = 2,
     set_: Annotated[
@@ -135,7 +145,7 @@ def bench_policies(
 @bench_app.command("proposals")
 def bench_proposals(
     catalog: CatalogFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    output: JsonOption = None,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as in -o.")] = None,
@@ -169,7 +179,7 @@ def bench_proposals(
 
 @bench_app.command("kernels")
 def bench_kernels(
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.")] = None,
+    output: JsonOption = None,
     device: Annotated[str, typer.Option(help="cuda, or cpu: the torch fallbacks at tiny sizes.")] = "cuda",
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each.")] = 50,
 ) -> None:
@@ -188,14 +198,12 @@ def bench_kernels(
 
 @bench_app.command("readme")
 def bench_readme(
-    readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.", exists=True, dir_okay=False)] = Path(
-        "README.md"
-    ),
+    readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.", callback=writes())] = Path("README.md"),
 ) -> None:
     """Write the numbers of bench/results into the README."""
     from objcrop.bench.readme import with_numbers
-    from objcrop.whole_file import whole_file
+    from objcrop.whole_file import read_text, whole_file
 
-    text = with_numbers(readme.read_text(encoding="utf-8"))
+    text = with_numbers(read_text(readme, "text", "name one with blocks to fill"))
     with whole_file(readme) as part:
         part.write_text(text, encoding="utf-8")

@@ -8,32 +8,12 @@ import pytest
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.cli import main
 
 
 def a_process(*arguments, cwd=None):
     return subprocess.run(
         [sys.executable, "-m", "objcrop", *map(str, arguments)], capture_output=True, text=True, cwd=cwd
     )
-
-
-@pytest.fixture
-def objcrop(monkeypatch, capsys):
-    """The command line, here: a process of its own takes seconds to import PyTorch."""
-
-    def run(*arguments, cwd=None):
-        code = 0
-        with monkeypatch.context() as patch:
-            patch.chdir(cwd or ".")
-            capsys.readouterr()
-            try:
-                main([str(word) for word in arguments])
-            except SystemExit as stop:
-                code = stop.code
-        said = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +74,10 @@ def test_join(scenes, tmp_path, objcrop):
         (("probe", "none.pt", "--train", "a.arrow", "--test", "b.arrow"), 1, "a.arrow"),
         (("join", "a.arrow", "-o", "x.arrow"), 2, "two catalogs"),
         (("frobnicate",), 2, "frobnicate"),
+        (("bench", "frobnicate"), 2, "See `objcrop bench --help`."),
+        (("propose", "c.arrow", "-o", "x.arrow"), 2, "See `objcrop propose --help`."),
+        (("bench", "plan", "--images", "many"), 2, "See `objcrop bench plan --help`."),
+        (("propose", "c.arrow", "--method", "gt", "-o", "x.arrow", "--max-bad", "1"), 2, "objcrop propose --help"),
     ],
 )
 def test_errors_are_one_sentence_and_a_code(tmp_path, objcrop, arguments, code, word):
@@ -102,6 +86,20 @@ def test_errors_are_one_sentence_and_a_code(tmp_path, objcrop, arguments, code, 
     assert word in run.stderr and "Traceback" not in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("words", [(), ("bench",)])
+def test_without_a_command_there_is_help_and_nothing_else(objcrop, words):
+    run = objcrop(*words)
+    assert run.returncode == 2 and "Usage: objcrop" in run.stdout and not run.stderr.strip()
+
+
+def test_a_reader_that_goes_away_ends_it_in_silence():
+    with subprocess.Popen(
+        [sys.executable, "-m", "objcrop", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        run.stdout.close()  # as `objcrop --help | true`
+        assert run.stderr.read() == "" and run.wait() == 1
 
 
 def test_doctor_looks_at_everything(objcrop):
