@@ -15,6 +15,7 @@ from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import feed_of, union_of
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.views import Views
+from objcrop.devices import resolve_device
 
 Kind = TypeVar("Kind", bound=DaliLoader)
 
@@ -91,7 +92,7 @@ def part_of_the_graph(fed: Iterator[Any], wanted: Wanted, until: str) -> Any:
     @pipeline_def(
         batch_size=wanted.batch_size,
         num_threads=wanted.threads,
-        device_id=0 if on_gpu else None,
+        device_id=resolve_device(wanted.device).index,
         prefetch_queue_depth=2,
     )
     def graph() -> Any:

@@ -22,6 +22,7 @@ from typing import Any
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole
+from objcrop.devices import resolve_device
 from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -87,7 +88,8 @@ def _walk(name: str, catalog: Catalog, parts: list[range], device: str) -> Gener
 
 def _decoded(catalog: Catalog, parts: list[range], device: str) -> Iterator[range]:
     if device == "cuda":
-        graph = {"threads": len(os.sched_getaffinity(0)), "prefetch": 2, "device": device, "device_id": 0}
+        graph = {"threads": len(os.sched_getaffinity(0)), "prefetch": 2, "device": device}
+        graph["device_id"] = resolve_device(device).index
         for rows, _ in zip(parts, decode_whole(catalog, parts, **graph)):
             yield rows
         return

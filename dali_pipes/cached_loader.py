@@ -50,11 +50,16 @@ class CachedLoader(DaliLoader):
             raise UsageError("cache='device' needs device='cuda'; on a CPU take cache='host'.")
         if cache_side is not None and cache_side < self.planner.size:
             raise UsageError(f"cache_side is {cache_side}, but views of {self.planner.size} px need at least as much.")
-        self.place = self.device if cache == "device" else torch.device("cpu")
+        self.cache = cache
         self.kept = kept_sizes(self.catalog, cache_side)
         self.begins = np.concatenate([[0], np.cumsum(3 * self.kept.astype(np.int64).prod(1))])
         self._pixels: torch.Tensor | None = None
         refuse_if_too_large(int(self.begins[-1]), self.place, cache_side)
+
+    @property
+    def place(self) -> torch.device:
+        """Where the images are kept."""
+        return self.device if self.cache == "device" else torch.device("cpu")
 
     def close(self) -> None:
         """Stop the producer and free the images."""
@@ -87,7 +92,7 @@ class CachedLoader(DaliLoader):
         self._pixels = torch.empty(total, dtype=torch.uint8, device=self.place)
         parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
         graph = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
-        for rows, decoded in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index or 0)):
+        for rows, decoded in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
             if decoded is None:
                 self._read_with_pil(rows)
                 continue

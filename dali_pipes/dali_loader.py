@@ -50,10 +50,9 @@ class DaliLoader(ViewLoader):
         decoder_padding: int = 16,
         **contract: Any,
     ) -> None:
-        super().__init__(planner, bad_images, **contract)
+        super().__init__(planner, bad_images, device=device, **contract)
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
         self.decode, self.hw_decoder_load, self.decoder_padding = decode, hw_decoder_load, decoder_padding
-        self.device = torch.device(device)
         # A GPU's way: the graph resizes, and a batch is coloured at once. On a CPU each view for itself is faster.
         self.batchwise = self.device.type == "cuda"
         # Files that only PIL reads: row to the lossless copy that DALI gets instead.
@@ -89,6 +88,8 @@ class DaliLoader(ViewLoader):
 
         def produce() -> None:
             try:
+                if self.device.type == "cuda":  # a new thread's GPU is 0
+                    torch.cuda.set_device(self.device)
                 for views in self._produce(start):
                     put((views, self._mark()))
                     if stopped.is_set():
@@ -305,7 +306,7 @@ class _GraphRun:
             threads=loader.threads,
             prefetch=loader.prefetch,
             device=loader.device.type,
-            device_id=loader.device.index or 0,
+            device_id=loader.device.index,
             interpolation=tuple(augment.interpolation for augment in augments),
             size=loader.planner.size,
             decode=loader.decode if loader.batchwise else "union",

@@ -39,7 +39,7 @@ def decode_graph(
     threads: int,
     prefetch: int,
     device: str = "cpu",
-    device_id: int = 0,
+    device_id: int | None = None,
     interpolation: tuple[str, ...] = (),
     size: int = 0,
     decode: str = "union",
@@ -54,7 +54,7 @@ def decode_graph(
         threads: DALI's worker threads.
         prefetch: batches kept ready inside DALI.
         device: "cpu" or "cuda".
-        device_id: which GPU.
+        device_id: which GPU; None on a CPU.
         interpolation: "bilinear" or "bicubic" a view; none gives out the window as it was decoded.
         size: side of the views.
         decode: "union" of the windows, or the "whole" image.
@@ -84,7 +84,7 @@ def decode_graph(
     @pipeline_def(
         batch_size=batch_size,
         num_threads=threads,
-        device_id=device_id if on_gpu else None,
+        device_id=device_id,
         prefetch_queue_depth=prefetch,
     )
     def graph() -> Any:

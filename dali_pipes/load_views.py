@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.augment import augment_recipe
@@ -12,7 +14,7 @@ from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlanner
-from objcrop.errors import UsageError, one_of, refuse_without_gpu
+from objcrop.errors import UsageError, one_of
 
 
 def load_views(
@@ -24,7 +26,7 @@ def load_views(
     size: int = 224,
     batch_size: int = 256,
     backend: str = "dali",
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
     seed: int = 0,
     shuffle: bool = True,
     drop_last: bool = True,
@@ -47,6 +49,8 @@ def load_views(
     dilate_by: str = "image",
     shift: tuple[float, float] = (80.0, 100.0),
     max_boxes: int = 10,
+    rank: int | None = None,
+    world_size: int | None = None,
 ) -> ViewLoader:
     """Load two (or more) object-aware views of every image.
 
@@ -60,9 +64,11 @@ def load_views(
             within-box, centre.
         augment: moco-v2, byol or none.
         size: side of the views, pixels.
-        batch_size: the global batch, over all processes, as in facebookresearch/moco; each process gets its share.
+        batch_size: the global batch, over all processes, as in facebookresearch/moco; each process gets its share, by
+            `rank` and `world_size`.
         backend: "torch" (PIL in worker processes) or "dali".
-        device: "cpu" or "cuda": where the views lie, and for "dali" where they are made.
+        device: "cpu", "cuda" or "cuda:N": where the views lie, and for "dali" where they are made. "cuda" is PyTorch's
+            current GPU as iteration begins, or that of the launcher's local rank where none was chosen.
         seed: 0 to 2**64 - 1.
         shuffle: False walks the catalog in order.
         drop_last: False keeps the short batch at the end, for evaluation.
@@ -86,22 +92,21 @@ def load_views(
         dilate_by: "image" or "box": what `dilate` is a share of.
         shift: smallest and largest distance, pixels of the original image.
         max_boxes: one of the first so many boxes of an image is drawn (OAC: 10).
+        rank: this process, 0 to world_size - 1; None asks torch.distributed, or else the launcher's environment
+            (torchrun, srun, mpirun), as iteration begins. rank=0 with world_size=1 takes all rows in any process.
+        world_size: number of processes; given together with `rank`.
 
     Returns:
         A `ViewLoader`: iterate it, `len` it, close it or use it in a `with`.
 
     Raises:
-        UsageError: an unknown name, an option out of range, boxes missing, no GPU for "cuda".
+        UsageError: an unknown name, an option out of range, boxes missing, no GPU for "cuda", no such GPU.
         ObjcropError: a catalog or box file that cannot be used.
     """
-    import torch
-
     one_of(backend, ("torch", "dali"), "backend")
     one_of(colour, ("float", "pil"), "colour")
     tensor_type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     one_of(dtype, tensor_type, "dtype")
-    one_of(device.split(":")[0], ("cpu", "cuda"), "device")
-    refuse_without_gpu(device)
     if colour == "pil" and backend != "torch":
         raise UsageError("colour='pil' is the chain of facebookresearch/moco and needs backend='torch'.")
     if cache is not None and backend != "dali":
@@ -144,6 +149,7 @@ def load_views(
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     contract: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
     contract |= {"prefetch": prefetch, "device": device, "dtype": tensor_type[dtype]}
+    contract |= {"rank": rank, "world_size": world_size}
     bad = BadImages(images, max_bad, bad_images)
     if backend == "torch":
         from objcrop.dali_pipes.torch_loader import TorchLoader

@@ -8,6 +8,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from itertools import count
 from typing import Any
 
@@ -43,11 +44,11 @@ class TorchLoader(ViewLoader):
         dtype: torch.dtype,
         **contract: Any,
     ) -> None:
-        super().__init__(planner, bad_images, **contract)
-        self.workers, self.prefetch, self.colour, self.device, self.dtype = workers, prefetch, colour, device, dtype
+        super().__init__(planner, bad_images, device=device, **contract)
+        self.workers, self.prefetch, self.colour, self.dtype = workers, prefetch, colour, dtype
 
     def _stream(self, start: Position) -> Iterator[Views]:
-        on_gpu = self.device != "cpu"
+        on_gpu = self.device.type != "cpu"
         batches = DataLoader(
             _Batches(self.batches, self.colour, self.dtype),
             sampler=_From(self._positions(start)),
@@ -57,7 +58,9 @@ class TorchLoader(ViewLoader):
             collate_fn=_as_is,
             pin_memory=on_gpu,
         )
-        found = self._without_reports(batches)
+        with torch.cuda.device(self.device) if on_gpu else nullcontext():  # that of the thread that pins memory
+            arriving = iter(batches)
+        found = self._without_reports(arriving)
         yield from _ahead(found, self.device) if on_gpu else found
 
     def _without_reports(self, batches: Iterable[tuple[Views, list[tuple[int, str]]]]) -> Iterator[Views]:
@@ -67,7 +70,7 @@ class TorchLoader(ViewLoader):
             yield views
 
 
-def _ahead(batches: Iterator[Views], device: str) -> Iterator[Views]:
+def _ahead(batches: Iterator[Views], device: torch.device) -> Iterator[Views]:
     """Copy each batch on a stream of its own while the step before it runs, so that none waits for the copy."""
     stream = torch.cuda.Stream(device)
     arriving: tuple[Views, torch.Event] | None = None

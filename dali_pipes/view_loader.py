@@ -2,14 +2,20 @@
 
 A backend fills in one method, `_stream`, an endless iterator of batches from a position (epoch, batch) on. Because it
 runs on across the end of an epoch, prefetching never drains between epochs.
+
+Which process this is, of how many, and on which GPU, is asked when iteration begins: loops build their loader before
+torch.distributed is up, and Lightning starts its processes after that.
 """
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
@@ -18,8 +24,9 @@ from objcrop.dali_pipes.crop_policy import CropPolicy
 from objcrop.dali_pipes.epoch_order import batch_samples
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
+from objcrop.devices import resolve_device
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ranks import rank_and_world_size
+from objcrop.ranks import known_rank
 
 Position = tuple[int, int]  # epoch, global batch
 
@@ -39,8 +46,8 @@ class GlobalBatches:
     planner: ViewPlanner
     batch_size: int
     shuffle: bool
-    rank: int
-    world: int
+    rank: int = 0
+    world: int = 1
 
     def plan(self, position: Position) -> ViewPlan:
         """Return the plan of the global batch at (epoch, batch)."""
@@ -56,15 +63,21 @@ class ViewLoader(ABC):
     """Yields `Views`, one rank's part of each global batch.
 
     An `iter()` walks the current epoch from its start, or from where `load_state_dict` put it; an epoch walked to its
-    end moves the loader to the next. `set_epoch` chooses another. Built by `load_views`.
+    end moves the loader to the next. `set_epoch` chooses another. There is one walk at a time: a new `iter()` ends the
+    one before. Built by `load_views`; one that is pickled into another process is built anew there.
 
     Attributes:
+        device: where the views lie, a GPU with its index.
+        rank: this process; settled when iteration begins.
+        world_size: number of processes; settled when iteration begins.
         epoch: the epoch that `iter()` walks next, or is walking.
         policy: the crop policy, scales resolved.
         classes: names of the columns of `Views.labels`.
         resolved: the options that were worked out, for the run's recipe.
         bad_images: what was found bad so far.
     """
+
+    _built_from: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __init__(
         self,
@@ -74,23 +87,93 @@ class ViewLoader(ABC):
         batch_size: int,
         shuffle: bool,
         drop_last: bool,
+        device: str | torch.device = "cpu",
+        rank: int | None = None,
+        world_size: int | None = None,
     ) -> None:
         self.planner, self.bad_images = planner, bad_images
-        self.rank, self.world_size = rank_and_world_size()
         self.batch_size, self.drop_last = batch_size, drop_last
-        self.batches = GlobalBatches(planner, batch_size, shuffle, self.rank, self.world_size)
+        self.batches = GlobalBatches(planner, batch_size, shuffle)
+        self._given, self._asked_device, self._built_in = _both(rank, world_size), device, os.getpid()
+        self.device = resolve_device(device)
         self.epoch, self._batch = 0, 0
         self._resuming = False
         self._running: Iterator[Views] | None = None
         self._next: Position | None = None
+        self._walk: object = None
+        self._settled_in: int | None = None  # the process that asked for its rank, once it did
+        self._firmly = False  # whether an epoch was walked or a state loaded with that rank
+        if batch_size < 1:
+            raise UsageError(f"batch_size is {batch_size}, but it must be 1 or more.")
+        try:
+            self._take_place(*self._who())
+        except UsageError:
+            raise
+        except ObjcropError:  # not to be known yet
+            pass
         self._check_length()
 
-    def _check_length(self) -> None:
-        if self.batch_size < 1 or self.batch_size % self.world_size:
-            raise UsageError(
-                f"batch_size is {self.batch_size}, the global batch, but it must be a multiple of the "
-                f"{self.world_size} processes."
+    def __new__(cls, *arguments: Any, **options: Any) -> ViewLoader:
+        """Keep what the loader is built from: it is pickled as that and where it stands."""
+        loader = super().__new__(cls)
+        loader._built_from = arguments, options
+        return loader
+
+    def __reduce__(self) -> Any:
+        where = {name: getattr(self, name) for name in ("epoch", "_batch", "_resuming", "_built_in")}
+        return _rebuilt, (type(self), *self._built_from), where
+
+    @property
+    def rank(self) -> int:
+        """This process."""
+        return self.batches.rank
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.batches.world
+
+    def _who(self) -> tuple[int, int]:
+        known = self._given or known_rank()
+        if known is None and os.getpid() != self._built_in:
+            raise ObjcropError(
+                "this loader was built in another process, so that several may walk the same rows: initialise "
+                "torch.distributed before iteration begins, or give load_views rank and world_size."
             )
+        return known or (0, 1)
+
+    def _take_place(self, rank: int, world: int) -> None:
+        if self.batch_size % world:
+            raise UsageError(
+                f"batch_size is {self.batch_size}, the global batch, but it must be a multiple of the {world} "
+                "processes."
+            )
+        self.batches = replace(self.batches, rank=rank, world=world)
+
+    def _settle(self) -> None:
+        """Ask who this process is as a walk begins; what was peeked at before does not count."""
+        if self._settled_in is None:
+            self.device = resolve_device(self._asked_device)
+        elif self._settled_in != os.getpid():
+            raise ObjcropError("iteration of this loader began in another process; build one in each process.")
+        elif self._firmly:
+            return self._refuse_another_place()
+        place = self._who()
+        if place != (self.rank, self.world_size):
+            self._stop()
+            self._take_place(*place)
+        self._settled_in, self._firmly = os.getpid(), self._firmly or self._resuming
+
+    def _refuse_another_place(self) -> None:
+        rank, world = self._who()
+        if (rank, world) != (self.rank, self.world_size):
+            raise ObjcropError(
+                f"this process was rank {self.rank} of {self.world_size} as iteration began and is rank {rank} of "
+                f"{world} now: initialise torch.distributed before the first epoch, or give load_views rank and "
+                "world_size."
+            )
+
+    def _check_length(self) -> None:
         if len(self) == 0:
             raise UsageError(
                 f"batch_size is {self.batch_size}, but an epoch has only {self.planner.samples} samples: take a "
@@ -122,6 +205,8 @@ class ViewLoader(ABC):
         return whole if self.drop_last or not rest else whole + 1
 
     def __iter__(self) -> Iterator[Views]:
+        self._settle()
+        walk = self._walk = object()
         if not self._resuming:
             self._batch = 0
         self._resuming = False
@@ -130,11 +215,21 @@ class ViewLoader(ABC):
             if self._running is None or self._next != here:
                 self._stop()
                 self._running = self._stream(here)
-            views = next(self._running)
+            try:
+                views = next(self._running)
+            except BaseException:
+                self._stop()
+                raise
             self._batch += 1  # consumed from the moment it is handed out
             self._next = self._after(here)
             yield views
-        self.epoch, self._batch = self.epoch + 1, 0
+            if self._walk is not walk:
+                raise ObjcropError(
+                    "another walk of this loader began, or it was moved elsewhere, before this walk ended: build a "
+                    "second loader for a walk within a walk."
+                )
+            self._refuse_another_place()
+        self.epoch, self._batch, self._firmly = self.epoch + 1, 0, True
 
     def _after(self, position: Position) -> Position:
         epoch, batch = position
@@ -147,13 +242,14 @@ class ViewLoader(ABC):
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next `iter()` walk this epoch from its start."""
-        self.epoch, self._batch, self._resuming = epoch, 0, False
+        self.epoch, self._batch, self._resuming, self._walk = epoch, 0, False, None
 
     def set_boxes(self, boxes: BoxTable) -> None:
         """Draw from other boxes of the same catalog from the next `iter()` on; options already resolved stay."""
         if boxes.catalog_fingerprint != self.catalog.fingerprint:
             raise UsageError("set_boxes got boxes of another catalog; make them for this one with `objcrop propose`.")
         self._stop()
+        self._walk = None
         self.planner.set_boxes(boxes)
         self._check_length()
 
@@ -175,6 +271,7 @@ class ViewLoader(ABC):
                     "resume with what the run began with."
                 )
         self.epoch, self._batch, self._resuming = int(state["epoch"]), int(state["batch"]), True
+        self._walk = None
 
     def _identity(self) -> dict[str, Any]:
         boxes = self.planner.boxes
@@ -205,3 +302,18 @@ class ViewLoader(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _both(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    """Return rank and world size where both are given and fit."""
+    if rank is None and world_size is None:
+        return None
+    if rank is None or world_size is None:
+        raise UsageError("rank and world_size go together: give both, or neither.")
+    if not 0 <= rank < world_size:
+        raise UsageError(f"rank is {rank}, but it must be 0 to {world_size - 1}, world_size being {world_size}.")
+    return rank, world_size
+
+
+def _rebuilt(kind: type[ViewLoader], arguments: tuple[Any, ...], options: dict[str, Any]) -> ViewLoader:
+    return kind(*arguments, **options)

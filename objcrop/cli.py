@@ -226,6 +226,8 @@ def show(
         seed=seed,
         prefetch=1,
         workers=0,
+        rank=0,
+        world_size=1,
     ) as loader:
         loader.set_epoch(epoch)
         batch = next(iter(loader))

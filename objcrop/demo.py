@@ -64,6 +64,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
         sheet = folder / f"{policy}.png"
         say("contact sheet", f"objcrop show {folder}/train.arrow --boxes {folder}/gt.arrow --crops {policy} -o {sheet}")
         options: dict[str, Any] = {"boxes": boxes, "crops": policy, "size": 128, "batch_size": 4, "prefetch": 1}
+        options |= {"rank": 0, "world_size": 1}
         with load_views(train, **options) as loader:
             batch = next(iter(loader))
         contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=boxes)

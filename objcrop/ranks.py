@@ -1,6 +1,6 @@
 """Which process this is, and of how many, and the few things that processes say to each other.
 
-torch.distributed where it runs, one process otherwise.
+torch.distributed where it runs, else what the launcher left in the environment, else one process.
 """
 
 from __future__ import annotations
@@ -12,25 +12,35 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from objcrop.errors import ObjcropError
+from objcrop.launcher import launched
 
 if TYPE_CHECKING:
     import torch
 
 
-def rank_and_world_size() -> tuple[int, int]:
-    """Return (rank, world size); (0, 1) unless torch.distributed is initialised in this process."""
-    if "torch.distributed" not in sys.modules:
-        return 0, 1
-    import torch.distributed as dist
+def known_rank() -> tuple[int, int] | None:
+    """Return (rank, world size) of torch.distributed or else of the launcher; None where neither speaks.
 
-    if not (dist.is_available() and dist.is_initialized()):
-        return 0, 1
-    return dist.get_rank(), dist.get_world_size()
+    Raises:
+        ObjcropError: a launcher started several processes, but does not say which this is.
+    """
+    if "torch.distributed" in sys.modules:
+        import torch.distributed as dist
+
+        if dist.is_available() and dist.is_initialized():
+            return dist.get_rank(), dist.get_world_size()
+    place = launched()
+    return place and (place.rank, place.world)
+
+
+def rank_and_world_size() -> tuple[int, int]:
+    """Return (rank, world size) as `known_rank` does; (0, 1) where nobody speaks of several processes."""
+    return known_rank() or (0, 1)
 
 
 @contextmanager
 def process_group(backend: str) -> Iterator[None]:
-    """Join the process group that torchrun or Slurm's environment names, where there is one, and leave it again.
+    """Join the process group that the launcher's environment names, where there is one, and leave it again.
 
     A group that is there already is used and left alone.
 
@@ -42,11 +52,17 @@ def process_group(backend: str) -> Iterator[None]:
     """
     import torch.distributed as dist
 
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    place = None if dist.is_initialized() else launched()
+    if place is None or place.world == 1:
         yield
         return
+    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
+        raise ObjcropError(
+            f"{place.launcher.name} started {place.world} processes, but MASTER_ADDR and MASTER_PORT do not say where "
+            "they meet: set both, or start them by torchrun (examples/slurm.sh)."
+        )
     try:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, rank=place.rank, world_size=place.world)
     except (RuntimeError, ValueError, OSError) as error:
         where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         taken = "in use" in str(error).lower() or "EADDRINUSE" in str(error)

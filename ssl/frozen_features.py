@@ -10,6 +10,7 @@ from torch import nn
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
+from objcrop.devices import resolve_device
 from objcrop.ssl.backbones import backbone, backbone_weights
 from objcrop.ssl.checkpoint import load_checkpoint
 
@@ -45,7 +46,8 @@ def features(
     network: nn.Module, catalog: Catalog, size: int, *, backend: str = "dali", device: str = "cpu", batch_size: int = 64
 ) -> Features:
     """Encode every image's centre crop; unreadable images are left out."""
-    network = network.eval().to(device)
+    here = resolve_device(device)
+    network = network.eval().to(here)
     found, labels, rows = [], [], []
     loader = load_views(
         catalog,
@@ -54,7 +56,9 @@ def features(
         size=size,
         batch_size=min(batch_size, len(catalog)),
         backend=backend,
-        device=device,
+        device=here,
+        rank=0,
+        world_size=1,
         shuffle=False,
         drop_last=False,
     )

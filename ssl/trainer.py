@@ -25,8 +25,9 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
+from objcrop.devices import resolve_device
 from objcrop.doctor import commit
-from objcrop.errors import ObjcropError, UsageError, refuse_without_gpu
+from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.checkpoint import load_newest, save_checkpoint
@@ -85,16 +86,15 @@ def pretrain(
 
 
 def device_of(name: str) -> torch.device:
-    """Return this process's device: "cpu", or "cuda" for the GPU of its local rank.
+    """Return this process's device and make a GPU the current one; "cuda" is that of its local rank.
 
     Raises:
-        UsageError: PyTorch finds no GPU.
+        UsageError: PyTorch finds no such GPU, or it belongs to another process.
     """
-    if name.startswith("cuda"):
-        refuse_without_gpu(name)
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device(name)
+    device = resolve_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
 
 
 def views_for(

@@ -10,6 +10,7 @@ from typing import Any
 
 from objcrop.bench.rivals.wanted import TwoViews, Wanted
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
+from objcrop.devices import resolve_device
 
 
 def solo_dali(wanted: Wanted, device: str) -> Generator[TwoViews, None, None]:
@@ -55,7 +56,10 @@ def _graph(wanted: Wanted, device: str) -> Any:
         )
 
     @pipeline_def(
-        batch_size=wanted.batch_size, num_threads=wanted.threads, device_id=0 if device == "gpu" else None, seed=0
+        batch_size=wanted.batch_size,
+        num_threads=wanted.threads,
+        device_id=resolve_device(wanted.device).index if device == "gpu" else None,
+        seed=0,
     )
     def graph() -> Any:
         encoded, _ = fn.readers.file(files=wanted.paths(), random_shuffle=True)

@@ -59,6 +59,8 @@ class Wanted:
             batch_size=self.batch_size,
             workers=self.workers,
             threads=self.threads,
+            rank=0,
+            world_size=1,
             **options,
         )
 

@@ -20,7 +20,8 @@ import torch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole
-from objcrop.errors import UsageError, refuse_without_gpu
+from objcrop.devices import resolve_device
+from objcrop.errors import UsageError
 from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
 
 ROWS = 256  # of a part
@@ -108,9 +109,7 @@ def propose_on_canvas(
         workers = (os.cpu_count() or 1) if workers is None else workers
         make = partial(proposer, *arguments, device, workers > 0)
         return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)
-    refuse_without_gpu(device)
-    here = f"cuda:{int(os.environ.get('LOCAL_RANK', 0))}" if device == "cuda" else device
-    make = partial(proposer, *arguments, here, False)
+    make = partial(proposer, *arguments, str(resolve_device(device)), False)
     walk = propose_with_dali
     return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=0, walk=walk)
 
@@ -133,7 +132,7 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
         "threads": len(os.sched_getaffinity(0)),
         "prefetch": 2,
         "device": proposer.device.type,
-        "device_id": proposer.device.index or 0,
+        "device_id": proposer.device.index,
         "interpolation": ("bilinear",),
         "size": proposer.side,
     }

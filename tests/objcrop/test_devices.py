@@ -1,0 +1,186 @@
+"""What a device's name means, on a machine that pretends to have four GPUs."""
+
+import pytest
+import torch
+
+from objcrop.devices import resolve_device
+from objcrop.errors import UsageError
+from objcrop.launcher import LAUNCHERS
+from objcrop.ssl.trainer import device_of
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    """Forget what a launcher of the tests themselves may have left."""
+    more = ("LOCAL_WORLD_SIZE", "SLURM_STEP_ID", "SLURM_NTASKS")
+    for name in (*(name for launcher in LAUNCHERS for name in launcher[1:]), *more):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Four GPUs, or as many as asked for; returns a dict whose "current" is the current one."""
+    state = {"current": 0, "count": 4}
+
+    def choose(device):
+        state["current"] = torch.device(device).index if isinstance(device, (str, torch.device)) else device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: state["count"])
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: state["current"])
+    monkeypatch.setattr(torch.cuda, "set_device", choose)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "current", "launcher", "expected"),
+    [
+        ("cpu", 2, {}, "cpu"),
+        ("cuda", 0, {}, "cuda:0"),
+        ("cuda", 2, {}, "cuda:2"),
+        ("cuda:3", 0, {}, "cuda:3"),
+        ("cuda:3", 2, {}, "cuda:3"),
+        (torch.device("cuda", 1), 0, {}, "cuda:1"),
+        ("cuda", 0, TORCHRUN, "cuda:3"),
+        ("cuda", 1, TORCHRUN, "cuda:1"),  # the loop chose another one
+        ("cuda:3", 0, TORCHRUN, "cuda:3"),
+        ("cuda:1", 1, TORCHRUN, "cuda:1"),
+        ("cuda", 0, SRUN, "cuda:2"),
+        ("cuda", 0, {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}, "cuda:1"),  # a child of Lightning's
+        ("cuda:3", 0, {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:3"),
+        ("cuda:3", 0, {**TORCHRUN, "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, "cuda:3"),  # one process a machine
+    ],
+)
+def test_a_name_means_one_gpu(gpus, monkeypatch, name, current, launcher, expected):
+    gpus["current"] = current
+    for variable, value in launcher.items():
+        monkeypatch.setenv(variable, value)
+    assert resolve_device(name) == torch.device(expected)
+    assert device_of(str(name)) == torch.device(expected)
+    assert gpus["current"] == (current if expected == "cpu" else torch.device(expected).index)
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "launcher", "word"),
+    [
+        ("cuda:4", 4, {}, "cuda:0 to cuda:3"),
+        ("cuda:9", 1, {}, "one GPU, cuda:0"),
+        ("cuda:x", 4, {}, "cuda:N"),
+        ("cuda:-1", 4, {}, "cuda:N"),
+        ("cuda:²", 4, {}, "cuda:N"),
+        ("cuda:", 4, {}, "cuda:N"),
+        ("cpu:0", 4, {}, "cuda:N"),
+        ("gpu", 4, {}, "cuda:N"),
+        ("", 4, {}, "cuda:N"),
+        ("cuda:1", 4, TORCHRUN, "give 'cuda'"),
+        ("cuda:0", 4, TORCHRUN, "give 'cuda'"),
+        ("cuda:1", 4, SRUN, "give 'cuda'"),
+        ("cuda", 2, TORCHRUN, "start one process a GPU"),
+    ],
+)
+def test_another_name_is_one_sentence(gpus, monkeypatch, name, count, launcher, word):
+    gpus["count"] = count
+    for variable, value in launcher.items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UsageError, match=word) as caught:
+        resolve_device(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_gpu_for_each_process_is_cuda_0(gpus, monkeypatch):
+    """A launcher that sets CUDA_VISIBLE_DEVICES shows each process its own GPU alone."""
+    gpus["count"] = 1
+    for variable, value in TORCHRUN.items():
+        monkeypatch.setenv(variable, value)
+    assert resolve_device("cuda") == resolve_device("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("options", [dict(backend="torch"), dict(backend="dali"), dict(backend="dali", cache="device")])
+def test_loaders_settle_on_the_gpu_that_is_current_as_iteration_begins(gpus, photos, monkeypatch, options):
+    from objcrop.dali_pipes.load_views import load_views
+
+    catalog, boxes = photos
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
+    loader = load_views(catalog, boxes=boxes, crops="obj-obj", size=32, batch_size=8, device="cuda", **options)
+    assert loader.device == torch.device("cuda", 0)
+    gpus["current"] = 2  # as Lightning does in `fit`
+    seen = {}
+
+    def stream(start):
+        seen["device"] = loader.device
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(loader, "_stream", stream)
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loader))
+    assert seen["device"] == torch.device("cuda", 2)
+    gpus["current"] = 1  # settled for good
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(loader))
+    assert seen["device"] == torch.device("cuda", 2)
+
+
+@pytest.mark.parametrize("cache", [None, "device"])
+def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypatch, cache):
+    """Nothing in the thread or the graph falls back to GPU 0."""
+    from objcrop.dali_pipes import dali_loader, decode_crop_resize
+    from objcrop.dali_pipes.load_views import load_views
+
+    catalog, boxes = photos
+    told, in_thread = [], []
+
+    class Stop(Exception):
+        pass
+
+    def graph(feed, **options):
+        told.append((options["device"], options["device_id"]))
+        in_thread.append(gpus["current"])
+        raise Stop
+
+    for module in (dali_loader, decode_crop_resize):
+        monkeypatch.setattr(module, "decode_graph", graph)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: None)
+    loader = load_views(
+        catalog, boxes=boxes, crops="obj-obj", size=32, batch_size=8, backend="dali", device="cuda:3", cache=cache
+    )
+    with pytest.raises(Stop):
+        next(iter(loader))
+    assert told == [("cuda", 3)] and in_thread == [3]
+
+
+def test_proposals_run_on_the_gpu_of_the_name(gpus, photos, monkeypatch):
+    from objcrop.proposals import canvas
+
+    told = {}
+
+    def parts(catalog, method, parameters, make, **options):
+        told["device"] = make.args[-2]
+
+    monkeypatch.setattr(canvas, "propose_from_images", parts)
+    for current, name, expected in ((2, "cuda", "cuda:2"), (0, "cuda:3", "cuda:3")):
+        gpus["current"] = current
+        canvas.propose_on_canvas(photos[0], "m", {}, lambda *_: None, (), name, None, None)
+        assert told["device"] == expected
+    with pytest.raises(UsageError, match="cuda:9"):
+        canvas.propose_on_canvas(photos[0], "m", {}, lambda *_: None, (), "cuda:9", None, None)
+
+
+def test_a_gpu_that_is_not_there_exits_2(gpus, photos, tmp_path, capsys):
+    from objcrop.cli import main
+
+    photos[0].save(tmp_path / "c.arrow")
+    data = ["pretrain", "--catalog", str(tmp_path / "c.arrow"), "--output", str(tmp_path / "run")]
+    for command in (
+        [*data],
+        ["propose", str(tmp_path / "c.arrow"), "--method", "bing", "-o", str(tmp_path / "b.arrow")],
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main([*command, "--device", "cuda:9"])
+        assert caught.value.code == 2
+        assert "cuda:9" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
