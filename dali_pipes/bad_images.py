@@ -69,7 +69,7 @@ class BadImages:
         if row in self.reasons:
             return
         self.reasons[row] = reason
-        key = self.catalog.table["key"][row].as_py()
+        key = self.catalog.key(row)
         log.warning("%s %s; another sample is shown instead", key, reason)
         if self.listing is not None and f"{key}\t" not in self._listed():
             with self.listing.open("a", encoding="utf-8") as file:

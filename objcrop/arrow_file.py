@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.whole_file import whole_file
+from objcrop.whole_file import StrPath, regular_file, whole_file
 
 
-def write_table(table: pa.Table, kind: str, version: int, facts: dict[str, Any], path: str | os.PathLike[str]) -> None:
+def write_table(table: pa.Table, kind: str, version: int, facts: dict[str, Any], path: StrPath) -> None:
     """Write a table whole or not at all (a temporary file, then a rename).
 
     Args:
@@ -49,58 +50,136 @@ def write_table(table: pa.Table, kind: str, version: int, facts: dict[str, Any],
 
 
 def read_table(
-    path: str | os.PathLike[str], kind: str, version: int, facts: Sequence[str], remake: str
+    path: StrPath,
+    kind: str,
+    version: int,
+    facts: Mapping[str, type],
+    schema: pa.Schema,
+    remake: str,
+    nullable: Sequence[str] = (),
 ) -> tuple[pa.Table, dict[str, Any]]:
-    """Open a file; return its table (`.arrow`: mapped, nothing is read yet) and the facts `write_table` got.
+    """Open a file; return its columns (`.arrow`: mapped, nothing is read yet) and the facts `write_table` got.
+
+    What costs nothing is checked here: types, lengths, that nothing is missing. What takes a look at every row
+    (offsets, UTF-8, the numbers) is checked by whoever uses the row, so that ten million of them open at once.
 
     Args:
         path: `.arrow` or `.parquet`.
         kind: what the file must be.
         version: the newest that this code reads.
-        facts: names that must be there.
+        facts: names that must be there, and the type of each.
+        schema: the columns that must be there.
         remake: the command that makes such a file, for the error's way out.
+        nullable: columns of lists whose entries may be missing.
 
     Raises:
         UsageError: the suffix is neither .arrow nor .parquet.
-        ObjcropError: the file is missing, truncated, of another kind or from a newer version.
+        ObjcropError: the file is missing, truncated, damaged, of another kind or from a newer version.
     """
     file = Path(path)
     if file.suffix not in (".arrow", ".parquet"):
         raise UsageError(f"The {kind} file '{file}' must end in .arrow or .parquet; make one with `{remake}`.")
-    if not file.is_file():
-        raise ObjcropError(f"The {kind} file {file} is not there; make it with `{remake}`.")
+    regular_file(file, f"{kind} file", f"make it with `{remake}`")
     try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet as pq
-
-            table = pq.read_table(file)
-        else:
-            table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
-    except (pa.ArrowException, OSError) as error:
-        cause = str(error).splitlines()[0]
+        table = _opened(file)
+        names, metadata = table.column_names, table.schema.metadata or {}
+    except Exception as error:  # a damaged file can raise anything in pyarrow; MemoryError for a length that is none
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise ObjcropError(f"{file} is truncated or not {file.suffix[1:]} ({cause}); make it again.") from error
     try:
-        found = json.loads((table.schema.metadata or {})[b"objcrop"])
+        found = json.loads(metadata[b"objcrop"])
         found_kind = found["kind"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         raise ObjcropError(f"{file} is not an objcrop {kind} file; make one with `{remake}`.") from None
     if found_kind != kind:
         raise ObjcropError(f"{file} is an objcrop file of kind '{found_kind}', not {kind}; make one with `{remake}`.")
+    if not isinstance(found.get("version", 0), int):
+        raise ObjcropError(f"{file} has the version {found['version']!r} in its metadata; remake it with `{remake}`.")
     if found.get("version", 0) > version:
         raise ObjcropError(f"{file} was made by a newer objcrop (version {found['version']}); upgrade, or remake it.")
     lacking = set(facts) - set(found)
     if lacking:
         raise ObjcropError(f"{file} lacks {', '.join(sorted(lacking))} in its metadata; remake it with `{remake}`.")
+    for name, of in facts.items():
+        if not isinstance(found[name], of):
+            raise ObjcropError(f"{file} has no {of.__name__} as {name} in its metadata; remake it with `{remake}`.")
+    _refuse_other_columns(table, names, schema, file, remake)
+    table = table.select(schema.names)
+    for field in schema:
+        what = _missing(table.column(field.name), field.name in nullable)
+        if what:
+            raise ObjcropError(f"{file} is damaged: {what} of the column '{field.name}' is missing; {_again(remake)}.")
     return table, found
 
 
-def refuse_other_columns(table: pa.Table, schema: pa.Schema, path: str | os.PathLike[str], remake: str) -> None:
-    """Raise an `ObjcropError` that names the first column of `schema` that is missing or of another type in `table`."""
+def _opened(file: Path) -> pa.Table:
+    if file.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        table = pq.read_table(file)
+        table.validate(full=True)  # all of it is in memory anyway
+        return table
+    table = pa.ipc.open_file(pa.memory_map(str(file))).read_all()
+    # `write_table` writes one chunk. Several are put together before use, and what is put together must be sound.
+    table.validate(full=any(column.num_chunks > 1 for column in table.columns))
+    return table
+
+
+def _refuse_other_columns(table: pa.Table, names: list[str], schema: pa.Schema, file: Path, remake: str) -> None:
     for field in schema:
-        if field.name not in table.column_names:
-            raise ObjcropError(f"{path} lacks the column '{field.name}'; make it again with `{remake}`.")
+        if names.count(field.name) != 1:
+            lacks = "lacks" if field.name not in names else "repeats"
+            raise ObjcropError(f"{file} {lacks} the column '{field.name}'; {_again(remake)}.")
         found = table.schema.field(field.name).type
         if found != field.type:
-            raise ObjcropError(
-                f"In {path} the column '{field.name}' is {found}, not {field.type}; make it again with `{remake}`."
-            )
+            raise ObjcropError(f"In {file} the column '{field.name}' is {found}, not {field.type}; {_again(remake)}.")
+
+
+def _missing(column: pa.ChunkedArray, nullable: bool) -> str:
+    """Return what of a column is missing that must be there, "" where nothing is."""
+    for chunk in column.chunks:
+        inner, what = chunk, "a row"
+        while True:
+            if inner.null_count:
+                return what
+            if not hasattr(inner, "values") or (nullable and pa.types.is_list(inner.type)):
+                break
+            inner, what = inner.values, "an entry"
+    return ""
+
+
+def damaged(file: str, what: str, remake: str) -> ObjcropError:
+    """Return the error of a file whose rows are not what they must be, met while using them.
+
+    Args:
+        file: its name, or what stands for it.
+        what: what is wrong, the row named.
+        remake: the command that makes such a file.
+    """
+    return ObjcropError(f"{file} is damaged: {what}; {_again(remake)}.")
+
+
+def _again(remake: str) -> str:
+    return f"make it again with `{remake}`"
+
+
+def first_disorder(offsets: npt.NDArray[np.integer], values: int) -> int | None:
+    """Return the first row whose list does not lie in 0 to `values`, or ends before it begins; None where all are fine.
+
+    Args:
+        offsets: integers (N + 1,) where each row's list begins and ends.
+        values: how many entries there are.
+    """
+    wrong = (offsets[1:] < offsets[:-1]) | (offsets[:-1] < 0) | (offsets[1:] > values)
+    return int(wrong.argmax()) if wrong.any() else None
+
+
+def texts(strings: pa.StringArray, begin: int, end: int) -> list[str | None]:
+    """Return entries of a string array.
+
+    Raises:
+        ValueError: one is not UTF-8, or lies outside the file.
+    """
+    part = strings.slice(begin, end - begin)
+    part.validate(full=True)  # else a damaged offset reads past the file's end
+    return part.to_pylist()

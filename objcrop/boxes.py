@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from objcrop.arrow_file import read_table, refuse_other_columns, write_table
+from objcrop.arrow_file import damaged, first_disorder, read_table, write_table
 from objcrop.errors import ObjcropError, UsageError
 
 VERSION = 1
+REMAKE = "objcrop propose"
 SCHEMA = pa.schema([("boxes", pa.list_(pa.list_(pa.float32(), 4))), ("scores", pa.list_(pa.float32()))])
 
 
@@ -55,6 +56,7 @@ class BoxTable:
         self.fingerprint: str = facts["fingerprint"]
         self.clipped = self.dropped = 0
         self._file: str | None = None
+        self._images: Images | None = None  # set for a loaded table, whose boxes are checked as they are used
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -65,17 +67,21 @@ class BoxTable:
     def __reduce__(self) -> tuple[Any, ...]:
         # A loader's worker maps the file again instead of receiving the boxes through a pipe.
         if self._file is not None:
-            return BoxTable.load, (self._file,)
+            return BoxTable.load, (self._file, self._images)
         return BoxTable, (self.table, self._facts())
 
     def __getitem__(self, row: int) -> npt.NDArray[np.float32]:
         """Return the boxes of one image, float32 (k, 4)."""
-        return self.values[self.offsets[row] : self.offsets[row + 1]]
+        begin, end = (int(at[0]) for at in self._lists_of(np.array([row])))
+        return self._sound(self.values[begin:end], np.full(end - begin, row))
 
     @cached_property
     def offsets(self) -> npt.NDArray[np.int32]:
         """Where each image's boxes begin in `values`, (N + 1,); a view of the file."""
-        return self._boxes.offsets.to_numpy()
+        row = first_disorder(self._offsets, len(self.values))
+        if row is not None:
+            raise self._damaged(f"the boxes of row {row} do not lie in the file")
+        return self._offsets
 
     @cached_property
     def values(self) -> npt.NDArray[np.float32]:
@@ -85,16 +91,48 @@ class BoxTable:
     @cached_property
     def scores(self) -> npt.NDArray[np.float32]:
         """A score a box, float32 (M,), the higher the better; a view of the file."""
-        return _only_chunk(self.table, "scores").values.to_numpy()
+        scores = _only_chunk(self.table, "scores").values.to_numpy()
+        if len(scores) < len(self.values):
+            raise self._damaged(f"there are {len(self.values)} boxes, but {len(scores)} scores")
+        return scores[: len(self.values)]
 
     def counts(self, rows: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Return how many boxes each of these images has, int64 of the shape of `rows`."""
-        at = np.asarray(rows, np.int64)
-        return self.offsets[at + 1].astype(np.int64) - self.offsets[at]
+        begin, end = self._lists_of(np.asarray(rows, np.int64))
+        return end - begin
 
     def gather(self, rows: npt.ArrayLike, which: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return box number `which` of each of these images, float32 (n, 4); both are integers (n,)."""
-        return self.values[self.offsets[np.asarray(rows, np.int64)] + np.asarray(which, np.int64)]
+        at = np.asarray(rows, np.int64)
+        begin, _ = self._lists_of(at)
+        return self._sound(self.values[begin + np.asarray(which, np.int64)], at)
+
+    @cached_property
+    def _offsets(self) -> npt.NDArray[np.int32]:
+        return self._boxes.offsets.to_numpy()
+
+    def _lists_of(self, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return where the boxes of these images begin and end in `values`, of the shape of `rows`."""
+        begin, end = self._offsets[rows].astype(np.int64), self._offsets[rows + 1].astype(np.int64)
+        wrong = (begin < 0) | (end < begin) | (end > len(self.values))
+        if wrong.any():
+            raise self._damaged(f"the boxes of row {int(rows[wrong][0])} do not lie in the file")
+        return begin, end
+
+    def _sound(self, boxes: npt.NDArray[np.float32], rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return these boxes of these images, which must be boxes: they may come from a damaged file."""
+        if self._file is None:
+            return boxes
+        good = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) & np.isfinite(boxes[:, 2:]).all(1)
+        if self._images is not None:
+            good &= (boxes[:, 2:] <= self._images.sizes[rows]).all(1)
+        if not good.all():
+            at = int(good.argmin())
+            raise self._damaged(f"row {int(rows[at])} has the box {boxes[at].tolist()}")
+        return boxes
+
+    def _damaged(self, what: str) -> ObjcropError:
+        return damaged(self._file or "the box table", what, REMAKE)
 
     @classmethod
     def from_arrays(
@@ -223,11 +261,9 @@ class BoxTable:
         Raises:
             ObjcropError: the file is missing, damaged, of another kind, or made for another catalog.
         """
-        remake = "objcrop propose"
-        table, facts = read_table(path, "boxes", VERSION, ("method", "parameters", "catalog", "fingerprint"), remake)
-        refuse_other_columns(table, SCHEMA, path, remake)
-        boxes = BoxTable(table.select(SCHEMA.names), facts)
-        boxes._file = os.path.abspath(path)
+        of = {"method": str, "parameters": dict, "catalog": str, "fingerprint": str}
+        boxes = BoxTable(*read_table(path, "boxes", VERSION, of, SCHEMA, REMAKE))
+        boxes._file, boxes._images = os.path.abspath(path), catalog
         if catalog is not None and boxes.catalog_fingerprint != catalog.fingerprint:
             raise ObjcropError(
                 f"{path} was made for the catalog {boxes.catalog_fingerprint}, not for this one "

@@ -13,17 +13,18 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from objcrop.arrow_file import read_table, refuse_other_columns, write_table
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.arrow_file import damaged, first_disorder, read_table, texts, write_table
+from objcrop.errors import ObjcropError, UsageError, way_out
 
 VERSION = 1
+REMAKE = "objcrop index"
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -84,48 +85,93 @@ class Catalog:
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
         """Upright width and height of every image, int32 (N, 2)."""
-        return np.stack((self._column("width").to_numpy(), self._column("height").to_numpy()), 1)
+        sizes = np.stack((self._column("width").to_numpy(), self._column("height").to_numpy()), 1)
+        if len(sizes) and sizes.min() < 1:
+            row = int((sizes < 1).any(1).argmax())
+            raise self._damaged(f"row {row} has the size {sizes[row].tolist()}")
+        return sizes
 
     @cached_property
     def orientations(self) -> npt.NDArray[np.int8]:
         """EXIF orientation 1..8 of every image, int8 (N,)."""
-        return self._column("orientation").to_numpy()
+        orientations = self._column("orientation").to_numpy()
+        wrong = (orientations < 1) | (orientations > 8)
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise self._damaged(f"row {row} has the orientation {orientations[row]}, which is not 1 to 8")
+        return orientations
 
     @cached_property
     def box_offsets(self) -> npt.NDArray[np.int64]:
         """Where each image's boxes begin in `all_annotations()`, int64 (N + 1,)."""
-        return self._lists["boxes"].offsets.to_numpy().astype(np.int64)
+        offsets = self._lists["boxes"].offsets.to_numpy().astype(np.int64)
+        names = ("boxes", "box_classes", "difficult", "crowd", "masks")
+        row = first_disorder(offsets, min(len(self._lists[name].values) for name in names))
+        if row is not None:
+            raise self._damaged(f"the boxes of row {row} do not lie in the file")
+        return offsets
+
+    def key(self, row: int) -> str:
+        """Return the key of the image in `row`: its path relative to the root."""
+        return self.keys(range(int(row), int(row) + 1))[0]
+
+    def keys(self, rows: range | None = None) -> list[str]:
+        """Return the keys of some neighbouring rows, of all where none are named."""
+        some = range(len(self)) if rows is None else rows
+        try:
+            return cast("list[str]", texts(self._key_column, some.start, some.stop))
+        except ValueError as error:
+            which = f"row {some.start}" if len(some) == 1 else "a row"
+            raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
 
     def path(self, row: int) -> str:
         """Return the absolute path of the image in `row`."""
-        return f"{self.root}/{self._key_column[int(row)].as_py()}"
+        return f"{self.root}/{self.key(row)}"
 
     def label_matrix(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the multi-hot labels, float32 (n, number of classes), of `rows`, integers (n,)."""
         at = np.asarray(rows, np.int64).reshape(-1)
         offsets, values = self._lists["labels"].offsets.to_numpy(), self._lists["labels"].values.to_numpy()
-        first = offsets[at].astype(np.int64)
-        count = offsets[at + 1] - first
+        first, end = offsets[at].astype(np.int64), offsets[at + 1].astype(np.int64)
+        wrong = (first < 0) | (end < first) | (end > len(values))
+        if wrong.any():
+            raise self._damaged(f"the labels of row {at[wrong.argmax()]} do not lie in the file")
+        count = end - first
         # Positions first, first+1, ... of every row, one after the other.
         begin = np.cumsum(count) - count
         position = np.arange(count.sum()) + np.repeat(first - begin, count)
+        ids = values[position]
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.classes):
+            raise self._damaged(
+                f"labels run from {ids.min()} to {ids.max()}, but there are {len(self.classes)} classes"
+            )
         matrix = np.zeros((len(at), len(self.classes)), np.float32)
-        matrix[np.repeat(np.arange(len(at)), count), values[position]] = 1.0
+        matrix[np.repeat(np.arange(len(at)), count), ids] = 1.0
         return matrix
 
     def annotations(self, row: int) -> Annotations:
         """Return the ground truth of the image in `row`; k may be 0."""
-        return self._annotations(int(self.box_offsets[row]), int(self.box_offsets[row + 1]))
+        return self._annotations(int(row), int(row) + 1)
 
     def all_annotations(self) -> Annotations:
         """Return the ground truth of all images, in row order; `box_offsets` says whose is whose."""
-        return self._annotations(int(self.box_offsets[0]), int(self.box_offsets[-1]))
+        return self._annotations(0, len(self))
 
     def masks(self, row: int) -> list[dict[str, Any] | None]:
         """Return, for each box of `row`, its mask as COCO RLE ({"size": [h, w], "counts": str}, upright) or None."""
         begin, end = int(self.box_offsets[row]), int(self.box_offsets[row + 1])
-        texts = self._lists["masks"].values.slice(begin, end - begin).to_pylist()
-        return [None if text is None else json.loads(text) for text in texts]
+        try:
+            masks = [
+                None if text is None else json.loads(text) for text in texts(self._lists["masks"].values, begin, end)
+            ]
+        except (ValueError, RecursionError):
+            raise self._damaged(f"a mask of row {row} is no JSON") from None
+        for mask in masks:
+            if mask is not None and not (
+                isinstance(mask, dict) and isinstance(mask.get("size"), list) and isinstance(mask.get("counts"), str)
+            ):
+                raise self._damaged(f"a mask of row {row} is no COCO RLE")
+        return masks
 
     @staticmethod
     def build(
@@ -229,19 +275,17 @@ class Catalog:
         Raises:
             ObjcropError: the file is missing, damaged or no catalog, or its images are not under the root.
         """
-        table, facts = read_table(path, "catalog", VERSION, ("root", "classes", "fingerprint"), "objcrop index")
-        refuse_other_columns(table, SCHEMA, path, "objcrop index")
-        catalog = Catalog(table.select(SCHEMA.names), root or facts["root"], facts["classes"], facts["fingerprint"])
+        of = {"root": str, "classes": list, "fingerprint": str}
+        table, facts = read_table(path, "catalog", VERSION, of, SCHEMA, REMAKE, nullable=("masks",))
+        if not all(isinstance(name, str) for name in facts["classes"]):
+            raise damaged(os.fspath(path), "a class in its metadata is no text", REMAKE)
+        catalog = Catalog(table, root or facts["root"], facts["classes"], facts["fingerprint"])
         catalog._file = os.path.abspath(path)
         if not catalog.root.is_dir():
-            raise ObjcropError(
-                f"The image folder {catalog.root} of {path} is not there; say with --root where the images are now."
-            )
+            raise ObjcropError(f"The image folder {catalog.root} of {path} is not there; {_moved()}.")
         some = {0, len(catalog) // 2, len(catalog) - 1} if len(catalog) else set()
         if some and not any(os.path.exists(catalog.path(row)) for row in some):
-            raise ObjcropError(
-                f"{path} expects {catalog.path(0)}, which is not there; say with --root where the images are now."
-            )
+            raise ObjcropError(f"{path} expects {catalog.path(0)}, which is not there; {_moved()}.")
         return catalog
 
     @cached_property
@@ -256,16 +300,31 @@ class Catalog:
         column = self.table.column(name)
         return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
-    def _annotations(self, begin: int, end: int) -> Annotations:
+    def _annotations(self, first: int, last: int) -> Annotations:
+        """Return the ground truth of rows `first` up to `last`, checked: they may come from a damaged file."""
+        offsets = self.box_offsets
+        begin, end = int(offsets[first]), int(offsets[last])
+
         def part(name: str) -> pa.Array:
             return self._lists[name].values.slice(begin, end - begin)
 
-        return Annotations(
+        found = Annotations(
             part("boxes").flatten().to_numpy().reshape(-1, 4),
             part("box_classes").to_numpy(),
             part("difficult").to_numpy(zero_copy_only=False),
             part("crowd").to_numpy(zero_copy_only=False),
         )
+        inside = _inside(found.boxes, np.repeat(self.sizes[first:last], np.diff(offsets[first : last + 1]), axis=0))
+        known = (found.classes >= 0) & (found.classes < len(self.classes))
+        if not (inside & known).all():
+            at = int((inside & known).argmin())
+            row = int(np.searchsorted(offsets, begin + at, side="right")) - 1
+            box = f"the box {found.boxes[at].tolist()} of class {found.classes[at]}"
+            raise self._damaged(f"row {row} of size {self.sizes[row].tolist()} has {box}")
+        return found
+
+    def _damaged(self, what: str) -> ObjcropError:
+        return damaged(self._file or f"the catalog of {self.root}", what, REMAKE)
 
 
 def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
@@ -288,6 +347,7 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     keys, parts = [], []
     first_row = 0
     for catalog in catalogs:
+        catalog.keys()  # all are text
         prefix = Path(os.path.relpath(catalog.root, root)).as_posix()
         column = catalog._key_column
         keys.append(column if prefix == "." else pc.binary_join_element_wise(prefix, column, "/"))
@@ -321,6 +381,10 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     )
 
 
+def _moved() -> str:
+    return way_out("say with --root where the images are now", "move it back, or index the images where they are now")
+
+
 def _int64(values: npt.ArrayLike | None, length: int) -> npt.NDArray[np.int64]:
     flat = np.zeros(0, np.int64) if values is None else np.asarray(values, np.int64).reshape(-1)
     if len(flat) != length:
@@ -341,13 +405,19 @@ def _refuse_twice(sorted_keys: pa.Array) -> None:
 def _refuse_outside(
     keys: pa.Array, rows: npt.NDArray[np.int64], boxes: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32]
 ) -> None:
-    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] < boxes[:, 2:]).all(1) & (boxes[:, 2:] <= sizes[rows]).all(1)
+    inside = _inside(boxes, sizes[rows])
     if not inside.all():
         bad = int(inside.argmin())
         size = sizes[rows[bad]].tolist()
         raise ObjcropError(
             f"{keys[int(rows[bad])]} of size {size} has the box {boxes[bad].tolist()}; clip boxes and drop empty ones."
         )
+
+
+def _inside(boxes: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+    """Return which boxes (M, 4) have area and lie inside their images, whose sizes are (M, 2); NaN lies nowhere."""
+    low, high = boxes[:, :2], boxes[:, 2:]
+    return np.all((low >= 0) & (low < high) & (high <= sizes), axis=1)
 
 
 def _known_classes(ids: npt.NDArray[np.int64], classes: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -72,7 +72,7 @@ def contact_sheet(
             sheet.paste(_as_picture(view[i]), (columns[1 + v], top))
             caption = ImageFont.load_default(11)
             draw.text((columns[1 + v], top + CELL + 3), _decisions(plan, i, v), FAINT, caption)
-        key = catalog.table["key"][row].as_py()
+        key = catalog.key(row)
         which = "no box: whole frame" if plan.box[i] < 0 else f"box {plan.box[i]}"
         draw.text((columns[0], top + CELL + 3), f"{key[-32:]}   {which}", FAINT, ImageFont.load_default(11))
     try:

@@ -123,7 +123,7 @@ def describe(catalog: Catalog, table: BoxTable, seed: int, pool: ThreadPoolExecu
         logging.getLogger("objcrop").warning(
             "%d images cannot be read and have no boxes (the first: %s %s).",
             len(bad),
-            catalog.table["key"][bad[0]].as_py(),
+            catalog.key(bad[0]),
             views[bad[0]].bad,
         )
     return views

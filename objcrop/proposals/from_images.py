@@ -259,7 +259,7 @@ def _list_bad(parts: Path | None, catalog: Catalog, bad: dict[int, str]) -> None
     logging.getLogger("objcrop").warning(
         "%d images cannot be read and have no boxes (the first: %s %s)%s.",
         len(bad),
-        catalog.table["key"][first].as_py(),
+        catalog.key(first),
         bad[first],
         where,
     )

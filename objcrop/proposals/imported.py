@@ -85,7 +85,7 @@ def _parse(path: Path) -> Any:
 
 
 def _rows_by_image_id(catalog: Catalog, annotations: str | None) -> dict[int, int]:
-    keys = catalog.table["key"].to_pylist()
+    keys = catalog.keys()
     if annotations is None:
         stems = ((PurePosixPath(key).stem, row) for row, key in enumerate(keys))
         return {int(stem): row for stem, row in stems if stem.isdigit()}
@@ -100,7 +100,7 @@ def _rows_by_image_id(catalog: Catalog, annotations: str | None) -> dict[int, in
 
 
 def _from_csv(catalog: Catalog, path: Path, annotations: str | None) -> Flat:
-    row_of = {key: row for row, key in enumerate(catalog.table["key"].to_pylist())}
+    row_of = {key: row for row, key in enumerate(catalog.keys())}
     rows, corners, scores = [], [], []
     try:
         with path.open(newline="", encoding="utf-8") as file:
