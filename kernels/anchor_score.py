@@ -3,6 +3,9 @@
 Every cell of a map holds anchors of several shapes around its centre. An anchor's score is the mean, inside it, of the
 map after min-max normalisation and bilinear upsampling to the image. Both steps are linear and separable, so the score
 is wyᵀ A wx with constant weights: no pixel map is ever made. On a GPU the kernel of anchor_score.cu does it.
+
+Scores decide an order, so they are exact: map and weights are integers whose sums of products float64 holds without
+rounding, in any order. The same map gives the same scores on every processor and beside any other maps.
 """
 
 from __future__ import annotations
@@ -16,6 +19,11 @@ import torch
 
 from objcrop.errors import UsageError
 from objcrop.kernels import nvrtc
+
+GRID = 1 << 24  # steps from 0 to 1 that scores are summed in, what float32 tells apart; as in the .cu
+# Steps of a map that a network made. The fewer, the seldomer its rounding errors decide which step a value belongs to;
+# an anchor's mean over many cells is finer.
+STEPS = 32
 
 
 def anchor_shapes(
@@ -92,17 +100,38 @@ def normalise_maps(maps: torch.Tensor) -> torch.Tensor:
         maps: (B, h, w).
 
     Returns:
-        float32 (B, h, w).
+        (B, h, w), float64 of float64 maps, else float32.
     """
-    maps = maps.float()
+    maps = maps if maps.dtype == torch.float64 else maps.float()
     low = maps.amin((1, 2), keepdim=True)
     span = maps.amax((1, 2), keepdim=True) - low
     return (maps - low) / torch.where(span > 0, span, 1)
 
 
+def maps_in_steps(maps: torch.Tensor, error: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Stretch maps that are known up to an error to 0..1 and round them to steps that the error does not reach.
+
+    Args:
+        maps: (B, h, w).
+        error: of a value as it lies between the least and the greatest, as a share of the greatest.
+
+    Returns:
+        maps: float32 (B, h, w), multiples of 1 / `STEPS`; zeros where the map is constant but for the error.
+        doubt: bool (B,), whether some value lies so near the middle of two steps that the error decides.
+    """
+    greatest = maps.abs().amax((1, 2), keepdim=True)
+    reach = STEPS * error * greatest / (maps.amax((1, 2), keepdim=True) - maps.amin((1, 2), keepdim=True))
+    exact = STEPS * normalise_maps(maps)
+    steps = exact.round()
+    doubt = ((exact - steps).abs() >= 0.5 - reach).any(2).any(1)
+    return torch.where(reach >= 0.5, 0, steps).float() / STEPS, doubt
+
+
 @functools.lru_cache(maxsize=256)
-def _weights(cells: int, pixels: int, sides: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """Return the share of each map cell in the mean over each anchor's pixels along one axis.
+def _weights(
+    cells: int, pixels: int, sides: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the share of each map cell in the mean over each anchor's pixels along one axis, as fractions.
 
     Args:
         cells: of the map along the axis.
@@ -111,26 +140,35 @@ def _weights(cells: int, pixels: int, sides: tuple[float, ...], device: torch.de
         device: of the result.
 
     Returns:
-        float32 (K, cells of the anchors, cells of the map).
+        numerators: whole numbers, float64 (K, cells of the anchors, cells of the map).
+        denominators: whole numbers, float64 (K, cells of the anchors).
     """
-    position = ((torch.arange(pixels, dtype=torch.float64) + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)
-    hats = (1 - (position[:, None] - torch.arange(cells)).abs()).clamp(min=0)  # bilinear weight of cell c at pixel p
+    # In units of 1 / (2 × pixels) of a cell, in which every pixel's centre is a whole number.
+    cell = 2 * pixels
+    position = ((2 * torch.arange(pixels) + 1) * cells - pixels).clamp(0, cell * (cells - 1))
+    hats = (cell - (position[:, None] - cell * torch.arange(cells)).abs()).clamp(min=0)  # bilinear weight
     running = torch.cat([hats.new_zeros(1, cells), hats.cumsum(0)])
     begin, end = _intervals(cells, torch.tensor(pixels), torch.tensor(sides)).long().unbind(-1)
-    return ((running[end] - running[begin]) / (end - begin)[..., None]).to(device, torch.float32)
+    return (running[end] - running[begin]).double().to(device), (cell * (end - begin)).double().to(device)
 
 
 def _score_by_weights(maps: torch.Tensor, image_sizes: torch.Tensor, shapes: torch.Tensor) -> torch.Tensor:
-    """Return float32 (B, n): the scores as products with the weights, one product per distinct image size."""
+    """Return float32 (B, n): the scores as products with the weights, one product per distinct image size.
+
+    The products are rounded to the whole numbers that they are.
+    """
     batch, height, width = maps.shape
     scores = maps.new_empty(batch, len(shapes) * height * width)
+    maps = (maps.double() * GRID).round()
     widths, heights = (tuple(side) for side in shapes.T.tolist())
     distinct, which = torch.unique(image_sizes.cpu(), dim=0, return_inverse=True)
     for number, (image_width, image_height) in enumerate(distinct.tolist()):
-        wx = _weights(width, image_width, widths, maps.device)
-        wy = _weights(height, image_height, heights, maps.device)
+        across, columns = _weights(width, image_width, widths, maps.device)
+        down, rows = _weights(height, image_height, heights, maps.device)
         images = (which == number).nonzero().flatten().to(maps.device)
-        scores[images] = torch.einsum("kip,bpq,kjq->bkij", wy, maps[images], wx).flatten(1)
+        means = (torch.einsum("bpq,kjq->bkpj", maps[images], across).round() / columns[:, None]).round()
+        means = torch.einsum("kip,bkpj->bkij", down, means).round() / rows[:, :, None]
+        scores[images] = (means / GRID).flatten(1).float()
     return scores
 
 
@@ -144,13 +182,13 @@ def score_anchors(
     shared memory) and on other devices the products run, and wait for `image_sizes` once.
 
     Args:
-        maps: (B, h, w), as `normalise_maps` leaves them.
-        image_sizes: int (B, 2): width and height in pixels; best on the device of `maps`.
+        maps: (B, h, w) in 0..1, as `normalise_maps` leaves them; multiples of 1 / `GRID` stay as they are.
+        image_sizes: int (B, 2): width and height in pixels, at most 16,384; best on the device of `maps`.
         shapes: float32 (K, 2) from `anchor_shapes`.
 
     Returns:
         boxes: int32 (B, n, 4) as `anchor_boxes`, n = K × h × w.
-        scores: float32 (B, n), 0..1 but for rounding.
+        scores: float32 (B, n), 0..1.
 
     Raises:
         UsageError: there is not one image size a map.
@@ -161,7 +199,7 @@ def score_anchors(
     image_sizes = image_sizes.to(maps.device, torch.int32).contiguous()
     batch, height, width = maps.shape
     boxes = anchor_boxes((height, width), image_sizes, shapes)
-    shared_bytes = 4 * height * width
+    shared_bytes = 8 * height * width  # float64
     if not maps.is_cuda or not nvrtc.available() or shared_bytes > nvrtc.SHARED_BYTES:
         return boxes, _score_by_weights(maps, image_sizes, shapes)
     scores = maps.new_empty(boxes.shape[:2])

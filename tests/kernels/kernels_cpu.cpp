@@ -6,7 +6,8 @@
 
 constexpr size_t SHARED_FLOATS = 12288;
 
-thread_local float column_means[SHARED_FLOATS], window_values[SHARED_FLOATS];
+thread_local double column_means[SHARED_FLOATS / 2];
+thread_local float window_values[SHARED_FLOATS];
 
 #include "anchor_score.cu"
 #include "colour.cu"

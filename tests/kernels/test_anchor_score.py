@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from objcrop.errors import UsageError
-from objcrop.kernels.anchor_score import anchor_boxes, anchor_shapes, normalise_maps, score_anchors
+from objcrop.kernels.anchor_score import (
+    STEPS,
+    anchor_boxes,
+    anchor_shapes,
+    maps_in_steps,
+    normalise_maps,
+    score_anchors,
+)
 from objcrop.kernels.anchor_score_reference import (
     anchor_boxes_reference,
     normalise_map_reference,
@@ -63,7 +70,7 @@ def by_kernel(library, maps, sizes, shapes, order, threads):
     boxes = anchor_boxes((h, w), sizes, shapes)
     scores = torch.full(boxes.shape[:2], torch.nan)
     pointers = [ctypes.c_void_p(t.data_ptr()) for t in (maps.contiguous(), sizes, boxes)]
-    shared = 4 * h * w
+    shared = 8 * h * w
     faults = library.cpu_score_anchors(
         *pointers, h, w, ctypes.c_void_p(scores.data_ptr()), batch, len(shapes), threads, shared, order
     )
@@ -85,6 +92,7 @@ def test_torch_is_the_reference(name):
 def test_the_cuda_source_is_the_reference(name, order, on_cpu):
     scores = by_kernel(on_cpu, *case(name), order, threads=37)
     np.testing.assert_allclose(scores, by_reference(*case(name))[1], **CLOSE)
+    np.testing.assert_array_equal(scores, score_anchors(*case(name))[1])
 
 
 def test_the_cuda_source_on_random_sizes(on_cpu):
@@ -95,7 +103,7 @@ def test_the_cuda_source_on_random_sizes(on_cpu):
         shapes = anchor_shapes(rng.uniform(3, 500, 3), rng.uniform(0.3, 3, 2))
         maps = normalise_maps(noise(3, h, w, seed=seed))
         scores = by_kernel(on_cpu, maps, sizes, shapes, int(rng.integers(9)), int(rng.integers(1, 300)))
-        np.testing.assert_allclose(scores, score_anchors(maps, sizes, shapes)[1], **CLOSE)
+        np.testing.assert_array_equal(scores, score_anchors(maps, sizes, shapes)[1])
 
 
 @pytest.mark.parametrize("name", ["random", "sizes differ", "all clipped", "map finer than the image"])
@@ -147,7 +155,50 @@ def test_scores_do_not_depend_on_the_company():
     maps, sizes, shapes = case("sizes differ")
     together = score_anchors(maps, sizes, shapes)[1]
     alone = torch.cat([score_anchors(m[None], s[None], shapes)[1] for m, s in zip(maps, sizes)])
-    torch.testing.assert_close(together, alone, **CLOSE)
+    assert torch.equal(together, alone)
+
+
+def test_scores_on_the_largest_image_are_the_rounded_means(on_cpu):
+    """Every sum is a whole number below 2^53, up to images of 16,384 pixels a side, in Python's own whole numbers."""
+    maps, sizes = normalise_maps(noise(1, 3, 4)), torch.tensor([[16384, 16383]], dtype=torch.int32)
+    shapes = torch.tensor([[20000.0, 9000.0], [33.0, 16000.0]])
+    boxes, scores = score_anchors(maps, sizes, shapes)
+    whole = [[round(float(v) * 2**24) for v in row] for row in maps[0]]
+
+    def mean(values, pixels, begin, end):
+        cells, total = len(values), 0
+        for p in range(begin, end):
+            at = min(max((2 * p + 1) * cells - pixels, 0), 2 * pixels * (cells - 1))
+            cell, rest = divmod(at, 2 * pixels)
+            total += values[cell] * (2 * pixels - rest) + values[min(cell + 1, cells - 1)] * rest
+        return total / (2 * pixels * (end - begin))  # Python divides whole numbers with one rounding
+
+    for (x0, y0, x1, y1), score in zip(boxes[0, ::5].tolist(), scores[0, ::5].tolist()):
+        column = [round(mean(row, 16384, x0, x1)) for row in whole]
+        assert score == np.float32(mean(column, 16383, y0, y1) / 2**24)
+    np.testing.assert_array_equal(by_kernel(on_cpu, maps, sizes, shapes, 2, 37), scores)
+
+
+def test_maps_are_rounded_to_steps_and_what_the_error_decides_is_in_doubt():
+    rng, error = np.random.default_rng(3), 2**-18
+    maps = torch.from_numpy(rng.uniform(5, 9, (400, 7, 7)))
+    steps, doubt = maps_in_steps(maps, error)
+    stretched = np.stack([normalise_map_reference(m) for m in maps.numpy()]) * STEPS
+    np.testing.assert_array_equal(steps * STEPS, np.rint(stretched))
+    nearest = np.abs(stretched - np.floor(stretched) - 0.5).min((1, 2))
+    reach = STEPS * error * maps.amax((1, 2)) / (maps.amax((1, 2)) - maps.amin((1, 2)))
+    np.testing.assert_array_equal(doubt, nearest <= reach.numpy())
+    assert 0 < doubt.sum() < 40 and steps.dtype == torch.float32
+    other = maps * (1 + error / 8 * torch.from_numpy(rng.uniform(-1, 1, maps.shape)))
+    assert torch.equal(maps_in_steps(other, error)[0][~doubt], steps[~doubt])
+
+
+def test_maps_that_are_constant_but_for_the_error_are_zero():
+    nearly = torch.full((1, 3, 3), 7.0, dtype=torch.float64)
+    nearly[0, 1, 1] += 1e-13
+    steps, doubt = maps_in_steps(torch.cat([nearly, torch.full_like(nearly, 7), torch.zeros_like(nearly)]), 2**-40)
+    assert not steps.any() and doubt[0]
+    assert torch.isnan(maps_in_steps(torch.full((1, 2, 2), torch.nan), 2**-18)[0]).all()
 
 
 def test_strided_and_half_maps():
@@ -175,5 +226,4 @@ def test_the_kernel_is_torch(name):
     with torch.cuda.stream(torch.cuda.Stream()):
         boxes, scores = score_anchors(maps.cuda(), sizes.cuda(), shapes)
         torch.cuda.current_stream().synchronize()
-    assert torch.equal(boxes.cpu(), expected_boxes)
-    torch.testing.assert_close(scores.cpu(), expected, **CLOSE)
+    assert torch.equal(boxes.cpu(), expected_boxes) and torch.equal(scores.cpu(), expected)
