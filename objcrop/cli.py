@@ -65,11 +65,15 @@ def index(
     root: RootOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End at the first file, entry or mask that cannot be used.")
+    ] = False,
 ) -> None:
     """Read a source of photos into a catalog."""
     from objcrop.formats import index_source
 
-    catalog, report = index_source(source, format, annotations=annotations, root=root, limit=limit, verify=verify)
+    options: dict[str, Any] = {"annotations": annotations, "root": root, "limit": limit}
+    catalog, report = index_source(source, format, **options, verify=verify, strict=strict)
     catalog.save(output)
     for line in report.lines():
         console.print(line, markup=False, highlight=False)

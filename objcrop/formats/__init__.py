@@ -1,8 +1,10 @@
 """From a folder of images, with or without annotations, to a `Catalog`: one module a format, all with one signature.
 
-    read_<format>(source, *, annotations=None, root=None, limit=None, verify=False) -> (Catalog, IndexReport)
+    read_<format>(source, *, annotations=None, root=None, limit=None, verify=False, strict=False)
+        -> (Catalog, IndexReport)
 
-What the readers share is here: headers read in parallel, annotations turned upright, clipped and counted.
+What the readers share is here: headers read in parallel, annotations turned upright, clipped and counted. What one bad
+entry of an annotation file costs is that entry: it is left out and listed in the report, or, if `strict`, ends it all.
 """
 
 from __future__ import annotations
@@ -14,8 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,65 +25,14 @@ from PIL import Image
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError, one_of
 from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
+from objcrop.formats.coco_masks import upright_masks
+from objcrop.formats.index_report import IndexReport
+from objcrop.formats.plain_values import printable
 
 FORMATS = ("folder", "coco", "voc", "scenes")
 
 T = TypeVar("T")
 StrPath = str | os.PathLike[str]
-
-
-@dataclass
-class IndexReport:
-    """What `index` met on the way: nothing is left out, clipped or dropped without a word here.
-
-    Attributes:
-        images: images in the catalog.
-        boxes: boxes in the catalog.
-        left_out: (key, reason) of each file not taken; keys that are not UTF-8 are escaped.
-        missing_annotated: images that the annotations name and that are not there.
-        other_size: images whose annotation states a size that the file has in neither frame; their boxes are taken as
-            they are, in the stored frame.
-        clipped: boxes that reached over the image's edge.
-        dropped_empty: boxes without area inside the image.
-        dropped_not_finite: boxes with NaN or infinite corners.
-    """
-
-    images: int = 0
-    boxes: int = 0
-    left_out: list[tuple[str, str]] = field(default_factory=list)
-    missing_annotated: list[str] = field(default_factory=list)
-    other_size: list[str] = field(default_factory=list)
-    clipped: int = 0
-    dropped_empty: int = 0
-    dropped_not_finite: int = 0
-
-    @property
-    def dropped_boxes(self) -> int:
-        """Boxes that are not in the catalog although their image is."""
-        return self.dropped_empty + self.dropped_not_finite
-
-    def lines(self, most: int = 10) -> list[str]:
-        """Return the report as lines for the screen, at most `most` names a list."""
-        lines = [f"{self.images} images, {self.boxes} boxes"]
-        if self.clipped:
-            lines.append(f"{self.clipped} boxes clipped to their image")
-        if self.dropped_boxes:
-            lines.append(
-                f"{self.dropped_boxes} boxes dropped ({self.dropped_empty} without area, "
-                f"{self.dropped_not_finite} not finite)"
-            )
-        listed = (
-            ("annotated images are not there", self.missing_annotated),
-            ("images differ in size from their annotation", self.other_size),
-            ("files left out", [f"{key}: {reason}" for key, reason in self.left_out]),
-        )
-        for what, names in listed:
-            if names:
-                lines.append(f"{len(names)} {what}:")
-                lines += [f"  {name}" for name in names[:most]]
-                if len(names) > most:
-                    lines.append(f"  ... and {len(names) - most} more")
-        return lines
 
 
 def index_source(
@@ -93,6 +43,7 @@ def index_source(
     root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> tuple[Catalog, IndexReport]:
     """Make the catalog of `source`.
 
@@ -103,24 +54,26 @@ def index_source(
         root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
+        strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
 
     Raises:
         UsageError: unknown format, or a limit below 1.
-        ObjcropError: a folder or file is missing or broken, or no image is left.
+        ObjcropError: a folder or file is missing or none of its format, an id or name may mean two things, no image is
+            left, or something cannot be used and `strict`.
     """
     one_of(format, FORMATS, "--format")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}, but it must be at least 1.")
     read = getattr(importlib.import_module(f"objcrop.formats.{format}"), f"read_{format}")
-    return read(source, annotations=annotations, root=root, limit=limit, verify=verify)
+    return read(source, annotations=annotations, root=root, limit=limit, verify=verify, strict=strict)
 
 
 class FlatBoxes(NamedTuple):
     """Boxes of many images as the annotations state them, before any check.
 
     image (M,) position in the reader's list of keys; corners (M, 4) x0,y0,x1,y1 half-open pixels; classes (M,);
-    difficult (M,); crowd (M,); `mask(i, (width, height), orientation)` gives the upright COCO RLE JSON of box i, where
-    the size is that of the frame the annotation is in, and the orientation 1 if that is upright already.
+    difficult (M,); crowd (M,); place (M,) where each stands, for the report, made by `place_of`; segmentations (M,) as
+    COCO has them, in the frame of the boxes, or None for none at all; follows, those whose corners are of their mask.
     """
 
     image: list[int]
@@ -128,7 +81,10 @@ class FlatBoxes(NamedTuple):
     classes: list[int]
     difficult: list[bool]
     crowd: list[bool]
-    mask: Callable[[int, tuple[int, int], int], str | None] | None = None
+    place: list[Any]
+    place_of: Callable[[Any], str]
+    segmentations: list[Any] | None = None
+    follows: frozenset[int] = frozenset()
 
 
 def catalog_of(
@@ -160,12 +116,14 @@ def catalog_of(
     headers = _read_headers(root, keys, verify)
     for key, header in zip(keys, headers):
         if header == MISSING:
-            report.missing_annotated.append(printable(key))
+            report.miss(key)
         elif isinstance(header, str):
-            report.left_out.append((printable(key), header))
+            report.leave_out_file(key, header)
     good = np.array([isinstance(header, Header) for header in headers], bool)
     if not good.any():
         first = f"; the first is {printable(keys[0])}: {headers[0]}" if len(keys) else ""
+        if not len(keys) and report.bad_entries:
+            first = "; the first left out is {}: {}".format(*report.bad_entries[0])
         raise ObjcropError(f"{root} has no image to index ({len(keys)} tried{first}); check the folder, or --root.")
     facts = np.array([header if isinstance(header, Header) else (0, 0, 1) for header in headers], np.int32)
     stored, orientations = facts[:, :2], facts[:, 2]
@@ -181,7 +139,7 @@ def catalog_of(
     is_stored, is_upright = np.all(stated == stored, 1), np.all(stated == upright, 1)
     frame_turn = np.where(is_upright & ~is_stored, 1, orientations)
     unlike = good & np.all(stated > 0, 1) & ~is_stored & ~is_upright
-    report.other_size += [keys[int(i)] for i in np.flatnonzero(unlike)]
+    report.other_size += [printable(keys[int(i)]) for i in np.flatnonzero(unlike)]
 
     image = np.asarray(boxes.image, np.int64)
     corners = np.asarray(boxes.corners, np.float64).reshape(-1, 4)
@@ -192,18 +150,36 @@ def catalog_of(
     over = finite & np.any(np.abs(inside - np.where(finite[:, None], corners, 0)) > 0.01, 1)
     area = np.all(inside[:, :2] < inside[:, 2:], 1)
     kept = good[image] & finite & area
-    report.boxes += int(kept.sum())
     report.clipped += int((kept & over).sum())
     report.dropped_not_finite += int((good[image] & ~finite).sum())
     report.dropped_empty += int((good[image] & finite & ~area).sum())
+    for i in np.flatnonzero(good[image] & ~kept):
+        reason = "has no area inside its image" if finite[i] else "is not finite"
+        report.leave_out_entry(boxes.place_of(boxes.place[i]), f"the box {_rounded(boxes.corners[i])} {reason}")
 
-    masks = None
-    if boxes.mask is not None:
-        frames = np.where((frame_turn == 1)[:, None], upright, stored)
-        masks = [
-            boxes.mask(int(i), (int(frames[image[i], 0]), int(frames[image[i], 1])), int(frame_turn[image[i]]))
-            for i in tracked(np.flatnonzero(kept), int(kept.sum()), "masks")
-        ]
+    masks: list[str | None] | None = None
+    if boxes.segmentations is not None:
+        at = np.flatnonzero(kept)
+
+        def drop(number: int, reason: str) -> None:
+            i = int(at[number])
+            place = boxes.place_of(boxes.place[i])
+            if i in boxes.follows:
+                kept[i] = False
+                report.leave_out_entry(place, f"its box follows from its mask: {reason}")
+            else:
+                report.drop_mask(place, reason)
+
+        frames = np.where((frame_turn == 1)[:, None], upright, stored)[image[at]]
+        made = upright_masks(
+            [boxes.segmentations[i] for i in at],
+            [(width, height) for width, height in frames.tolist()],
+            frame_turn[image[at]].tolist(),
+            drop,
+        )
+        masks = list(tracked(made, len(at), "masks"))
+        masks = [mask for mask, stays in zip(masks, kept[at], strict=True) if stays]
+    report.boxes += int(kept.sum())
     return Catalog.build(
         *catalog_rows,
         classes=classes,
@@ -224,9 +200,8 @@ def folder_at(path: StrPath, what: str) -> str:
     return os.path.abspath(path)
 
 
-def printable(name: str) -> str:
-    """Return a file name with what is not UTF-8 in it escaped, so that it can be printed."""
-    return name.encode("utf-8", "backslashreplace").decode()
+def _rounded(corners: Sequence[float]) -> list[float]:
+    return [round(corner, 2) if np.isfinite(corner) else corner for corner in corners]
 
 
 def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:

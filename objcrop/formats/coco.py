@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
-from itertools import pairwise
-from typing import Any
-
-import numpy as np
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError
-from objcrop.exif import upright_array
 from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at
+from objcrop.formats.coco_masks import box_of
+from objcrop.formats.image_names import ImageNames, key_below
+from objcrop.formats.json_file import read_json
+from objcrop.formats.plain_values import (
+    ONE_CLASS,
+    AmbiguousId,
+    BadValue,
+    Id,
+    id_table,
+    number,
+    pixels,
+    plain_id,
+    printable,
+    shown,
+    yes_or_no,
+)
+from objcrop.formats.visible_files import visible_files
+from objcrop.read_file import patiently
+
+
+class _Image(NamedTuple):
+    place: str
+    id: Any
+    key: str
+    size: tuple[int, int]
 
 
 def read_coco(
@@ -23,11 +45,15 @@ def read_coco(
     root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> tuple[Catalog, IndexReport]:
     """Index the images that a COCO instances file names.
 
-    Category ids become 0..C-1 in their order. `iscrowd` and an optional `difficult` are kept; polygons and RLE become
-    masks. Files that the JSON does not name are no part of the data set.
+    Category ids become 0..C-1 in their order; two ids of one name are one class, and annotations that all lack a class
+    are of the class "object". `iscrowd` and an optional `difficult` are kept; polygons and RLE become masks, and stand
+    in for a missing bbox. A file without `annotations` is one of images without boxes. Files that the JSON does not
+    name are no part of the data set. How file names are understood is said in `ImageNames`. Ids and numbers may be
+    text. An image that is listed twice with one size is one image.
 
     Args:
         source: the JSON, or a folder with `instances.json` in it.
@@ -35,150 +61,236 @@ def read_coco(
         root: image folder; left out, `images/` beside the JSON (or in `source`), or else that folder itself.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image.
+        strict: end at the first entry, mask or file that cannot be used, instead of leaving it out.
 
     Raises:
-        ObjcropError: a file or folder is missing, the JSON is broken (with line and column) or lacks something, a file
-            name comes twice, or no image is left.
+        ObjcropError: a file or folder is missing, the JSON is broken (with line and column) or none of COCO's, an id
+            stands for two images or two categories, an image is listed with two sizes, or no image is left.
     """
     folder = str(source) if os.path.isdir(source) else os.path.dirname(os.path.abspath(source))
     file = os.fspath(annotations or (os.path.join(folder, "instances.json") if os.path.isdir(source) else source))
-    content = _read_json(file)
+    report = IndexReport(strict=strict)
+    images, notes, categories = _parts(file, report)
     if root is None:
         inner = os.path.join(folder, "images")
         root = inner if os.path.isdir(inner) else folder
     base = folder_at(root, "image folder")
-    report = IndexReport()
+    short = os.path.basename(file)
 
-    classes, class_of = _categories(content["categories"], file)
-    named = [(_key(entry, i, file), entry) for i, entry in enumerate(content["images"])]
-    named.sort(key=lambda pair: pair[0])
-    for (key, _), (following, _) in pairwise(named):
-        if key == following:
-            raise ObjcropError(f"{file} names the image '{key}' twice; every file_name must be there once.")
-    taken = named[:limit]
-    position = {entry["id"]: i for i, (_, entry) in enumerate(taken)}
-    known = {entry["id"] for _, entry in named}
-    if len(known) < len(named):
-        raise ObjcropError(f"{file} gives two images the same id; every image id must be there once.")
+    named = _images(images, base, short, report)
+    sizes: dict[str, tuple[int, int]] = {}
+    for image in named:
+        known = sizes.setdefault(image.key, image.size)
+        if known != image.size and known[0] and image.size[0]:
+            raise ObjcropError(
+                f"{file} lists the image {shown(image.key)} with two sizes, {known[0]}x{known[1]} and "
+                f"{image.size[0]}x{image.size[1]}; correct one."
+            )
+        sizes[image.key] = max(known, image.size)
+    keys = sorted(sizes)[:limit]
+    position = {key: i for i, key in enumerate(keys)}
+    try:
+        key_of, image_id = id_table([(image.id, image.key) for image in named])
+        left_out = {image_id(entry["id"]) for entry in images if _has_id(entry)} - key_of.keys()
+    except AmbiguousId as error:
+        raise ObjcropError(f"{file} gives two images the same id: {error}; every image needs its own.") from None
+    row_of = {number: position.get(key, -1) for number, key in key_of.items()}
 
-    flat = FlatBoxes([], [], [], [], [])
+    classes, class_of, category_id = _classes(categories, notes, file, short, report)
+    flat = FlatBoxes([], [], [], [], [], [], lambda i: f"{short} annotations[{i}]")
     shapes: list[Any] = []
-    unknown: set[Any] = set()
-    for i, note in enumerate(content["annotations"]):
-        at = position.get(_field(note, "image_id", "annotations", i, file))
-        if at is None:
-            if note["image_id"] not in known:
-                unknown.add(note["image_id"])
+    follows: set[int] = set()
+    unknown: Counter[Id] = Counter()
+    for i, note in enumerate(notes):
+        try:
+            number_ = _entry_id(note, "image_id", image_id)
+            row = row_of.get(number_)
+            if row is None or row < 0:
+                if row is None and number_ not in left_out:
+                    unknown[number_] += 1
+                continue
+            label = _class(note, class_of, category_id)
+            shape = note.get("segmentation")
+            corners = corners_of_bbox(note.get("bbox"))
+            if corners is None:
+                corners = box_of(shape)
+                if corners is None:
+                    raise BadValue(f"bbox is {shown(note.get('bbox'))}, and there is no mask that it follows from")
+                follows.add(len(shapes))
+            difficult, crowd = yes_or_no(note.get("difficult")), yes_or_no(note.get("iscrowd"))
+        except BadValue as error:
+            report.leave_out_entry(flat.place_of(i), str(error))
             continue
-        category = _field(note, "category_id", "annotations", i, file)
-        if category not in class_of:
-            raise ObjcropError(f"{file}: annotations[{i}] has category_id {category}, which is not listed; correct it.")
-        flat.image.append(at)
-        flat.corners.append(_corners(note, i, file))
-        flat.classes.append(class_of[category])
-        flat.difficult.append(bool(note.get("difficult", 0)))
-        flat.crowd.append(bool(note.get("iscrowd", 0)))
-        shapes.append(note.get("segmentation"))
-    report.missing_annotated += [f"image id {number}" for number in sorted(unknown, key=str)]
-
-    def mask(i: int, size: tuple[int, int], orientation: int) -> str | None:
-        return upright_rle(shapes[i], size, orientation)
+        flat.image.append(row)
+        flat.corners.append(corners)
+        flat.classes.append(label)
+        flat.difficult.append(difficult)
+        flat.crowd.append(crowd)
+        flat.place.append(i)
+        shapes.append(shape)
+    for number_, count in sorted(unknown.items(), key=lambda pair: str(pair[0])):
+        report.miss(f"image id {number_}" + (f" ({count} annotations)" if count > 1 else ""))
 
     catalog = catalog_of(
         base,
-        [key for key, _ in taken],
+        keys,
         report,
         verify=verify,
         classes=classes,
-        boxes=flat._replace(mask=mask if any(shapes) else None),
-        stated_sizes=[(entry.get("width") or 0, entry.get("height") or 0) for _, entry in taken],
+        boxes=flat._replace(segmentations=shapes if any(shapes) else None, follows=frozenset(follows)),
+        stated_sizes=[sizes[key] for key in keys],
     )
     return catalog, report
 
 
-def upright_rle(segmentation: Any, size: tuple[int, int], orientation: int) -> str | None:
-    """Return a COCO segmentation as upright, compressed RLE: JSON of {"size": [height, width], "counts": str}.
-
-    Args:
-        segmentation: polygons (list of x,y lists, pixels), or an RLE dict, compressed or not; may be empty or None.
-        size: (width, height) of the frame the segmentation is in.
-        orientation: EXIF orientation that turns this frame upright.
-
-    Returns:
-        The JSON, or None where there is no mask, or one that is broken or made for another size.
-    """
-    from pycocotools import mask as coco_mask
-
-    width, height = size
-    try:
-        if isinstance(segmentation, dict):
-            rle = segmentation
-            if isinstance(rle["counts"], list):
-                rle = coco_mask.frPyObjects(rle, height, width)
-            if list(segmentation["size"]) != [height, width]:
-                return None
-        else:
-            polygons = [polygon for polygon in segmentation or () if len(polygon) >= 6]
-            if not polygons:
-                return None
-            rle = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
-        if orientation != 1:
-            rle = coco_mask.encode(np.asfortranarray(upright_array(coco_mask.decode(rle), orientation)))
-    except (KeyError, TypeError, ValueError):
-        return None
-    counts = rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"]
-    return json.dumps({"size": list(rle["size"]), "counts": counts}, separators=(",", ":"))
-
-
-def _read_json(file: str) -> dict[str, Any]:
-    try:
-        with open(file, encoding="utf-8") as stream:
-            content = json.load(stream)
-    except json.JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}"
-        raise ObjcropError(f"{file} is broken JSON at {where} ({error.msg}); fetch or write it again.") from None
-    except UnicodeDecodeError as error:
-        raise ObjcropError(f"{file} is not UTF-8 text at byte {error.start}; is it a JSON file?") from None
-    except OSError as error:
-        reason = (error.strerror or "").lower()
-        raise ObjcropError(f"The annotations {file} cannot be read ({reason}); say with --annotations.") from None
+def _parts(file: str, report: IndexReport) -> tuple[list[Any], list[Any], list[Any]]:
+    """Return the lists of images, annotations and categories; the last two may be missing."""
+    content = read_json(file, "annotations", "say with --annotations", once=("images", "annotations", "categories"))
+    lists = []
     for part in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(part), list):
+        found = content.get(part) if isinstance(content, dict) else None
+        if found is None and part != "images" and isinstance(content, dict):
+            report.remark(os.path.basename(file), f"there is no list '{part}'")
+            found = []
+        if not isinstance(found, list):
             raise ObjcropError(f"{file} has no list '{part}', so it is not a COCO instances file; check --format.")
-    return content
+        lists.append(found)
+    return lists[0], lists[1], lists[2]
 
 
-def _field(entry: Any, name: str, part: str, i: int, file: str) -> Any:
-    if not isinstance(entry, dict) or not isinstance(entry.get(name), (int, str)):
-        raise ObjcropError(f"{file}: {part}[{i}] has no usable '{name}'; correct that entry.")
-    return entry[name]
-
-
-def _key(entry: Any, i: int, file: str) -> str:
-    _field(entry, "id", "images", i, file)
-    key = posixpath.normpath(str(_field(entry, "file_name", "images", i, file)))
-    if posixpath.isabs(key) or key.startswith("../") or key in ("..", "."):
-        raise ObjcropError(f"{file}: images[{i}] has the file_name '{key}', which must lie below the image folder.")
-    return key
-
-
-def _categories(entries: list[Any], file: str) -> tuple[list[str], dict[Any, int]]:
-    names = {}
+def _images(entries: list[Any], base: str, short: str, report: IndexReport) -> list[_Image]:
+    """Return the images that can be used, with the keys that their names mean."""
+    found: list[_Image] = []
     for i, entry in enumerate(entries):
-        number = _field(entry, "id", "categories", i, file)
-        if number in names:
-            raise ObjcropError(f"{file} has the category id {number} twice; every category id must be there once.")
-        names[number] = str(_field(entry, "name", "categories", i, file))
-    if len(set(names.values())) < len(names):
-        name = next(name for name in names.values() if list(names.values()).count(name) > 1)
-        raise ObjcropError(f"{file} has the category name '{name}' twice; every name must be there once.")
-    ids = sorted(names)
-    return [names[number] for number in ids], {number: c for c, number in enumerate(ids)}
+        place = f"{short} images[{i}]"
+        try:
+            if not isinstance(entry, dict):
+                raise BadValue(f"the entry is {shown(entry)}")
+            plain_id(entry.get("id"))
+            name = entry.get("file_name")
+            if not isinstance(name, str) or not name.strip():
+                raise BadValue(f"file_name is {shown(name)}")
+        except BadValue as error:
+            report.leave_out_entry(place, str(error))
+            continue
+        try:
+            size = pixels(entry.get("width")), pixels(entry.get("height"))
+        except BadValue as error:
+            report.remark(place, f"a size is not used: {error}")
+            size = (0, 0)
+        found.append(_Image(place, entry["id"], name, size if all(size) else (0, 0)))
+
+    there = _there(base, {posixpath.normpath(image.key) for image in found})
+    names: ImageNames | None = None
+    images = []
+    for image in found:
+        key: str | None = posixpath.normpath(image.key)
+        if key not in there:
+            names = names or ImageNames(visible_files(base, base, IndexReport()), base)
+            try:
+                key = names.find(image.key) or key_below(image.key.replace("\\", "/"))
+            except BadValue as error:
+                report.leave_out_entry(image.place, str(error))
+                continue
+        images.append(image._replace(key=key))
+    return images
 
 
-def _corners(note: dict[str, Any], i: int, file: str) -> tuple[float, float, float, float]:
+def _there(base: str, keys: set[str]) -> set[str]:
+    """Return those of the keys that lie below the image folder; each folder that they name is listed once."""
+    there = set()
+    folders: dict[str, set[str]] = {}
+    for key in keys:
+        folder, name = posixpath.split(key)
+        if posixpath.isabs(key) or key.startswith("../") or not name:
+            continue
+        if folder not in folders:
+            path = os.path.join(base, folder)
+            try:
+                folders[folder] = set(patiently(path, lambda path=path: os.listdir(path)))  # type: ignore[misc]
+            except (OSError, ValueError):  # no such folder, or no name of one: the images below it will be missed
+                folders[folder] = set()
+        if name in folders[folder]:
+            there.add(key)
+    return there
+
+
+def _classes(
+    entries: list[Any], notes: list[Any], file: str, short: str, report: IndexReport
+) -> tuple[list[str], dict[Id | None, int], Callable[[Any], Id]]:
+    """Return the class names, the class of each category id (and of None, no id), and what makes a key of an id."""
+    pairs: list[tuple[Any, str]] = []
+    for i, entry in enumerate(entries):
+        try:
+            name = entry.get("name") if isinstance(entry, dict) else None
+            if not isinstance(name, (str, int, float)) or isinstance(name, bool) or not str(name).strip():
+                raise BadValue(f"the category is {shown(entry)}, without a name")
+            plain_id(entry.get("id"))
+            pairs.append((entry["id"], printable(str(name).strip())))
+        except BadValue as error:
+            report.leave_out_entry(f"{short} categories[{i}]", str(error))
+    used = [note.get("category_id") for note in notes if isinstance(note, dict)]
+    if not pairs:
+        for raw in used:
+            if type(raw) is int or (isinstance(raw, str) and raw.strip()):
+                pairs.append((raw, str(raw).strip()))
+        if pairs:
+            report.remark(short, "no category has a name; classes are named by their ids")
     try:
-        x, y, width, height = (float("nan") if value is None else float(value) for value in note["bbox"])
-    except (KeyError, TypeError, ValueError):
-        raise ObjcropError(f"{file}: annotations[{i}] has no 'bbox' of four numbers; correct that entry.") from None
+        names, key_of = id_table(pairs)
+    except AmbiguousId as error:
+        raise ObjcropError(f"{file} has a category id twice: {error}; every category needs its own.") from None
+    ids = sorted(names, key=lambda key: (isinstance(key, str), key))
+    classes = list(dict.fromkeys(names[key] for key in ids))
+    for name, count in Counter(names.values()).items():
+        if count > 1:
+            same = ", ".join(str(key) for key in ids if names[key] == name)
+            report.remark(short, f"the categories {same} are all named {shown(name)}: one class")
+    class_of: dict[Id | None, int] = {key: classes.index(names[key]) for key in ids}
+    if used and all(raw is None for raw in used):
+        classes = classes if len(classes) == 1 else [ONE_CLASS]
+        class_of[None] = 0
+        report.remark(short, f"no annotation has a category_id; all are of the class {shown(classes[0])}")
+    return classes, class_of, key_of
+
+
+def _class(note: dict[str, Any], class_of: dict[Id | None, int], category_id: Callable[[Any], Id]) -> int:
+    raw = note.get("category_id")
+    label = class_of.get(raw if type(raw) is int or raw is None else _entry_id(note, "category_id", category_id))
+    if label is None and raw is not None:
+        label = class_of.get(category_id(raw))
+    if label is None:
+        raise BadValue(f"category_id is {shown(raw)}, which is not listed")
+    return label
+
+
+def _entry_id(note: Any, name: str, key_of: Callable[[Any], Id]) -> Id:
+    if not isinstance(note, dict):
+        raise BadValue(f"the entry is {shown(note)}")
+    try:
+        return key_of(note.get(name))
+    except BadValue:
+        raise BadValue(f"{name} is {shown(note.get(name))}") from None
+
+
+def _has_id(entry: Any) -> bool:
+    try:
+        plain_id(entry.get("id"))
+    except (AttributeError, BadValue):
+        return False
+    return True
+
+
+def corners_of_bbox(bbox: Any) -> tuple[float, float, float, float] | None:
+    """Return x0,y0,x1,y1 of a bbox, None where there is none; a null among four numbers is NaN."""
+    if bbox is None or bbox == []:
+        return None
+    if not isinstance(bbox, list) or len(bbox) != 4:
+        raise BadValue(f"bbox is {shown(bbox)}, not four numbers")
+    try:
+        x, y, width, height = bbox
+        if not type(x) is type(y) is type(width) is type(height) is float:
+            x, y, width, height = map(number, bbox)
+    except BadValue as error:
+        raise BadValue(f"bbox: {error}") from None
     return x, y, x + width, y + height

@@ -7,6 +7,7 @@ import os
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import IndexReport, StrPath, catalog_of, folder_at
+from objcrop.formats.visible_files import visible_files
 
 
 def read_folder(
@@ -16,10 +17,12 @@ def read_folder(
     root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> tuple[Catalog, IndexReport]:
     """Index every image under `source` that Pillow can open, whatever its name ends in.
 
-    Hidden files and folders (names that begin with a dot) are passed over; what is no image is listed as left out.
+    Hidden files and folders (names that begin with a dot) are passed over; what is no image, no regular file or a
+    folder that cannot be read is listed as left out.
 
     Args:
         source: folder, searched at any depth; links to folders are followed.
@@ -27,10 +30,11 @@ def read_folder(
         root: folder that keys are relative to and that holds `source`; `source` itself when left out.
         limit: take the first so many files, in the order of their keys.
         verify: decode every image.
+        strict: end at the first file or folder that cannot be used, instead of leaving it out.
 
     Raises:
         UsageError: annotations were given, or `root` does not hold `source`.
-        ObjcropError: the folder is missing or has no image.
+        ObjcropError: the folder is missing or has no image, or something is left out and `strict`.
     """
     if annotations is not None:
         raise UsageError("The format 'folder' knows no annotations; leave out --annotations, or use coco or voc.")
@@ -38,21 +42,8 @@ def read_folder(
     base = folder if root is None else folder_at(root, "root folder")
     if os.path.commonpath((base, folder)) != base:
         raise UsageError(f"--root {base} does not hold the source {folder}; leave it out, or give a folder above.")
-    report = IndexReport()
-    keys = sorted(os.path.relpath(path, base).replace(os.sep, "/") for path in _visible_files(folder))
+    report = IndexReport(strict=strict)
+    keys = visible_files(folder, base, report)
     if not keys:
         raise ObjcropError(f"The folder {folder} has no image to index; check the path.")
     return catalog_of(base, keys[:limit], report, verify=verify), report
-
-
-def _visible_files(folder: str) -> list[str]:
-    files, seen = [], set()
-    for here, folders, names in os.walk(folder, followlinks=True):
-        place = os.stat(here)
-        if (place.st_dev, place.st_ino) in seen:  # a link back to a folder above
-            folders.clear()
-            continue
-        seen.add((place.st_dev, place.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(here, name) for name in names if not name.startswith(".")]
-    return files

@@ -17,6 +17,7 @@ def read_scenes(
     root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> tuple[Catalog, IndexReport]:
     """Index a folder made by `draw_scenes`; the options are those of `read_coco`.
 
@@ -26,4 +27,4 @@ def read_scenes(
     folder = folder_at(source, "folder of scenes")
     if annotations is None and not os.path.isfile(os.path.join(folder, "instances.json")):
         raise ObjcropError(f"{folder} has no instances.json, which is written last; draw the scenes again.")
-    return read_coco(folder, annotations=annotations, root=root, limit=limit, verify=verify)
+    return read_coco(folder, annotations=annotations, root=root, limit=limit, verify=verify, strict=strict)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from itertools import pairwise
+import posixpath
+import re
+from collections import defaultdict
+from contextlib import suppress
 from typing import NamedTuple
-from xml.etree import ElementTree
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError
-from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at, printable, tracked
+from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at, tracked
+from objcrop.formats.image_names import AmbiguousName, ImageNames
+from objcrop.formats.plain_values import ONE_CLASS, BadValue, printable, shown
+from objcrop.formats.text_file import lines_of
+from objcrop.formats.visible_files import visible_files
+from objcrop.formats.voc_xml import VocXml, names_in, read_voc_xml
+from objcrop.read_file import patiently
 
 # fmt: off
 VOC_CLASSES = [
@@ -20,12 +27,19 @@ VOC_CLASSES = [
 # fmt: on
 
 
+class _File(NamedTuple):
+    """An XML file: the year's image folder (a key), its path, and its path in the annotation folder without ending."""
+
+    place: str
+    path: str
+    stem: str
+
+
 class _Image(NamedTuple):
     key: str
-    size: tuple[int, int]
-    names: list[str]
-    corners: list[tuple[float, float, float, float]]
-    difficult: list[bool]
+    file: _File
+    own_name: bool
+    xml: VocXml
 
 
 def read_voc(
@@ -35,11 +49,14 @@ def read_voc(
     root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
+    strict: bool = False,
 ) -> tuple[Catalog, IndexReport]:
     """Index a year of PASCAL VOC, or several.
 
-    VOC's boxes are 1-based and hold their last pixel: they become xmin-1, ymin-1, xmax, ymax. The classes are VOC's
-    twenty, or, where other names occur, those in alphabetical order.
+    An XML file belongs to the image of its own name, whatever that one's ending, in the same subfolder or else in the
+    only one that has it; where there is none, to the image that its <filename> names. VOC's boxes are 1-based and hold
+    their last pixel: they become xmin-1, ymin-1, xmax, ymax. The classes are VOC's twenty, or, where other names occur
+    in any of the files, those in alphabetical order; objects that all lack a name are of the class "object".
 
     Args:
         source: a folder with `Annotations/` and `JPEGImages/`, or the VOCdevkit that holds such folders.
@@ -47,107 +64,165 @@ def read_voc(
         root: folder that holds the images in the same layout, `source` when left out.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image.
+        strict: end at the first XML file, object or image that cannot be used, instead of leaving it out.
 
     Raises:
-        ObjcropError: a folder is missing, an XML file is broken (with line and column) or lacks something, an image is
-            annotated twice, or no image is left.
+        ObjcropError: a folder is missing, no image is left, or something cannot be used and `strict`.
     """
     folder = folder_at(source, "VOC folder")
     base = folder if root is None else folder_at(root, "root folder")
-    years = [folder] if os.path.isdir(os.path.join(folder, "Annotations")) else _years(folder)
-    wanted = None
+    report = IndexReport(strict=strict)
+    listed = None
     xml_folder = None
-    if annotations is not None and os.path.isfile(annotations):
-        wanted = _names(os.fspath(annotations))
-    elif annotations is not None:
+    if annotations is not None and os.path.isdir(annotations):
         xml_folder = folder_at(annotations, "annotation folder")
-    report = IndexReport()
+    elif annotations is not None:
+        listed = lines_of(os.fspath(annotations), "list of image names")
+    years = [folder] if os.path.isdir(os.path.join(folder, "Annotations")) else _years(folder)
 
-    files: list[tuple[str, str]] = []
+    files: list[_File] = []
+    photos: dict[str, ImageNames] = {}
     for year in years or [folder]:
         place = os.path.relpath(os.path.join(year, "JPEGImages"), folder).replace(os.sep, "/")
         xmls = xml_folder or os.path.join(year, "Annotations")
         if not os.path.isdir(xmls):
             raise ObjcropError(f"{folder} holds no Annotations folder, nor one a level below; check --format.")
-        stems = sorted(name[:-4] for name in os.listdir(xmls) if name.endswith(".xml") and not name.startswith("."))
-        files += [(place, os.path.join(xmls, f"{stem}.xml")) for stem in stems if wanted is None or stem in wanted]
-        if wanted is None:
-            _list_unannotated(os.path.join(base, place), place, set(stems), report)
-    if wanted is not None:
-        report.missing_annotated += sorted(wanted - {os.path.basename(file)[:-4] for _, file in files})
-    if not files:
+        names = visible_files(xmls, xmls, report, ending=".xml")
+        files += [_File(place, os.path.join(xmls, name), name[:-4]) for name in names]
+        there = visible_files(os.path.join(base, place), base, report)
+        photos[place] = ImageNames([k[len(place) + 1 :] for k in there], os.path.join(base, place), anywhere=True)
+    wanted = files if listed is None else _wanted(files, listed, report)
+    if not wanted:
         raise ObjcropError(f"{folder} has no XML file to index; check the path or --annotations.")
-    files = files[:limit]
-    images = [_read_xml(file, place, base) for place, file in tracked(files, len(files), "reading annotations")]
-    images.sort(key=lambda image: image.key)
-    for image, following in pairwise(images):
-        if image.key == following.key:
-            raise ObjcropError(f"Two XML files of {folder} annotate '{image.key}'; every image must be there once.")
+    images = _images(wanted, photos, base, limit, report)
+    if listed is None:
+        _list_unannotated(photos, files, {image.key for image in images}, report)
 
-    found = {name for image in images for name in image.names}
-    classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
-    boxes = FlatBoxes(
-        image=[i for i, image in enumerate(images) for _ in image.names],
-        corners=[corners for image in images for corners in image.corners],
-        classes=[classes.index(name) for image in images for name in image.names],
-        difficult=[flag for image in images for flag in image.difficult],
-        crowd=[False for image in images for _ in image.names],
-    )
-    keys, sizes = [image.key for image in images], [image.size for image in images]
+    found = {thing.label for image in images for thing in image.xml.objects}
+    if listed is not None:  # the classes are those of the whole set, so that all of its lists have the same
+        others = sorted(set(files) - {image.file for image in images})
+        found |= {name for file in tracked(others, len(others), "reading classes") for name in names_in(file.path)}
+    classes, boxes = _boxes(images, found, base, report)
+    keys, sizes = [image.key for image in images], [image.xml.size for image in images]
     return catalog_of(base, keys, report, verify=verify, classes=classes, boxes=boxes, stated_sizes=sizes), report
 
 
 def _years(folder: str) -> list[str]:
-    inner = (os.path.join(folder, name) for name in sorted(os.listdir(folder)))
+    inner = (os.path.join(folder, name) for name in sorted(patiently(folder, lambda: os.listdir(folder))))
     return [year for year in inner if os.path.isdir(os.path.join(year, "Annotations"))]
 
 
-def _names(file: str) -> set[str]:
-    """Return the image names of an ImageSets file; a second column (VOC's -1, 0, 1) is not used."""
-    try:
-        with open(file, encoding="utf-8") as stream:
-            return {line.split()[0] for line in stream if line.strip()}
-    except UnicodeDecodeError:
-        raise ObjcropError(f"--annotations {file} is not a text file with an image name a line.") from None
+def _wanted(files: list[_File], lines: list[str], report: IndexReport) -> list[_File]:
+    """Return the files that a list of ImageSets names; a second column (VOC's -1, 0, 1) is not used."""
+    by_name: dict[str, list[_File]] = defaultdict(list)
+    for file in files:
+        for name in {file.stem, posixpath.basename(file.stem)}:
+            by_name[name].append(file)
+    wanted = set()
+    for line in lines:
+        slashed = line.replace("\\", "/").removeprefix("./")
+        for name in (slashed, re.sub(r"\s+-?[0-9]+$", "", slashed), slashed.split()[0]):
+            # With an ending, or with folders in front that are not those of the XML file.
+            spelled = (name, posixpath.splitext(name)[0], posixpath.splitext(posixpath.basename(name))[0])
+            found = next((by_name[one] for one in spelled if one in by_name), None)
+            if found:
+                wanted.update(found)
+                break
+        else:
+            report.miss(line.split()[0])
+    return sorted(wanted)
 
 
-def _list_unannotated(folder: str, place: str, stems: set[str], report: IndexReport) -> None:
-    names: Sequence[str] = sorted(os.listdir(folder)) if os.path.isdir(folder) else ()
-    for name in names:
-        if not name.startswith(".") and os.path.splitext(name)[0] not in stems:
-            report.left_out.append((printable(f"{place}/{name}"), "no XML file of that name"))
-
-
-def _read_xml(file: str, place: str, base: str) -> _Image:
-    try:
-        tree = ElementTree.parse(file).getroot()
-    except ElementTree.ParseError as error:
-        line, column = error.position
-        raise ObjcropError(f"{file} is broken XML at line {line}, column {column + 1}; fetch it again.") from None
-    stem = os.path.splitext(os.path.basename(file))[0]
-    name = (tree.findtext("filename") or "").strip()
-    # Labelling tools write any path or none there; the XML's own name is what VOC goes by.
-    if not name or not os.path.isfile(os.path.join(base, place, name)):
-        name = f"{stem}.jpg"
-    size = (_whole(tree.findtext("size/width")), _whole(tree.findtext("size/height")))
-    image = _Image(f"{place}/{name}", size, [], [], [])
-    for i, thing in enumerate(tree.findall("object")):
-        label = (thing.findtext("name") or "").strip()
-        edges = [thing.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+def _images(
+    files: list[_File], photos: dict[str, ImageNames], base: str, limit: int | None, report: IndexReport
+) -> list[_Image]:
+    """Return what the files say of which image, in key order; each image once."""
+    claims: dict[str, list[_Image]] = defaultdict(list)
+    for file in tracked(files, len(files), "reading annotations"):
+        if limit is not None and len(claims) == limit:
+            break
+        place = _shown_path(file, base)
         try:
-            x0, y0, x1, y1 = (float(edge) for edge in edges if edge is not None)
-        except ValueError:
-            raise ObjcropError(f"{file}: object {i + 1} has no bndbox of four numbers; correct it.") from None
-        if not label:
-            raise ObjcropError(f"{file}: object {i + 1} has no name; correct it.")
-        image.names.append(label)
-        image.corners.append((x0 - 1, y0 - 1, x1, y1))
-        image.difficult.append((thing.findtext("difficult") or "0").strip() == "1")
-    return image
+            xml = read_voc_xml(file.path)
+            name, own_name = _photo(file, xml, photos[file.place], place, report)
+        except BadValue as error:
+            report.leave_out_entry(place, str(error))
+            continue
+        for i, reason in xml.bad:
+            report.leave_out_entry(f"{place} object {i}", reason)
+        for remark in xml.remarks:
+            report.remark(place, remark)
+        image = _Image(f"{file.place}/{name}", file, own_name, xml)
+        claims[image.key].append(image)
+
+    images = []
+    for key in sorted(claims):
+        same = claims[key]
+        first = [image for image in same if image.own_name] if len(same) > 1 else same
+        if len(first) == 1:
+            images += first
+        for image in same:
+            if len(first) != 1 or image is not first[0]:
+                other = next(each for each in first or same if each is not image)
+                place, taken = _shown_path(image.file, base), _shown_path(other.file, base)
+                report.leave_out_entry(place, f"it annotates {shown(key)}, which {taken} annotates too")
+    return images
 
 
-def _whole(text: str | None) -> int:
+def _photo(file: _File, xml: VocXml, photos: ImageNames, place: str, report: IndexReport) -> tuple[str, bool]:
+    """Return which photo of its year a file annotates, and whether it has the file's own name."""
+    named = None
+    with suppress(AmbiguousName):
+        named = photos.find(xml.filename) if xml.filename else None
+    own = None
     try:
-        return int(float(text or 0))
-    except ValueError:
-        return 0
+        own = photos.find(file.stem) or photos.find(posixpath.basename(file.stem))
+    except AmbiguousName:
+        # Two photos of its name: <filename> may say which.
+        if named is None or posixpath.splitext(named)[0] != file.stem:
+            raise
+        own = named
+    if own is None:
+        return (named, False) if named else (f"{file.stem}.jpg", True)
+    if named is not None and posixpath.splitext(posixpath.basename(named))[0] != posixpath.basename(file.stem):
+        report.remark(
+            place, f"its <filename> is {shown(xml.filename)}, but it counts for {shown(own)}, of its own name"
+        )
+    return own, posixpath.splitext(own)[0] == file.stem or own == file.stem
+
+
+def _list_unannotated(photos: dict[str, ImageNames], files: list[_File], taken: set[str], report: IndexReport) -> None:
+    stems = {(file.place, file.stem) for file in files}
+    for place, names in photos.items():
+        for name in sorted(names.keys):
+            key = f"{place}/{name}"
+            if key not in taken and (place, posixpath.splitext(name)[0]) not in stems:
+                report.left_out.append((printable(key), "no XML file of that name"))
+
+
+def _boxes(images: list[_Image], found: set[str], base: str, report: IndexReport) -> tuple[list[str], FlatBoxes]:
+    nameless = found == {""}
+    found = {ONE_CLASS} if nameless else found - {""}
+    classes = VOC_CLASSES if found <= set(VOC_CLASSES) else sorted(found)
+    class_of = {name: c for c, name in enumerate(classes)}
+    if nameless:
+        report.remark(base, f"no object has a name; all are of the class {shown(ONE_CLASS)}")
+    boxes = FlatBoxes([], [], [], [], [], [], lambda at: f"{_shown_path(at[0], base)} object {at[1]}")
+    for i, image in enumerate(images):
+        for thing in image.xml.objects:
+            label = class_of.get(ONE_CLASS if nameless else thing.label)
+            if label is None:
+                report.leave_out_entry(boxes.place_of((image.file, thing.number)), "the object has no name")
+                continue
+            boxes.image.append(i)
+            boxes.corners.append(thing.corners)
+            boxes.classes.append(label)
+            boxes.difficult.append(thing.difficult)
+            boxes.crowd.append(False)
+            boxes.place.append((image.file, thing.number))
+    return classes, boxes
+
+
+def _shown_path(file: _File, base: str) -> str:
+    inside = os.path.relpath(file.path, base)
+    return file.path if inside.startswith("..") else inside.replace(os.sep, "/")

@@ -296,21 +296,21 @@ def test_coco_errors(tmp_path):
     file.write_text('{"images": [],\n "annotations": [}')
     assert "line 2, column 18" in error(tmp_path, "coco") and str(file) in error(tmp_path, "coco")
     file.write_bytes(b'{"images": "\xff"}')
-    assert "not UTF-8 text at byte" in error(tmp_path, "coco")
+    assert "no list 'images'" in error(tmp_path, "coco")
     file.write_text('{"images": [], "annotations": []}')
-    assert "no list 'categories'" in error(tmp_path, "coco")
+    assert "no image to index" in error(tmp_path, "coco")
     file.write_text("[]")
     assert "no list 'images'" in error(tmp_path, "coco")
 
-    same = [{"id": 1, "file_name": "x/a.jpg"}, {"id": 2, "file_name": "./x/a.jpg"}]
-    assert "'x/a.jpg' twice" in error(coco(tmp_path, same), "coco")
+    same = [{"id": 1, "file_name": "x/a.jpg", "width": 8, "height": 6}, {"id": 2, "file_name": "./x/a.jpg"}]
+    same[1] |= {"width": 8, "height": 7}
+    assert "'x/a.jpg' with two sizes, 8x6 and 8x7" in error(coco(tmp_path, same), "coco")
     same = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}]
     assert "same id" in error(coco(tmp_path, same), "coco")
     assert "must lie below" in error(coco(tmp_path, [{"id": 1, "file_name": "../a.jpg"}]), "coco")
-    assert "images[0] has no usable 'file_name'" in error(coco(tmp_path, [{"id": 1}]), "coco")
-    assert "annotations[0] has category_id 5" in error(coco(tmp_path, notes=[(1, 5, [0, 0, 1, 1])]), "coco")
-    assert "annotations[0] has no 'bbox'" in error(coco(tmp_path, notes=[(1, 1, [0, 0, 1])]), "coco")
-    assert "'cat' twice" in error(coco(tmp_path, categories=((1, "cat"), (2, "cat"))), "coco")
+    assert "images[0]: file_name is None" in error(coco(tmp_path, [{"id": 1}]), "coco")
+    twice = error(coco(tmp_path, categories=((1, "cat"), ("1", "dog"))), "coco")
+    assert "category id twice" in twice and "'cat'" in twice and "'dog'" in twice
 
 
 def test_scenes_error(tmp_path):
@@ -355,16 +355,11 @@ def test_voc_errors(tmp_path):
     (tmp_path / "Annotations").mkdir()
     assert "no XML file" in error(tmp_path, "voc")
     file = voc(tmp_path, {"a": []}) / "Annotations/a.xml"
-    good = file.read_text()
-    file.write_text(good + "\n<more>")
-    assert f"{file} is broken XML at line 2, column 1" in error(tmp_path, "voc")
-    file.write_text(voc_xml("a.jpg", [("dog", 0, ("one", 1, 2, 2))]))
-    assert "object 1 has no bndbox of four numbers" in error(tmp_path, "voc")
-    file.write_text(voc_xml("a.jpg", [(" ", 0, (1, 1, 2, 2))]))
-    assert "object 1 has no name" in error(tmp_path, "voc")
-    file.write_text(good)
-    (tmp_path / "Annotations/again.xml").write_text(good)
-    assert "'JPEGImages/a.jpg'" in error(tmp_path, "voc")
+    file.write_text(file.read_text() + "\n<more>")
+    assert "Annotations/a.xml: it is broken XML at line 2, column 1" in error(tmp_path, "voc")
+    (tmp_path / "list.txt").write_text("b\n")
+    assert "no XML file" in error(tmp_path, "voc", annotations=tmp_path / "list.txt")
+    assert "cannot be read (no such file" in error(tmp_path, "voc", annotations=tmp_path / "none.txt")
 
 
 # Real files

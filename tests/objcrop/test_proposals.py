@@ -90,7 +90,7 @@ def test_import_csv_and_npy(catalog, tmp_path):
     [
         ("none.csv", None, "not there"),
         ("b.txt", "", "COCO results"),
-        ("b.json", "{", "not JSON"),
+        ("b.json", "{", "broken JSON"),
         ("b.json", '{"images": []}', "list of"),
         ("b.json", '[{"image_id": 7}]', "entry 0"),
         ("b.json", '[{"image_id": 8, "bbox": [0, 0, 1, 1]}]', "image_id 8"),
