@@ -111,7 +111,7 @@ def _from_json(catalog: Catalog, path: Path, annotations: str | None, report: In
             if not isinstance(entry, dict):
                 raise BadValue(f"it is {shown(entry)}, not {{image_id, bbox, score}}")
             raw = entry.get("image_id")
-            if isinstance(raw, (dict, list, type(None))):
+            if isinstance(raw, (bool, dict, list, type(None))):
                 raise BadValue(f"image_id is {shown(raw)}")
             if raw not in known:
                 known[raw] = row_of(raw)
