@@ -43,6 +43,7 @@ from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import one_of, refuse_without_gpu
+from objcrop.whole_file import save_picture
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
 QUICKER = 8  # times as many images are measured of those that work on a GPU
@@ -304,4 +305,4 @@ def plot_loader(result: dict[str, Any], path: Path) -> None:
         f"not drawn: {n}, {r['images_per_s']:,.0f} images/s" for n, r in result["ceilings"].items() if n not in drawn
     ]
     figure.suptitle("\n".join(["blue: objcrop, orange: others, grey: ceilings", *above]), fontsize=9, x=0.01, ha="left")
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)

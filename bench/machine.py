@@ -12,7 +12,7 @@ from typing import Any
 
 from objcrop.doctor import commit
 from objcrop.errors import ObjcropError
-from objcrop.whole_file import whole_file
+from objcrop.whole_file import read_text, whole_file
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "numba", "pillow"),
@@ -39,7 +39,6 @@ def machine() -> dict[str, Any]:
 
 def write_result(path: Path, result: dict[str, Any]) -> None:
     """Write a result as JSON, the machine first, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as part:
         part.write_text(json.dumps({"machine": machine(), **result}, indent=2) + "\n", encoding="utf-8")
 
@@ -51,8 +50,11 @@ def read_result(path: Path) -> dict[str, Any]:
         ObjcropError: it is missing or is none.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        result = json.loads(read_text(path, "bench result", "make it with its bench"))
+        if not isinstance(result, dict):
+            raise ValueError("no mapping")
+        return result
+    except (ValueError, RecursionError) as error:
         raise ObjcropError(f"{path} cannot be read as a bench result ({error}); make it anew with its bench.") from None
 
 

@@ -22,6 +22,7 @@ from objcrop.ssl.probe import probe
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import read_metrics
 from objcrop.ssl.trainer import pretrain
+from objcrop.whole_file import save_picture
 
 # Name, crop policy, method that makes the boxes.
 CONTENDERS = (
@@ -111,4 +112,4 @@ def plot_policies(result: dict[str, Any], path: Path) -> None:
         ax.set_yticks(range(len(names)), names)
         ax.set(xlabel=title, ylim=(-0.5, len(names) - 0.2))
         ax.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.errors import ObjcropError
+from objcrop.whole_file import refuse_unwritable
 
 log = logging.getLogger("objcrop")
 ATTEMPTS = 64  # substitutes tried for one sample before the whole set is taken to be bad
@@ -53,11 +54,16 @@ class BadImages:
         catalog: names the files.
         max_bad: largest share of the catalog that may be bad.
         listing: text file that gets a line per bad image (key, tab, reason), or None.
+
+    Raises:
+        ObjcropError: the listing cannot be written.
     """
 
     def __init__(self, catalog: Catalog, max_bad: float, listing: str | os.PathLike[str] | None = None) -> None:
         self.catalog, self.max_bad = catalog, max_bad
         self.listing = None if listing is None else Path(listing)
+        if self.listing is not None:
+            refuse_unwritable(self.listing)
         self.reasons: dict[int, str] = {}
 
     def add(self, row: int, reason: str) -> None:
@@ -71,9 +77,16 @@ class BadImages:
         self.reasons[row] = reason
         key = self.catalog.key(row)
         log.warning("%s %s; another sample is shown instead", key, reason)
-        if self.listing is not None and f"{key}\t" not in self._listed():
-            with self.listing.open("a", encoding="utf-8") as file:
-                file.write(f"{key}\t{reason}\n")
+        if self.listing is not None:
+            try:
+                if f"{key}\t" not in self._listed():
+                    with self.listing.open("a", encoding="utf-8") as file:
+                        file.write(f"{key}\t{reason}\n")
+            except OSError as error:  # no reason to end a run: the log has what the list lacks
+                log.warning(
+                    "%s cannot be written (%s); bad images are listed here alone.", self.listing, error.strerror
+                )
+                self.listing = None
         if len(self.reasons) > self.max_bad * len(self.catalog):
             raise ObjcropError(
                 f"{len(self.reasons)} of {len(self.catalog)} images cannot be used (the last: {key} {reason}), more "
@@ -81,7 +94,9 @@ class BadImages:
             )
 
     def _listed(self) -> str:
-        return self.listing.read_text(encoding="utf-8") if self.listing is not None and self.listing.exists() else ""
+        if self.listing is None or not self.listing.exists():
+            return ""
+        return self.listing.read_text(encoding="utf-8", errors="replace")
 
 
 def stand_in(

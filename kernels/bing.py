@@ -22,6 +22,7 @@ import torch
 from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 from objcrop.errors import ObjcropError
+from objcrop.whole_file import read_text, whole_file
 
 # Window sizes (width, height), pixels of the canvas; the number of a size is its place here, as in the published model.
 SIZES = [(1 << (4 + i % 6), 1 << (4 + i // 6)) for i in range(36)]
@@ -74,10 +75,8 @@ class BingModel:
         template = [[round(float(v), 7) for v in row] for row in self.template]
         content = {"made_by": made_by, "canvas": self.canvas, "template": template, "sizes": sizes}
         text = json.dumps(content).replace("], ", "],\n ").replace('": [[', '":\n [[')
-        try:
-            Path(path).write_text(text + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ObjcropError(f"{path} cannot be written ({error.strerror}); name another -o.") from None
+        with whole_file(path) as part:
+            part.write_text(text + "\n", encoding="utf-8")
 
 
 def load_bing(path: str | os.PathLike[str]) -> BingModel:
@@ -92,14 +91,13 @@ def load_bing(path: str | os.PathLike[str]) -> BingModel:
     if Path(path).is_dir():
         return _published(Path(path))
     try:
-        content: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        way = "`objcrop train-bing` makes one"
+        content: dict[str, Any] = json.loads(read_text(path, "BING model", way))
         scale, offset = torch.ones(36), torch.full((36,), -torch.inf)
         for number, (a, b) in content["sizes"].items():
             scale[int(number)], offset[int(number)] = a, b
         return BingModel(torch.tensor(content["template"]).view(8, 8), scale, offset, int(content["canvas"]))
-    except FileNotFoundError:
-        raise ObjcropError(f"the BING model {path} is not there; `objcrop train-bing` makes one.") from None
-    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError, IndexError, AttributeError, OverflowError) as error:
         raise ObjcropError(f"{path} is no BING model ({type(error).__name__}: {error}).") from None
 
 

@@ -8,7 +8,6 @@ un-normalised.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.errors import ObjcropError
+from objcrop.whole_file import whole_file
 
 CELL, GAP, CAPTION, HEAD = 240, 14, 20, 34
 PAPER, INK, FAINT = (250, 250, 248), (30, 30, 30), (120, 120, 120)
@@ -49,7 +49,8 @@ def contact_sheet(
         boxes: the box table, to draw the box itself; None draws regions and windows alone.
 
     Raises:
-        ObjcropError: an image that cannot be read any more, or a path that cannot be written.
+        ObjcropError: an image that cannot be read any more.
+        OSError: the path cannot be written.
     """
     wide = CELL * 4 // 3
     columns = [GAP]
@@ -75,10 +76,8 @@ def contact_sheet(
         key = catalog.key(row)
         which = "no box: whole frame" if plan.box[i] < 0 else f"box {plan.box[i]}"
         draw.text((columns[0], top + CELL + 3), f"{key[-32:]}   {which}", FAINT, ImageFont.load_default(11))
-    try:
-        sheet.save(Path(path), format="PNG")
-    except OSError as error:
-        raise ObjcropError(f"the contact sheet {path} cannot be written ({error.strerror or error}).") from None
+    with whole_file(path) as part:
+        sheet.save(part, format="PNG")
 
 
 def _with_windows(

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import UsageError
 from objcrop.objectness import POOR, PRECISE
+from objcrop.whole_file import save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,11 +71,7 @@ def draw_stats(results: dict[str, dict[str, Any]], path: str | os.PathLike[str])
     for axes in (spread, bars):
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise ObjcropError(f"the picture {path} cannot be written ({why}); choose another -o.") from None
+    save_picture(figure, path)
 
 
 def _draw_spread(axes: Axes, rows: list[tuple[str, str, str, dict[str, Any]]]) -> None:

@@ -12,8 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from objcrop.errors import ObjcropError, UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 StrPath = str | os.PathLike[str]
 
@@ -44,6 +48,20 @@ def whole_file(path: StrPath) -> Iterator[Path]:
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
+
+
+def save_picture(figure: Figure, path: StrPath, dpi: int = 150) -> None:
+    """Write a matplotlib figure whole or not at all; the suffix says the format (.png, .pdf, .svg).
+
+    Raises:
+        ObjcropError: the suffix is none that matplotlib knows, or the file cannot be written.
+    """
+    form = Path(path).suffix.removeprefix(".") or "png"
+    try:
+        with whole_file(path) as part:
+            figure.savefig(part, dpi=dpi, format=form)
+    except (OSError, ValueError) as error:
+        raise ObjcropError(f"the picture {path} cannot be written ({_reason(error)}); name another place.") from None
 
 
 def refuse_unwritable(path: StrPath, suffixes: Sequence[str] = ()) -> None:

@@ -6,6 +6,8 @@ import torch
 from torch import nn
 
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
+from objcrop.whole_file import regular_file
 
 SMALL = 96  # views of this side and less lose too much to a stem that shrinks them fourfold
 
@@ -88,14 +90,13 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     Raises:
         ObjcropError: the file is missing, damaged or neither of the two.
     """
+    file = regular_file(path, "file of weights", "give a checkpoint of objcrop or a state dict")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise ObjcropError(f"the weights {path} are not there.") from None
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ObjcropError(f"{path} holds no weights that can be read ({str(error).strip()[:80]!r}).") from None
     if isinstance(content, dict) and content.get("kind") == "objcrop checkpoint":
-        return backbone_weights(content)
+        return backbone_weights(load_checkpoint(file, BACKBONE))
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):

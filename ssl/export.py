@@ -19,7 +19,7 @@ import torch
 
 from objcrop.errors import ObjcropError, UsageError, one_of
 from objcrop.ssl.backbones import SMALL, backbone_weights
-from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import whole_file
 
 FORMATS = ("torchvision", "timm", "detectron2")
@@ -41,7 +41,7 @@ def export(checkpoint: str | os.PathLike[str], form: str, output: str | os.PathL
         ObjcropError: an unusable checkpoint, or a file that cannot be written.
     """
     one_of(form, FORMATS, "--format")
-    saved = load_checkpoint(checkpoint)
+    saved = load_checkpoint(checkpoint, BACKBONE)
     arch, weights = saved["recipe"]["arch"], backbone_weights(saved)
     of_timm = arch.startswith("timm/")
     small = "conv1.weight" in weights and int(weights["conv1.weight"].shape[-1]) == 3 and not of_timm

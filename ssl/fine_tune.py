@@ -14,7 +14,7 @@ from torch import nn
 
 from objcrop.catalog import Catalog
 from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
 from objcrop.ssl.frozen_features import features
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.trainer import pretrain
@@ -62,7 +62,7 @@ def fine_tuned_scores(
     if name.startswith("untrained:"):
         origin: dict[str, Any] = {"arch": name.split(":", 1)[1]}
     else:
-        trained = load_checkpoint(checkpoint)["recipe"]
+        trained = load_checkpoint(checkpoint, BACKBONE)["recipe"]
         origin = {"init": name, "arch": trained["arch"], "size": trained["size"]}
     options = {**RECIPE, "epochs": epochs, "single_label": single, "loader": backend, "device": device}
     recipe = resolve(None, {**options, **origin, **flags})

@@ -11,8 +11,9 @@ from torch import nn
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
+from objcrop.errors import ObjcropError
 from objcrop.ssl.backbones import backbone, backbone_weights
-from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
 
 
 class Features(NamedTuple):
@@ -34,10 +35,16 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     if name.startswith("untrained:"):
         torch.manual_seed(0)
         return backbone(name.split(":", 1)[1], size or 224)[0], size or 224
-    saved = load_checkpoint(checkpoint)
+    saved = load_checkpoint(checkpoint, BACKBONE)
     trained = int(saved["recipe"]["size"])
     network, _ = backbone(saved["recipe"]["arch"], trained)
-    network.load_state_dict(backbone_weights(saved))
+    try:
+        network.load_state_dict(backbone_weights(saved))
+    except RuntimeError as error:
+        what = " ".join(str(error).split())[:160]
+        raise ObjcropError(
+            f"{checkpoint} does not hold the weights of its {saved['recipe']['arch']} ({what})."
+        ) from None
     return network, size or trained
 
 

@@ -9,7 +9,6 @@ or makes the same again.
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.errors import one_of
+from objcrop.errors import ObjcropError, one_of
 from objcrop.proposals.anchors import anchors_from, last_maps, weights_fingerprint
 from objcrop.ranks import rank_and_world_size, wait_for_ranks
 from objcrop.ssl.backbones import backbone
@@ -90,6 +89,9 @@ class OnlineBoxes:
 
     def _is_of(self, file: Path, weights: str) -> bool:
         """Whether a run that broke off left just these boxes; every rank looks before any goes on to write."""
-        there = os.path.exists(file) and BoxTable.load(file, self.catalog).parameters["weights"] == weights
+        try:
+            there = BoxTable.load(file, self.catalog).parameters.get("weights") == weights
+        except ObjcropError:  # not there, or damaged: they are scored anew
+            there = False
         wait_for_ranks()
         return there

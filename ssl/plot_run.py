@@ -8,6 +8,7 @@ from pathlib import Path
 
 from objcrop.errors import ObjcropError
 from objcrop.ssl.run_folder import read_metrics
+from objcrop.whole_file import save_picture
 
 # A panel each, in this order: title, and what is drawn in it where the run has it.
 PANELS = (
@@ -66,7 +67,4 @@ def plot_run(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[s
         ax.set_visible(False)
     for ax in axes[max(len(panels) - across, 0) : len(panels)]:
         ax.set_xlabel("step", fontsize=8)
-    try:
-        figure.savefig(output, dpi=140)
-    except (OSError, ValueError) as error:
-        raise ObjcropError(f"the picture {output} cannot be written ({error}).") from None
+    save_picture(figure, output, dpi=140)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.ssl.checkpoint import previous
-from objcrop.whole_file import whole_file
+from objcrop.whole_file import StrPath, read_text, refuse_unwritable, refuse_unwritable_folder, whole_file
 
 
 class RunFolder:
@@ -23,40 +24,54 @@ class RunFolder:
 
     Raises:
         UsageError: another run lies in it and `resume` is False.
-        ObjcropError: `resume` is True and there is no checkpoint, or the folder cannot be made.
+        ObjcropError: `resume` is True and there is no checkpoint, or the folder cannot be made or written, or something
+            that is no file lies where the run will write one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], resume: bool) -> None:
+    def __init__(self, path: StrPath, resume: bool) -> None:
         self.path = Path(path)
         self.checkpoint = self.path / "last.pt"
         self.metrics = self.path / "metrics.jsonl"
-        held = self.checkpoint.exists() or previous(self.checkpoint).exists()
+        self.recipe = self.path / "recipe.yaml"
+        refuse_unwritable_folder(self.path)
+        held = os.path.lexists(self.checkpoint) or os.path.lexists(previous(self.checkpoint))
         if resume and not held:
-            raise ObjcropError(f"there is no checkpoint to resume from in {self.path}; start without --resume.")
+            way = way_out("start without --resume", "start a new run")
+            raise ObjcropError(f"there is no checkpoint to resume from in {self.path}; {way}.")
         if not resume and held:
-            raise UsageError(f"{self.path} holds a run already: go on with --resume, or name another --output.")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if not resume:  # a run that broke before its first checkpoint began anew
-                self.metrics.unlink(missing_ok=True)
-        except OSError as error:
-            raise ObjcropError(f"the run folder {self.path} cannot be made ({error.strerror}).") from None
+            way = way_out("go on with --resume, or name another --output", "name another folder, or remove it")
+            raise UsageError(f"{self.path} holds a run already: {way}.")
+        self.path.mkdir(parents=True, exist_ok=True)
+        for file in (self.checkpoint, previous(self.checkpoint), self.metrics, self.recipe):
+            refuse_unwritable(file)
+        if not resume:  # a run that broke before its first checkpoint began anew
+            self.metrics.unlink(missing_ok=True)
+
+    @property
+    def wandb_id(self) -> Path:
+        """The file that keeps this run's id at Weights & Biases."""
+        return self.path / "wandb_id.txt"
 
     def write_recipe(self, recipe: dict[str, Any]) -> None:
         """Keep the resolved recipe, versions and data beside the run."""
-        (self.path / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+        with whole_file(self.recipe) as part:
+            part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
 
     def cut_metrics(self, step: int) -> None:
-        """Drop lines after `step`: steps that a broken run took and a resumed one takes again."""
+        """Drop lines after `step`: steps that a broken run took and a resumed one takes again.
+
+        Lines that are none, as a kill or a full disk leaves them, go too.
+        """
         if not self.metrics.exists():
             return
-        kept = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):  # the line that a kill cut in half
-                break
+        kept, broken = [], 0
+        for text in self.metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            line = _line(text)
+            broken += line is None
+            if line is not None and line["step"] <= step:
+                kept.append(text + "\n")
+        if broken:
+            logging.getLogger("objcrop").warning("%d damaged lines of %s are dropped.", broken, self.metrics)
         with whole_file(self.metrics) as part:
             part.write_text("".join(kept), encoding="utf-8")
 
@@ -70,18 +85,37 @@ class RunFolder:
             with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
-            raise ObjcropError(f"{self.metrics} cannot be written ({error.strerror}); go on with --resume.") from None
+            way = way_out("go on with --resume", "resume it")
+            raise ObjcropError(
+                f"{self.metrics} cannot be written ({error.strerror}); free some space or mend its rights, then {way}: "
+                "the last checkpoint is whole."
+            ) from None
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl.
+def read_metrics(path: StrPath) -> list[dict[str, Any]]:
+    """Return the lines of a metrics.jsonl; a last one that was cut off in the middle is left out.
 
     Raises:
-        ObjcropError: the file is not there or no metrics file.
+        ObjcropError: the file is not there or no metrics file; the line is named.
     """
+    text = read_text(path, "metrics file", "`objcrop pretrain` writes it in its run folder")
+    lines = []
+    texts = text.splitlines()
+    for number, one in enumerate(texts, 1):
+        line = _line(one)
+        if line is not None:
+            lines.append(line)
+        elif one.strip() and (number < len(texts) or text.endswith("\n")):
+            raise ObjcropError(f"line {number} of {path} is no line of a metrics file of objcrop; remove it.")
+    return lines
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Return a line of metrics: a whole number as `step`, and numbers that a float can hold; None for any other."""
     try:
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line]
-    except OSError:
-        raise ObjcropError(f"{path} is not there; `objcrop pretrain` writes it in its run folder.") from None
-    except ValueError as error:
-        raise ObjcropError(f"{path} is no metrics file of objcrop ({error}).") from None
+        line = json.loads(text)
+        numbers = [float(value) for value in line.values() if not isinstance(value, (str, bool))]
+        whole = type(line["step"]) is int and line["step"] >= 0
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+    return line if whole and len(numbers) == len(line) else None

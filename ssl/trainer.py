@@ -30,7 +30,7 @@ from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.byol import BYOL
-from objcrop.ssl.checkpoint import load_newest, save_checkpoint
+from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
 from objcrop.ssl.lars import LARS
 from objcrop.ssl.method import Method
 from objcrop.ssl.moco import MoCo
@@ -184,7 +184,8 @@ class Run:
         saved = self._restore() if resume else None
         self.watch = Watch(recipe, folder, self.total, self.step)
         if saved is not None:
-            self.watch.load_state_dict(saved["watch"], device)
+            with restoring(folder.checkpoint):
+                self.watch.load_state_dict(saved["watch"], device)
         if recipe.compile:
             self.method.encoder.backbone.compile()
         self.model: nn.Module = self.method
@@ -345,19 +346,20 @@ class Run:
     def _restore(self) -> dict[str, Any]:
         saved = load_newest(self.folder.checkpoint)
         for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe"):
-            if saved["recipe"][name] != getattr(self.recipe, name):
+            if saved["recipe"].get(name) != getattr(self.recipe, name):
                 raise ObjcropError(
-                    f"{self.folder.checkpoint} was trained with {name}={saved['recipe'][name]}, not "
+                    f"{self.folder.checkpoint} was trained with {name}={saved['recipe'].get(name)}, not "
                     f"{getattr(self.recipe, name)}; resume with what the run began with."
                 )
-        self.method.load_state_dict(saved["method"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+        with restoring(self.folder.checkpoint):
+            self.method.load_state_dict(saved["method"])
+            self.optimiser.load_state_dict(saved["optimiser"])
+            if self.probe is not None:
+                self.probe.load_state_dict(saved["probe"])
+            at = {name: int(saved["loader"][name]) for name in ("epoch", "batch")}
         if self.online is not None:
-            at = saved["loader"]
             self.loader.set_boxes(self.online.of_checkpoint(at["epoch"], at["batch"]))
         self.loader.load_state_dict(saved["loader"])
-        if self.probe is not None:
-            self.probe.load_state_dict(saved["probe"])
         self.step = int(saved["step"])
         wait_for_ranks()
         if self.leads:

@@ -6,10 +6,14 @@ collapsed embeddings are reported.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -20,6 +24,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
 from objcrop.ssl.recipe import Recipe, as_dict
 from objcrop.ssl.run_folder import RunFolder
+from objcrop.whole_file import whole_file
 
 COLLAPSED = 0.1  # of the standard deviation 1/√dim that embeddings spread evenly over the sphere have
 
@@ -106,7 +111,8 @@ class Watch:
         if self.leads:
             begin = step - len(self.losses) + 1
             kept = {f"step {begin + i}": r for i, r in enumerate(rows)}
-            (self.folder.path / "nan_rows.json").write_text(json.dumps(kept) + "\n", encoding="utf-8")
+            with whole_file(self.folder.path / "nan_rows.json") as part:
+                part.write_text(json.dumps(kept) + "\n", encoding="utf-8")
         raise ObjcropError(
             f"the loss is {float(self.losses[first - 1 - step + len(self.losses)])} at step {first}; lower base_lr "
             f"({self.recipe.base_lr}), or look at the images, whose rows are in {self.folder.path / 'nan_rows.json'}."
@@ -183,17 +189,52 @@ class _WeightsAndBiases:
             import wandb
         except ImportError:
             raise UsageError("wandb is not installed; `pip install wandb`, or leave it out.") from None
-        # The folder's name is the run's id, so that a resumed run goes on in the same charts.
-        name = folder.path.resolve().name
-        self.run = wandb.init(
-            project=recipe.wandb, id=name, name=name, resume="allow", dir=str(folder.path), config=as_dict(recipe)
-        )
+        name = os.fsencode(folder.path.resolve().name).decode("utf-8", "replace")[:128]
+        options = {"project": recipe.wandb, "id": run_id(folder), "name": name, "resume": "allow"}
+        try:
+            self.run = wandb.init(**options, dir=str(folder.path), config=as_dict(recipe))
+        except Exception as error:  # no login, no network, a project's name it does not like
+            raise ObjcropError(
+                f"Weights & Biases cannot begin the run ({_short(error)}); log in with `wandb login`, set "
+                "WANDB_MODE=offline, or leave wandb out."
+            ) from None
 
     def write(self, line: dict[str, Any]) -> None:
-        self.run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
+        with _not_worth_a_run():
+            self.run.log({name: value for name, value in line.items() if name != "step"}, step=line["step"])
 
     def close(self) -> None:
-        self.run.finish()
+        with _not_worth_a_run():
+            self.run.finish()
+
+
+def run_id(folder: RunFolder) -> str:
+    """Return the run's id at Weights & Biases, the same when it is resumed, so that it goes on in the same charts.
+
+    It is kept in the run folder, so that a folder that moved keeps its charts, and one made anew gets its own.
+    """
+    with suppress(OSError, UnicodeDecodeError):
+        kept = folder.wandb_id.read_text(encoding="utf-8").strip() if folder.wandb_id.is_file() else ""
+        if kept.isascii() and kept.isalnum():
+            return kept
+    where = f"{folder.path.resolve()!r} {time.time_ns()} {os.urandom(8)!r}"
+    made = hashlib.sha256(where.encode()).hexdigest()[:16]
+    with whole_file(folder.wandb_id) as part:
+        part.write_text(made + "\n", encoding="utf-8")
+    return made
+
+
+@contextmanager
+def _not_worth_a_run() -> Iterator[None]:
+    """Warn of a watcher that fails while a run goes on: metrics.jsonl holds the same figures."""
+    try:
+        yield
+    except Exception as error:
+        logging.getLogger("objcrop").warning("Weights & Biases does not take a report (%s).", _short(error))
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _writers(recipe: Recipe, folder: RunFolder, step: int) -> list[_TensorBoard | _WeightsAndBiases]:

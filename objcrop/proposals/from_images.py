@@ -8,6 +8,7 @@ get no boxes and are listed.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -27,7 +28,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.errors import ObjcropError
-from objcrop.whole_file import whole_file
+from objcrop.whole_file import refuse_unwritable, regular_file, whole_file
 
 Image = npt.NDArray[np.uint8]
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
@@ -75,7 +76,7 @@ def propose_from_images(
         parts_rows = [range(begin, min(begin + rows, len(catalog))) for begin in range(0, len(catalog), rows)]
         count = len(parts_rows)
         mine = range(rank, count, world)
-        missing = {part: parts_rows[part] for part in mine if not _file(folder, part).exists()}
+        missing = {part: parts_rows[part] for part in mine if not _is_whole(folder, part, parts_rows[part])}
         bar = stack.enter_context(_bar(rank))
         total, left = (sum(map(len, cut)) for cut in ([parts_rows[part] for part in mine], missing.values()))
         task = bar.add_task(method, total=total, completed=total - left)
@@ -86,7 +87,7 @@ def propose_from_images(
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
         while not all(_file(folder, part).exists() for part in range(count)):  # other ranks' shares
             time.sleep(0.2)
-        table, bad = _joined(catalog, folder, count, method, parameters)
+        table, bad = _joined(catalog, folder, parts_rows, method, parameters)
         if bad:
             _list_bad(Path(parts) if parts else None, catalog, bad)
         if parts is not None:
@@ -200,7 +201,8 @@ def _open(folder: Path, facts: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         said = folder / "made_by.json"
         text = json.dumps(facts, sort_keys=True) + "\n"
-        if said.exists() and said.read_text(encoding="utf-8") != text:
+        refuse_unwritable(said)
+        if said.exists() and said.read_text(encoding="utf-8", errors="replace") != text:
             raise ObjcropError(
                 f"{folder} holds parts that another method, option or catalog made; delete it, or name another -o."
             )
@@ -227,16 +229,54 @@ def _write(folder: Path, part: int, found: list[Found], reasons: list[str]) -> N
         ) from None
 
 
+def _read(folder: Path, part: int, rows: range) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray, list[str]]:
+    """Return what `_write` wrote: boxes (m, 4), scores (m,), the number of boxes of each row, and why it has none.
+
+    Raises:
+        ObjcropError: the part is damaged.
+    """
+    file = regular_file(_file(folder, part), "part", "run the same command again")
+    try:
+        with np.load(file) as held:
+            boxes, scores, counts, reasons = (held[name] for name in ("boxes", "scores", "counts", "reasons"))
+        if (
+            (boxes.dtype, scores.dtype, counts.dtype.kind, reasons.dtype.kind) != (np.float32, np.float32, "i", "U")
+            or boxes.shape != (len(scores), 4)
+            or not counts.shape == reasons.shape == (len(rows),)
+            or (counts < 0).any()
+            or counts.sum() != len(boxes)
+        ):
+            raise ValueError("its arrays do not fit each other")
+    except Exception as error:  # zip, zlib and NumPy each have their own
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ObjcropError(f"the part {file} is damaged ({reason}); run the same command again.") from None
+    return boxes, scores, counts, reasons.tolist()
+
+
+def _is_whole(folder: Path, part: int, rows: range) -> bool:
+    """Whether a broken run left this part, so that it need not be made again."""
+    if not os.path.lexists(_file(folder, part)):
+        return False
+    try:
+        _read(folder, part, rows)
+    except ObjcropError as error:
+        logging.getLogger("objcrop").warning("%s; it is made again.", str(error).split(";")[0])
+        with suppress(OSError):
+            _file(folder, part).unlink()  # others wait until it is there
+        return False
+    return True
+
+
 def _joined(
-    catalog: Catalog, folder: Path, count: int, method: str, parameters: dict[str, Any]
+    catalog: Catalog, folder: Path, parts: Sequence[range], method: str, parameters: dict[str, Any]
 ) -> tuple[BoxTable, dict[int, str]]:
     boxes, scores, counts, reasons = [], [], [], []
-    for part in range(count):
-        with np.load(_file(folder, part)) as held:
-            boxes.append(held["boxes"])
-            scores.append(held["scores"])
-            counts.append(held["counts"])
-            reasons += held["reasons"].tolist()
+    for part, of_part in enumerate(parts):
+        held = _read(folder, part, of_part)
+        boxes.append(held[0])
+        scores.append(held[1])
+        counts.append(held[2])
+        reasons += held[3]
     rows = np.repeat(np.arange(len(catalog)), np.concatenate(counts)) if counts else np.zeros(0, np.int64)
     flat = np.concatenate(boxes) if boxes else np.zeros((0, 4), np.float32)
     flat_scores = np.concatenate(scores) if scores else np.zeros(0, np.float32)
@@ -246,14 +286,13 @@ def _joined(
 
 def _list_bad(parts: Path | None, catalog: Catalog, bad: dict[int, str]) -> None:
     """Say how many images have no boxes for being unreadable, and list them beside the output."""
-    import logging
-
     where = ""
     if parts is not None:
         listing = parts.with_suffix(".bad.txt")
         with suppress(OSError):
             lines = (f"{catalog.table['key'][row].as_py()}\t{reason}\n" for row, reason in bad.items())
-            listing.write_text("".join(lines), encoding="utf-8")
+            with whole_file(listing) as part:
+                part.write_text("".join(lines), encoding="utf-8")
             where = f"; they are listed in {listing}"
     first = next(iter(bad))
     logging.getLogger("objcrop").warning(

@@ -13,7 +13,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
-from objcrop.proposals import propose
+from objcrop.proposals import from_images, propose
 from objcrop.proposals.from_images import propose_from_images
 
 ROWS = 4
@@ -191,3 +191,34 @@ def test_wrong_options(odd, tmp_path):
     ):
         with pytest.raises((UsageError, ObjcropError), match=word):
             propose(odd, **options)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[:60]),
+        lambda file: file.write_bytes(file.read_bytes().replace(b"boxes.npy", b"bxxes.npy")),
+        lambda file: np.savez(file.open("wb"), boxes=[[1, 2]], scores=[1], counts=[9], reasons=[""]),
+        lambda file: (file.unlink(), file.mkdir()),
+        lambda file: (file.unlink(), os.mkfifo(file)),
+    ],
+)
+def test_a_damaged_part_is_made_again(photos, tmp_path, damage):
+    catalog, _ = photos
+    parts = tmp_path / "b.parts"
+
+    def boxes_of(keep):
+        with pytest.MonkeyPatch.context() as patch:
+            if keep:
+                patch.setattr(from_images.shutil, "rmtree", lambda *_, **__: None)
+            return propose_from_images(catalog, "brightest", {}, Brightest, parts=parts, rows=8, workers=0)
+
+    first = boxes_of(keep=True)
+    part = next(iter(sorted(parts.glob("*.npz"))))
+    damage(part)
+    if part.is_dir():
+        with pytest.raises(ObjcropError, match="cannot be written"):
+            boxes_of(keep=False)
+    else:
+        assert boxes_of(keep=False).fingerprint == first.fingerprint

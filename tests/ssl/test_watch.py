@@ -1,6 +1,7 @@
 """What a run says of itself: TensorBoard's files, Weights & Biases, a warning on collapse, curves."""
 
 import logging
+import shutil
 import sys
 import types
 
@@ -11,7 +12,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.plot_run import plot_run
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.watch import Watch
+from objcrop.ssl.watch import Watch, run_id
 
 
 def watch(folder, step=0, **flags):
@@ -57,8 +58,45 @@ def test_weights_and_biases_is_told_each_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     with watch(tmp_path / "run", wandb="crops") as watched:
         takes(watched, 5)
-    assert said[0]["project"] == "crops" and said[0]["id"] == "run" and said[0]["config"]["method"] == "moco-v2"
+    assert said[0]["project"] == "crops" and said[0]["name"] == "run" and said[0]["config"]["method"] == "moco-v2"
     assert said[1][0] == 5 and said[1][1]["loss"] == 1.0 and said[2] == "end"
+
+
+def test_each_run_has_an_id_of_its_own_and_keeps_it(tmp_path, monkeypatch):
+    given = []
+    fake = types.ModuleType("wandb")
+    fake.init = lambda **options: given.append(options) or types.SimpleNamespace(finish=lambda: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    odd = "ödd #%: " + "x" * 150
+    for folder in ("a/run", "b/run", "a/run", odd, odd):
+        with watch(tmp_path / folder, wandb="crops"):
+            pass
+    first, second, again, odd, odd_again = (options["id"] for options in given)
+    assert first == again and odd == odd_again and len({first, second, odd}) == 3
+    assert all(
+        options["id"].isalnum() and len(options["id"]) <= 64 and len(options["name"]) <= 128 for options in given
+    )
+    shutil.move(tmp_path / "a" / "run", tmp_path / "moved")
+    (tmp_path / "a" / "run").mkdir()
+    assert run_id(RunFolder(tmp_path / "moved", resume=False)) == first
+    assert run_id(RunFolder(tmp_path / "a" / "run", resume=False)) != first
+
+
+def test_weights_and_biases_may_fail(tmp_path, monkeypatch, caplog):
+    def fail(*_, **__):
+        raise RuntimeError("api_key not configured (no-tty).\ncall wandb login")
+
+    fake = types.ModuleType("wandb")
+    fake.init = fail
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(ObjcropError, match=r"api_key not configured .*WANDB_MODE=offline"):
+        watch(tmp_path / "run", wandb="crops")
+    fake.init = lambda **_: types.SimpleNamespace(log=fail, finish=fail)
+    with caplog.at_level(logging.WARNING, "objcrop"), watch(tmp_path / "on", wandb="crops") as watched:
+        takes(watched, 1)
+        takes(watched, 2)
+    assert [line["step"] for line in read_metrics(tmp_path / "on" / "metrics.jsonl")] == [1, 2]
+    assert "does not take a report" in caplog.text
 
 
 @pytest.mark.parametrize(("option", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
