@@ -16,28 +16,29 @@ def cpu_seconds() -> float:
     """
     ended = os.times()  # of the children; in hundredths of a second, where process_time is exact
     used = time.process_time() + ended.children_user + ended.children_system
-    return used + sum(_cpu_of(pid) for pid in _children(os.getpid()))
+    return used + sum(_cpu_of(pid) for pid in descendants(os.getpid()))
 
 
-def _children(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
+    """Return the living children of a process, theirs behind each; none where there is no /proc."""
     found: list[int] = []
     try:
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/children") as file:
                 for child in map(int, file.read().split()):
-                    found += [child, *_children(child)]
+                    found += [child, *descendants(child)]
     except OSError:
         pass
     return found
 
 
-def _cpu_of(pid: int) -> float:
+def _cpu_of(pid: int) -> float:  # and of its ended children
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rsplit(")", 1)[1].split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass

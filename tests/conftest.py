@@ -2,13 +2,33 @@
 
 import os
 import pathlib
+import tempfile
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # test processes share the cores: threads on top would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from children import ROOT, pytest_timeout_set_timer  # noqa: F401, the second is a hook
+from hypothesis import HealthCheck, settings
 from PIL import Image
+
+# Child processes test this checkout, and say where they are as they die or are ended.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+os.environ["PYTHONFAULTHANDLER"] = "1"
+# How long an example takes says how busy the machine is.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files(tmp_path_factory):
+    """Let temporary files, those of child processes too, go away with the session's folder."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
 
 
 def photo(width, height, seed):

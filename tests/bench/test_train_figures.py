@@ -1,5 +1,7 @@
 """Starvation, slow-down and stages, by hand-made clocks."""
 
+import time
+
 import pytest
 
 from objcrop.bench.ceilings import like
@@ -73,14 +75,13 @@ def test_a_stage_costs_what_its_chain_takes_more():
 
 
 def test_variants_of_the_loader(photos):
-    import time
-
     catalog, boxes = photos
     made = {"boxes": boxes, "crops": "obj-scene", "size": 32, "batch_size": 6, "threads": 2}
     with like(load_views(catalog, **made), CountedLoader) as counted, load_views(catalog, **made) as real:
         for mine, theirs in zip(counted, real):
             assert (mine.views[0] == theirs.views[0]).all()
-            time.sleep(0.3)  # the queue fills meanwhile
+            while counted.made - counted.taken < counted.prefetch:
+                time.sleep(0.01)  # the queue fills
         assert len(counted.ready) == len(real) and counted.ready[0] == 0
         assert max(counted.ready) == counted.prefetch
     with like(load_views(catalog, **made), LoaderWithoutColour) as bare:

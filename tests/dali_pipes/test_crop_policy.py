@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from objcrop.dali_pipes.crop_policy import (
@@ -52,7 +52,6 @@ def test_dilation_grows_by_delta_and_clips(case, delta, by):
         assert (new[0, axis], new[0, axis + 2]) == (max(low - margin, 0), min(high + margin, limit))
 
 
-@settings(deadline=None)
 @given(image_and_box(), st.integers(0, 2**32))
 def test_shift_keeps_size_and_stays_inside(case, seed):
     sizes, box = case

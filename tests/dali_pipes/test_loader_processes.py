@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from children import torchrun
 
 from objcrop.dali_pipes.load_views import load_views
 
@@ -37,7 +38,7 @@ dist.destroy_process_group()
 def test_two_ranks_see_disjoint_rows_that_make_the_epoch(saved):
     (saved / "ranks.py").write_text(RANKS)
     run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "ranks.py"],
+        torchrun("ranks.py"),
         cwd=saved,
         capture_output=True,
         text=True,
@@ -124,6 +125,6 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
 def test_a_forked_worker_does_not_wait_for_its_parents_pipelines(photos):
-    run = subprocess.run([sys.executable, "-c", FORKED, photos[0].path(0)], capture_output=True, text=True, timeout=100)
+    run = subprocess.run([sys.executable, "-c", FORKED, photos[0].path(0)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split()[-1] == "7"

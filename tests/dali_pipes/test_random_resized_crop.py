@@ -42,7 +42,7 @@ def test_fallback_is_torchvisions(width, height):
         assert (y0, x0, y1 - y0, x1 - x0) == theirs
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.integers(0, 2000), st.integers(0, 2000), st.integers(1, 2000), st.integers(1, 2000),
     st.floats(0.01, 1), st.integers(0, 2**64 - 1),

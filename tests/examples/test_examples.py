@@ -5,8 +5,10 @@ import pathlib
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
+from children import free_port, running
 
 from objcrop.ssl.checkpoint import load_checkpoint
 
@@ -21,12 +23,6 @@ def data(photos, tmp_path_factory):
     catalog.save(folder / "photos.arrow")
     boxes.save(folder / "boxes.arrow")
     return folder
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.mark.parametrize(
@@ -46,18 +42,16 @@ def pretrain(output):
 
 
 def test_two_machines(data):
-    environment = {**os.environ, "HEAD": "127.0.0.1", "NODES": "2", "GPUS": "1", "PORT": free_port()}
+    environment = {**os.environ, "HEAD": "127.0.0.1", "NODES": "2", "GPUS": "1", "PORT": str(free_port())}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     command = ["bash", str(EXAMPLES / "multi_node.sh"), *pretrain("two")]
-    machines = [
-        subprocess.Popen(
-            command, cwd=data, env={**environment, "NODE_RANK": rank}, stderr=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        for rank in "01"
-    ]
-    for machine in machines:
-        errors = machine.communicate(timeout=200)[1].decode()
-        assert machine.returncode == 0, errors[-3000:]
+    with ExitStack() as stack:
+        machines = [
+            stack.enter_context(running(command, cwd=data, env={**environment, "NODE_RANK": rank})) for rank in "01"
+        ]
+        for machine in machines:
+            _, errors = machine.communicate()
+            assert machine.returncode == 0, errors[-3000:]
     assert load_checkpoint(data / "two" / "last.pt")["step"] == 3
     assert "processes: 2" in (data / "two" / "recipe.yaml").read_text()
 
@@ -67,7 +61,7 @@ def test_slurm(data, tmp_path):
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
         (tmp_path / name).chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
-    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "PORT": free_port()}
+    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "PORT": str(free_port())}
     command = ["bash", str(EXAMPLES / "slurm.sh"), *pretrain("slurm")]
     for restart in "01":  # the second goes on from the first's checkpoint and finds it done
         run = subprocess.run(

@@ -214,7 +214,7 @@ drawn = st.fixed_dictionaries(
 
 
 @given(decision=drawn, size=st.integers(1, 70), seed=st.integers(0, 99))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_any_decision(on_cpu, decision, size, seed):
     view = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (1, size, size, 3), np.uint8))
     assert apart(on_cpu, view, [decision], order=seed) < CLOSE

@@ -71,7 +71,7 @@ def test_no_thread_order_matters(order, on_cpu):
 
 
 @given(data=st.data(), size=st.integers(1, 40))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_window(data, size, on_cpu):
     which = data.draw(st.integers(0, len(IMAGES) - 1))
     width, height = SIZES[which]

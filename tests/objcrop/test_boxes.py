@@ -54,7 +54,7 @@ def test_what_is_no_box_is_dropped_and_counted(catalog):
     assert (table.clipped, table.dropped) == (1, 5)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(*[st.floats(-300, 300, width=32)] * 4), max_size=8))
 def test_every_box_lies_inside_and_has_area(corners):
     catalog = Catalog.build("/", ["a.jpg"], [(100, 50)])

@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from objcrop.catalog import Catalog
@@ -27,7 +27,6 @@ def pixels_of(window):
     return {(x, y) for x in range(x0, x1) for y in range(y0, y1)}
 
 
-@settings(deadline=None)
 @given(windows(0, 5), windows(1, 6))
 def test_object_pixels_are_those_counted_one_by_one(boxes, crops):
     objects = set().union(*(pixels_of(box) for box in boxes))
@@ -36,7 +35,6 @@ def test_object_pixels_are_those_counted_one_by_one(boxes, crops):
     assert area(crops).tolist() == [len(pixels_of(crop)) for crop in crops]
 
 
-@settings(deadline=None)
 @given(windows(0, 4), windows(4, 4))
 def test_pairs_are_those_counted_pixel_by_pixel(boxes, crops):
     pairs = crops.reshape(2, 2, 4)

@@ -8,13 +8,12 @@ import json
 import os
 import pathlib
 import signal
-import socket
 import subprocess
-import sys
-import time
+from contextlib import contextmanager
 
 import pytest
 import torch
+from children import descendants, running, torchrun, until
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
@@ -35,6 +34,7 @@ RUNS = {
     "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
     "supervised": dict(method="supervised", bn_groups=4, online_probe=True),
 }
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = """
 import json, sys
 import torch, torch.distributed as dist
@@ -47,7 +47,7 @@ from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.trainer import pretrain
 
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[4])
+sys.path[:0] = sys.argv[4:]
 from test_distributed import in_float64
 folder, small, runs = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 dist.init_process_group("gloo")
@@ -129,21 +129,6 @@ def in_float64(set_attribute):
     set_attribute(torch.Tensor, "float", torch.Tensor.double)
 
 
-def torchrun(script, *arguments):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*launch, *script, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
 @pytest.fixture(scope="module")
 def data(photos, tmp_path_factory):
     """The folder with catalog and boxes."""
@@ -159,10 +144,10 @@ def data(photos, tmp_path_factory):
 def two(data):
     """What each of two processes said; the runs they made lie in the folder."""
     (data / "script.py").write_text(SCRIPT)
-    arguments = [str(data), json.dumps(SMALL), json.dumps(RUNS), str(pathlib.Path(__file__).parent)]
-    run = torchrun([str(data / "script.py")], *arguments)
-    _, errors = run.communicate(timeout=280)
-    assert run.returncode == 0, errors[-4000:]
+    here = pathlib.Path(__file__).parent
+    command = torchrun(data / "script.py", data, json.dumps(SMALL), json.dumps(RUNS), here, here.parent)
+    run = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-4000:]
     return [json.loads((data / f"said.{rank}.json").read_text()) for rank in (0, 1)]
 
 
@@ -246,40 +231,30 @@ def test_two_processes_resume(data, two):
     assert [line["step"] for line in read_metrics(data / "resumed" / "metrics.jsonl")] == [1, 2, 3]
 
 
+@contextmanager
 def started(data, output, **flags):
     """A long run of two processes, once it has taken a few steps."""
     options = {**SMALL, "steps": 10_000, "checkpoint_every_steps": 5, **flags}
     assignments = [part for key, value in options.items() for part in ("--set", f"{key}={value}")]
-    command = ["-m", "objcrop", "pretrain", "--catalog", str(data / "c.arrow"), "--boxes", str(data / "b.arrow")]
-    run = torchrun([*command, "--output", str(output), *assignments])
+    command = ["-m", "objcrop", "pretrain", "--catalog", data / "c.arrow", "--boxes", data / "b.arrow"]
     metrics = output / "metrics.jsonl"
-    for _ in range(600):
-        if metrics.exists() and len(metrics.read_text().splitlines()) > 12:
-            return run
-        assert run.poll() is None, run.communicate()[1][-3000:]
-        time.sleep(0.1)
-    raise AssertionError("no step in a minute")
-
-
-def workers_of(run):
-    """Process ids of the two ranks."""
-    return [
-        int(pid) for pid in subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
-    ]
+    with running(torchrun(*command, "--output", output, *assignments), env=ENVIRONMENT) as run:
+        until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") > 12, run)
+        yield run
 
 
 def test_a_rank_that_dies_ends_the_run_with_a_word(data, tmp_path):
-    run = started(data, tmp_path / "run")
-    os.kill(workers_of(run)[1], signal.SIGKILL)
-    _, errors = run.communicate(timeout=100)
+    with started(data, tmp_path / "run") as run:
+        os.kill(descendants(run.pid)[1], signal.SIGKILL)
+        _, errors = run.communicate()
     assert run.returncode != 0 and "SIGKILL" in errors
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 10
 
 
 def test_sigterm_to_one_rank_stops_all_at_one_step(data, tmp_path):
-    run = started(data, tmp_path / "run", checkpoint_every_steps=100_000)
-    os.kill(workers_of(run)[1], signal.SIGTERM)
-    _, errors = run.communicate(timeout=100)
+    with started(data, tmp_path / "run", checkpoint_every_steps=100_000) as run:
+        os.kill(descendants(run.pid)[1], signal.SIGTERM)
+        _, errors = run.communicate()
     assert "saved it; go on with --resume" in errors
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
     assert saved["step"] == read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"]

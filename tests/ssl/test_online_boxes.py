@@ -3,11 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from children import torchrun
 
 from objcrop.boxes import BoxTable
 from objcrop.errors import UsageError
@@ -97,10 +97,10 @@ def test_lost_boxes_of_the_start_are_made_again(few, whole, tmp_path):
 def test_two_processes_draw_from_the_same_boxes(few, whole, tmp_path):
     few.save(tmp_path / "c.arrow")
     flags = [f"--set={name}={value}" for name, value in RUN.items() if name not in ("crops", "augment")]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "objcrop"]
-    command += ["pretrain", "--catalog=c.arrow", "--boxes=online:anchors", "--crops=within-box", "--augment=none"]
+    command = ["-m", "objcrop", "pretrain"]
+    command += ["--catalog=c.arrow", "--boxes=online:anchors", "--crops=within-box", "--augment=none"]
     command += ["--epochs=3", "--output=run", *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(torchrun(*command), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kept = boxes_of(tmp_path / "run")
     assert list(kept) == ["epoch-00000", "epoch-00002"]
