@@ -108,6 +108,9 @@ def propose(
     output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.", callback=TABLE)],
     source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="import: end at the first entry that cannot be used.")
+    ] = False,
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="random, discovery: the seed.")] = None,
@@ -129,7 +132,7 @@ def propose(
 
     refuse_overwriting(output, catalog)
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
-    given |= {"count": count, "seed": seed}
+    given |= {"count": count, "seed": seed, "strict": strict or None}
     given |= {"proposals": proposals, "neighbours": neighbours}
     given |= {"model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

@@ -17,6 +17,7 @@ import torch
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.same_classes import same_classes
 from objcrop.ssl.average_precision import average_precision, average_precision_11_point, judged_labels
 from objcrop.ssl.frozen_features import features, frozen_backbone
 from objcrop.ssl.knn import neighbour_scores
@@ -39,7 +40,7 @@ def probe(
     Args:
         checkpoint: a last.pt, or "untrained:ARCH" for random weights.
         train: labelled images that classifiers learn from.
-        test: labelled images that they are measured on, with the same classes.
+        test: labelled images that they are measured on; classes are joined by name, so either may lack some.
         size: side of the views, pixels; None is the run's.
         single: each image has one class: top-1 instead of mean average precision.
         fine_tune: epochs of fine-tuning; 0 for none.
@@ -51,11 +52,10 @@ def probe(
         difficult objects left out) and `…_per_class`, or `…_top1`; `chance_map` or `chance_top1`; the counts and size.
 
     Raises:
-        UsageError: the catalogs have different classes, or `single` and an image with none or several.
+        UsageError: the catalogs have no class in common, or `single` and an image with none or several.
         ObjcropError: no labels, or an unusable checkpoint.
     """
-    if train.classes != test.classes:
-        raise UsageError("the two catalogs have different classes; index both from annotations of one set.")
+    train, test = same_classes(train, test)
     if not train.classes:
         raise ObjcropError(f"the catalog of {train.root} has no labels to learn; index it with its annotations.")
     if single:

@@ -168,6 +168,8 @@ def _images(entries: list[Any], base: str, short: str, report: IndexReport) -> l
                 raise BadValue(f"the entry is {shown(entry)}")
             plain_id(entry.get("id"))
             name = entry.get("file_name")
+            if type(name) is int:
+                name = str(name)
             if not isinstance(name, str) or not name.strip():
                 raise BadValue(f"file_name is {shown(name)}")
         except BadValue as error:

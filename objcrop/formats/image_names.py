@@ -85,7 +85,7 @@ class ImageNames:
                 for tail in tails:
                     self._loose[tail].append(key)
         found = self._loose.get(folded, [])
-        images = [key for key in found if _is_image_name(key)] if len(found) > 1 else found
+        images = [key for key in found if is_image_name(key)] if len(found) > 1 else found
         if len(found) > 1 and len(images) != 1:
             one, two = sorted(images or found)[:2]
             raise AmbiguousName(f"{shown(name)} may be {shown(one)} or {shown(two)}")
@@ -109,5 +109,6 @@ def _folded(path: str) -> str:
     return unicodedata.normalize("NFC", stem) + ending.lower()
 
 
-def _is_image_name(key: str) -> bool:
+def is_image_name(key: str) -> bool:
+    """Whether a name has the ending of an image format that Pillow knows."""
     return posixpath.splitext(key)[1].lower() in Image.registered_extensions()

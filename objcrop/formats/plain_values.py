@@ -17,7 +17,7 @@ Id = int | str
 
 ONE_CLASS = "object"  # of data sets whose annotations name none
 
-_WHOLE = re.compile(r"-?[0-9]{1,18}", re.ASCII)
+_WHOLE = re.compile(r"(-?[0-9]{1,18})(?:\.0)?", re.ASCII)
 _NO = ("", "0", "false", "no", "n", "f", "none", "null", "unspecified", "0.0")
 _YES = ("1", "true", "yes", "y", "t", "1.0")
 
@@ -85,7 +85,8 @@ def plain_id(value: Any) -> Id:
         return int(value)
     if isinstance(value, str) and value.strip():
         text = value.strip()
-        return int(text) if _WHOLE.fullmatch(text) else text
+        whole = _WHOLE.fullmatch(text)
+        return int(whole.group(1)) if whole else text
     raise BadValue(f"{shown(value)} is no id")
 
 

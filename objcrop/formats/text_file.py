@@ -44,21 +44,21 @@ def decoded(raw: bytes) -> str:
     """Return bytes as text, without a byte order mark; every byte string has a reading.
 
     The encoding is, in this order: that of the byte order mark; what an XML declaration names (and Python knows); the
-    UTF-16 or UTF-32 that zero bytes show; UTF-8. Where it does not fit: UTF-8 with its broken bytes as lone surrogates,
-    if UTF-8 fits what stands before the first of them and more than ASCII stands there; else GB18030, Windows-1252,
-    Latin-1, the first that fits.
+    UTF-16 or UTF-32 that zero bytes show; UTF-8. Where none fits: UTF-8 with its broken bytes as lone surrogates, if
+    they are fewer than its whole characters beyond ASCII; else GB18030, Windows-1252, Latin-1, the first that fits.
     """
     for mark, marked in _MARKS:
         if raw.startswith(mark):
             return raw[len(mark) :].decode(marked, "surrogateescape" if marked == "utf-8" else "replace")
     declared = _declared(raw)
     for encoding in (declared, _WIDER.get(declared or ""), _by_zeros(raw), "utf-8"):
-        try:
+        with suppress(UnicodeDecodeError):
             if encoding:
                 return raw.decode(encoding)
-        except UnicodeDecodeError as error:
-            if encoding == "utf-8" and not raw[: error.start].isascii():
-                return raw.decode("utf-8", "surrogateescape")
+    damaged = raw.decode("utf-8", "surrogateescape")
+    broken = len(re.findall("[\udc80-\udcff]", damaged))
+    if len(re.findall("[^\0-\x7f]", damaged)) > 2 * broken:
+        return damaged
     for guess in ("gb18030", "cp1252"):
         with suppress(UnicodeDecodeError):
             return raw.decode(guess)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError
 from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at, tracked
-from objcrop.formats.image_names import AmbiguousName, ImageNames
+from objcrop.formats.image_names import AmbiguousName, ImageNames, is_image_name
 from objcrop.formats.plain_values import ONE_CLASS, BadValue, printable, shown
 from objcrop.formats.text_file import lines_of
 from objcrop.formats.visible_files import visible_files
@@ -59,7 +59,8 @@ def read_voc(
     in any of the files, those in alphabetical order; objects that all lack a name are of the class "object".
 
     Args:
-        source: a folder with `Annotations/` and `JPEGImages/`, or the VOCdevkit that holds such folders.
+        source: a folder with `Annotations/` and `JPEGImages/`, or the VOCdevkit that holds such folders, or one with
+            XML files and photos anywhere in it.
         annotations: a list of image names to take (such as ImageSets/Main/test.txt), or another folder of XML files.
         root: folder that holds the images in the same layout, `source` when left out.
         limit: take the first so many images, in the order of their keys.
@@ -83,14 +84,18 @@ def read_voc(
     files: list[_File] = []
     photos: dict[str, ImageNames] = {}
     for year in years or [folder]:
-        place = os.path.relpath(os.path.join(year, "JPEGImages"), folder).replace(os.sep, "/")
-        xmls = xml_folder or os.path.join(year, "Annotations")
-        if not os.path.isdir(xmls):
-            raise ObjcropError(f"{folder} holds no Annotations folder, nor one a level below; check --format.")
+        has_folder = os.path.isdir(os.path.join(year, "Annotations"))
+        xmls = xml_folder or (os.path.join(year, "Annotations") if has_folder else year)
         names = visible_files(xmls, xmls, report, ending=".xml")
+        if not names and not has_folder and xml_folder is None:
+            raise ObjcropError(
+                f"{folder} holds no Annotations folder, nor one a level below, nor XML files; check --format."
+            )
+        place, found_photos = _photos_of(
+            os.path.normpath(os.path.join(base, os.path.relpath(year, folder))), base, report
+        )
+        photos[place] = found_photos
         files += [_File(place, os.path.join(xmls, name), name[:-4]) for name in names]
-        there = visible_files(os.path.join(base, place), base, report)
-        photos[place] = ImageNames([k[len(place) + 1 :] for k in there], os.path.join(base, place), anywhere=True)
     wanted = files if listed is None else _wanted(files, listed, report)
     if not wanted:
         raise ObjcropError(f"{folder} has no XML file to index; check the path or --annotations.")
@@ -110,6 +115,18 @@ def read_voc(
 def _years(folder: str) -> list[str]:
     inner = (os.path.join(folder, name) for name in sorted(patiently(folder, lambda: os.listdir(folder))))
     return [year for year in inner if os.path.isdir(os.path.join(year, "Annotations"))]
+
+
+def _photos_of(year: str, base: str, report: IndexReport) -> tuple[str, ImageNames]:
+    """Return a year's image folder, as a key, and the photos in it; without JPEGImages, those of the whole year."""
+    folder = os.path.join(year, "JPEGImages")
+    there = visible_files(folder, base, report)
+    if not os.path.isdir(folder):
+        folder = year
+        there = [key for key in visible_files(year, base, report) if is_image_name(key)]
+    place = os.path.relpath(folder, base).replace(os.sep, "/")
+    names = there if place == "." else [key[len(place) + 1 :] for key in there]
+    return place, ImageNames(names, folder, anywhere=True)
 
 
 def _wanted(files: list[_File], lines: list[str], report: IndexReport) -> list[_File]:
@@ -152,7 +169,7 @@ def _images(
             report.leave_out_entry(f"{place} object {i}", reason)
         for remark in xml.remarks:
             report.remark(place, remark)
-        image = _Image(f"{file.place}/{name}", file, own_name, xml)
+        image = _Image(posixpath.normpath(f"{file.place}/{name}"), file, own_name, xml)
         claims[image.key].append(image)
 
     images = []
@@ -195,7 +212,7 @@ def _list_unannotated(photos: dict[str, ImageNames], files: list[_File], taken: 
     stems = {(file.place, file.stem) for file in files}
     for place, names in photos.items():
         for name in sorted(names.keys):
-            key = f"{place}/{name}"
+            key = posixpath.normpath(f"{place}/{name}")
             if key not in taken and (place, posixpath.splitext(name)[0]) not in stems:
                 report.left_out.append((printable(key), "no XML file of that name"))
 

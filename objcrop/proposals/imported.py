@@ -190,7 +190,7 @@ def _names_of(catalog: Catalog) -> tuple[ImageNames, dict[str, int]]:
 
 
 def _files_by_id(annotations: str, report: IndexReport) -> tuple[dict[Id, str], Callable[[Any], Id]]:
-    content = read_json(annotations, "annotations", "check --annotations", once=("images",))
+    content = read_json(os.fspath(annotations), "annotations", "check --annotations", once=("images",))
     images = content.get("images") if isinstance(content, dict) else None
     pairs = []
     for i, image in enumerate(images if isinstance(images, list) else []):
