@@ -13,8 +13,9 @@ from objcrop.read_file import PASSING, patiently
 def visible_files(folder: str, base: str, report: IndexReport, *, ending: str = "") -> list[str]:
     """Return the regular files below a folder, at any depth, as sorted POSIX paths relative to `base`.
 
-    Names that begin with a dot are passed over. Links to folders are followed, once each. Pipes, sockets, devices,
-    links to nothing and folders that cannot be read are listed in the report.
+    Names that begin with a dot are passed over. Links to folders are followed, once each and after all that is no
+    link, so that a file has the name of its own folder. Pipes, sockets, devices, links to nothing and folders that
+    cannot be read are listed in the report.
 
     Args:
         folder: absolute path; need not be there.
@@ -28,8 +29,9 @@ def visible_files(folder: str, base: str, report: IndexReport, *, ending: str = 
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
     waiting = [folder] if os.path.isdir(folder) else []
-    while waiting:
-        here = waiting.pop()
+    links: list[str] = []
+    while waiting or links:
+        here = waiting.pop() if waiting else links.pop(0)
         try:
             place = patiently(here, partial(os.stat, here))
             if place.st_ino and (place.st_dev, place.st_ino) in seen:  # a link back to a folder above, or a second one
@@ -39,22 +41,20 @@ def visible_files(folder: str, base: str, report: IndexReport, *, ending: str = 
         except OSError as error:
             report.leave_out_file(_relative(here, base), f"the folder cannot be read: {why_unreadable(error)}")
             continue
-        folders = []
         for name, kind in sorted(entries):
             path = os.path.join(here, name)
-            if kind == "folder":
-                folders.append(path)
+            if kind in ("folder", "link"):
+                (waiting if kind == "folder" else links).append(path)
             elif name.lower().endswith(ending):
                 if kind == "file":
                     found.append(_relative(path, base))
                 else:
                     report.leave_out_file(_relative(path, base), kind)
-        waiting += reversed(folders)
     return sorted(found)
 
 
 def _entries(folder: str) -> list[tuple[str, str]]:
-    """Return (name, "file", "folder" or what else it is) of each visible entry."""
+    """Return (name, "file", "folder", "link" to a folder, or what else it is) of each visible entry."""
     with os.scandir(folder) as entries:
         return [(entry.name, _kind(entry)) for entry in entries if not entry.name.startswith(".")]
 
@@ -64,7 +64,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
         if entry.is_file():
             return "file"
         if entry.is_dir():
-            return "folder"
+            return "link" if entry.is_symlink() else "folder"
         return "a link to nothing" if entry.is_symlink() and not os.path.exists(entry.path) else "not a regular file"
     except OSError as error:
         if error.errno in PASSING:
