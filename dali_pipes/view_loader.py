@@ -62,9 +62,9 @@ class GlobalBatches:
 class ViewLoader(ABC):
     """Yields `Views`, one rank's part of each global batch.
 
-    An `iter()` walks the current epoch from its start, or from where `load_state_dict` put it; an epoch walked to its
-    end moves the loader to the next. `set_epoch` chooses another. There is one walk at a time: a new `iter()` ends the
-    one before. Built by `load_views`; one that is pickled into another process is built anew there.
+    An `iter()` walks the current epoch from its start, or from where `load_state_dict` put it; an epoch whose last
+    batch was handed out moves the loader to the next. `set_epoch` chooses another. There is one walk at a time: a new
+    `iter()` ends the one before. Built by `load_views`; one that is pickled into another process is built anew there.
 
     Attributes:
         device: where the views lie, a GPU with its index.
@@ -110,8 +110,7 @@ class ViewLoader(ABC):
         except UsageError:
             raise
         except ObjcropError:  # not to be known yet
-            pass
-        self._check_length()
+            self._check_length()
 
     def __new__(cls, *arguments: Any, **options: Any) -> ViewLoader:
         """Keep what the loader is built from: it is pickled as that and where it stands."""
@@ -149,6 +148,7 @@ class ViewLoader(ABC):
                 "processes."
             )
         self.batches = replace(self.batches, rank=rank, world=world)
+        self._check_length()
 
     def _settle(self) -> None:
         """Ask who this process is as a walk begins; what was peeked at before does not count."""
@@ -179,6 +179,12 @@ class ViewLoader(ABC):
                 f"batch_size is {self.batch_size}, but an epoch has only {self.planner.samples} samples: take a "
                 "smaller batch or more images."
             )
+        rest = self.planner.samples % self.batch_size
+        if not self.drop_last and 0 < rest < self.world_size:
+            raise UsageError(
+                f"batch_size is {self.batch_size}, which leaves {rest} of {self.planner.samples} samples for the last "
+                f"batch of {self.world_size} processes, each of which needs one: take another batch size."
+            )
 
     @property
     def catalog(self) -> Catalog:
@@ -208,6 +214,7 @@ class ViewLoader(ABC):
         self._settle()
         walk = self._walk = object()
         if not self._resuming:
+            self._end_epoch()
             self._batch = 0
         self._resuming = False
         while self._batch < len(self):
@@ -229,7 +236,12 @@ class ViewLoader(ABC):
                     "second loader for a walk within a walk."
                 )
             self._refuse_another_place()
-        self.epoch, self._batch, self._firmly = self.epoch + 1, 0, True
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Move on from an epoch whose batches are all handed out; a loop that counts them never asks for one more."""
+        if self._batch >= len(self):
+            self.epoch, self._batch, self._firmly = self.epoch + 1, 0, True
 
     def _after(self, position: Position) -> Position:
         epoch, batch = position
@@ -249,6 +261,7 @@ class ViewLoader(ABC):
         if boxes.catalog_fingerprint != self.catalog.fingerprint:
             raise UsageError("set_boxes got boxes of another catalog; make them for this one with `objcrop propose`.")
         self._stop()
+        self._end_epoch()
         self._walk = None
         self.planner.set_boxes(boxes)
         self._check_length()

@@ -6,7 +6,6 @@ the options are read, before any work (`cli_options.writes`).
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -129,6 +128,7 @@ def propose(
     from objcrop.catalog import Catalog
     from objcrop.proposals import propose as propose_boxes
     from objcrop.proposals import takes
+    from objcrop.ranks import rank_and_world_size
 
     refuse_overwriting(output, catalog)
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
@@ -139,7 +139,7 @@ def propose(
     if takes(method, "parts"):
         options["parts"] = output.with_suffix(".parts")
     boxes = propose_boxes(Catalog.load(catalog, root=root), method, **options)
-    if int(os.environ.get("RANK", 0)):  # under torchrun, rank 0 puts the parts together
+    if rank_and_world_size()[0] > 0:  # rank 0 puts the parts together
         return
     boxes.save(output)
     for line in boxes.lines():

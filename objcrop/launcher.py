@@ -56,6 +56,8 @@ def launched() -> Place | None:
     unfinished: tuple[Launcher, int] | None = None
     for launcher in LAUNCHERS:
         rank, world = _number(launcher.rank), _world(launcher)
+        if launcher.name == "torchrun" and rank is None and _number("NODE_RANK") == 0:
+            rank = _number(launcher.local)  # Lightning's children, on the first machine
         if world is None and not rank:
             continue
         world = 1 if world is None else world
@@ -74,8 +76,8 @@ def launched() -> Place | None:
         launcher, world = unfinished
         raise ObjcropError(
             f"the environment says {launcher.world}={world}, but not {launcher.rank}, so that each of the processes "
-            "would take itself for the first: begin after torch.distributed is initialised, give rank and world_size, "
-            f"or set {launcher.rank} too."
+            f"would take itself for the first: set {launcher.rank} too, or unset {launcher.world}; a loop of one's own "
+            "can also initialise torch.distributed before it iterates, or give load_views rank and world_size."
         )
     return None
 

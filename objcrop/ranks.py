@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
+from itertools import count
 from typing import TYPE_CHECKING
 
 from objcrop.errors import ObjcropError
-from objcrop.launcher import launched
+from objcrop.launcher import Place, launched
+from objcrop.waiting import GIVE_UP_AFTER, SAY_AFTER, listed, wait_until_none_missing
 
 if TYPE_CHECKING:
     import torch
@@ -56,20 +59,7 @@ def process_group(backend: str) -> Iterator[None]:
     if place is None or place.world == 1:
         yield
         return
-    if not (os.environ.get("MASTER_ADDR") and os.environ.get("MASTER_PORT")):
-        raise ObjcropError(
-            f"{place.launcher.name} started {place.world} processes, but MASTER_ADDR and MASTER_PORT do not say where "
-            "they meet: set both, or start them by torchrun (examples/slurm.sh)."
-        )
-    try:
-        dist.init_process_group(backend, rank=place.rank, world_size=place.world)
-    except (RuntimeError, ValueError, OSError) as error:
-        where = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
-        taken = "in use" in str(error).lower() or "EADDRINUSE" in str(error)
-        reason = "the port is in use" if taken else str(error).strip().splitlines()[0][:160]
-        raise ObjcropError(
-            f"the processes cannot meet at {where} ({reason}); give torchrun another --master-port."
-        ) from None
+    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world)
     try:
         yield
     except RuntimeError as error:
@@ -83,8 +73,74 @@ def process_group(backend: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def _meet(place: Place) -> torch.distributed.Store:
+    """Return the store through which the processes find each other, once all have come to it."""
+    import torch.distributed as dist
+
+    where, rank, world = meeting_point(place), place.rank, place.world
+    serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # else torchrun does
+    store: dist.Store | None = None
+
+    def alone() -> list[int]:
+        """Rank 0 while its store cannot be reached."""
+        nonlocal store
+        try:
+            store = dist.TCPStore(*where, world, serves, timedelta(seconds=SAY_AFTER), wait_for_workers=False)
+        except (RuntimeError, ValueError, OSError) as error:
+            if serves or "timed out" not in str(error):
+                taken = "in use" in str(error).lower() or "EADDRINUSE" in str(error)
+                reason = "the port is in use" if taken else str(error).strip().splitlines()[0][:160]
+                raise ObjcropError(
+                    f"the processes cannot meet at {where[0]}:{where[1]} ({reason}); give torchrun another "
+                    "--master-port."
+                ) from None
+            return [0]
+        return []
+
+    def said(missing: Sequence[int]) -> str:
+        return f"{listed(missing)} of {world} at {where[0]}:{where[1]}, where rank {rank} is"
+
+    wait_until_none_missing(alone, said)
+    assert store is not None
+    store.set_timeout(timedelta(seconds=GIVE_UP_AFTER))
+    # A store of torchrun's outlives a restart of the processes.
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"objcrop/{attempt}/{next(_meetings)}", store)
+    _all_come(store, "met", rank, world, said)
+    return store
+
+
+def meeting_point(place: Place) -> tuple[str, int]:
+    """Return host and port that the environment names for processes to meet at."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT", "")
+    if not host or not (port.isascii() and port.isdigit()):
+        raise ObjcropError(
+            f"{place.launcher.name} started {place.world} processes, but MASTER_ADDR and MASTER_PORT do not say where "
+            "they meet: set both, or start them by torchrun (examples/slurm.sh)."
+        )
+    return host, int(port)
+
+
+def _all_come(
+    store: torch.distributed.Store, what: str, rank: int, world: int, said: Callable[[Sequence[int]], str]
+) -> None:
+    """Return when every rank has come here; unlike a barrier, it says who is missing."""
+    store.set(f"{what}/{rank}", "")
+    here: set[int] = set()
+
+    def missing() -> list[int]:
+        here.update(other for other in range(world) if other not in here and store.check([f"{what}/{other}"]))
+        return [other for other in range(world) if other not in here]
+
+    wait_until_none_missing(missing, said)
+
+
+_meetings, _waits = count(), count()
+
+
 def _is_a_lost_peer(message: str) -> bool:
-    signs = ("connection closed by peer", "connection reset by peer", "gloo", "nccl", "broken pipe", "heartbeat")
+    signs = ["connection closed by peer", "connection reset by peer", "gloo", "nccl", "broken pipe", "heartbeat"]
+    signs += ["failed to recv", "failed to send"]  # the store's
     return any(sign in message.lower() for sign in signs)
 
 
@@ -128,9 +184,23 @@ def gather_ranks(local: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts)
 
 
-def wait_for_ranks() -> None:
-    """Return when every rank has come here."""
-    if rank_and_world_size()[1] > 1:
-        import torch.distributed as dist
+def wait_for_ranks(until: str) -> None:
+    """Return when every rank has come here.
 
-        dist.barrier()
+    Args:
+        until: what is waited for, for the log: "until …".
+
+    Raises:
+        ObjcropError: no rank has come for long.
+    """
+    rank, world = rank_and_world_size()
+    if world == 1:
+        return
+    import torch.distributed as dist
+
+    store, number = dist.distributed_c10d._get_default_store(), next(_waits)
+    _all_come(
+        store, f"objcrop/wait/{number}", rank, world, lambda missing: f"{listed(missing)} of {world} until {until}"
+    )
+    if number > 0:  # all are past the wait before this one
+        store.delete_key(f"objcrop/wait/{number - 1}/{rank}")

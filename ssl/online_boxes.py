@@ -84,7 +84,7 @@ class OnlineBoxes:
             boxes = anchors_from(self.catalog, maps, weights, name, str(self.device), file.with_suffix(".parts"))
             if rank_and_world_size()[0] == 0:
                 boxes.save(file)
-        wait_for_ranks()
+        wait_for_ranks(f"{file} is written")
         return BoxTable.load(file, self.catalog)
 
     def _is_of(self, file: Path, weights: str) -> bool:
@@ -93,5 +93,5 @@ class OnlineBoxes:
             there = BoxTable.load(file, self.catalog).parameters.get("weights") == weights
         except ObjcropError:  # not there, or damaged: they are scored anew
             there = False
-        wait_for_ranks()
+        wait_for_ranks(f"all have looked for {file}")
         return there

@@ -341,7 +341,7 @@ class Run:
                 "recipe": as_dict(self.recipe),
             }
             save_checkpoint(self.folder.checkpoint, content)
-        wait_for_ranks()
+        wait_for_ranks("the checkpoint is written")
 
     def _restore(self) -> dict[str, Any]:
         saved = load_newest(self.folder.checkpoint)
@@ -361,7 +361,7 @@ class Run:
             self.loader.set_boxes(self.online.of_checkpoint(at["epoch"], at["batch"]))
         self.loader.load_state_dict(saved["loader"])
         self.step = int(saved["step"])
-        wait_for_ranks()
+        wait_for_ranks("all have read the checkpoint")
         if self.leads:
             self.folder.cut_metrics(self.step)
         return saved

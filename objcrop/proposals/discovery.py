@@ -25,6 +25,7 @@ from objcrop.proposals.block_ascent import Matches, solutions
 from objcrop.proposals.edge_boxes import edge_boxes, shrunk
 from objcrop.proposals.hough_matching import confidence, listed, parents, standout
 from objcrop.proposals.whitened_hog import NO_WINDOWS, Whitening, Windows, hog, whiten, whitening
+from objcrop.ranks import rank_and_world_size
 
 LONGEST = 500  # pixels; larger images are shrunk to see what their boxes look like
 PROPOSALS = 150  # boxes an image that are matched, the first ones
@@ -87,7 +88,7 @@ def discovery(
     for name, value in (("count", count), ("neighbours", neighbours)):
         if value < 1:
             raise UsageError(f"--{name} is {value}, but it must be 1 or more.")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if rank_and_world_size()[1] > 1:
         raise UsageError("discovery compares all images in one process; run it without torchrun.")
     workers = (os.cpu_count() or 1) if workers is None else workers
     if proposals is None:

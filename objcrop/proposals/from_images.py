@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +28,8 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.errors import ObjcropError
+from objcrop.ranks import rank_and_world_size
+from objcrop.waiting import listed, wait_until_none_missing
 from objcrop.whole_file import refuse_unwritable, regular_file, whole_file
 
 Image = npt.NDArray[np.uint8]
@@ -57,19 +59,20 @@ def propose_from_images(
         parameters: its options, for the table; boxes in `parts` that other options made are refused.
         make: makes the proposer, once in each worker; must be picklable where there are workers.
         parts: folder for finished parts, kept when the run breaks and removed when it is done; None for a temporary
-            one, which is what a run that cannot be resumed wants.
+            one, which no other process sees, so that each rank makes all boxes for itself.
         rows: of a part.
         workers: processes; 0 works in this one.
         walk: how the parts (rows of each) are read and given to the proposer where there are no workers; None reads
             with PIL.
 
     Returns:
-        The boxes, on rank 0; on other ranks the empty table of their share.
+        The boxes, on rank 0; on other ranks, where `parts` is shared, the empty table of their share.
 
     Raises:
-        ObjcropError: the folder holds parts of something else or cannot be written.
+        ObjcropError: the folder holds parts of something else or cannot be written, a worker process died, or no more
+            parts came from other ranks.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = rank_and_world_size() if parts is not None else (0, 1)
     with ExitStack() as stack:
         folder = Path(parts or stack.enter_context(tempfile.TemporaryDirectory(prefix="objcrop-parts-")))
         _open(folder, {"method": method, "parameters": parameters, "catalog": catalog.fingerprint, "rows": rows})
@@ -85,14 +88,26 @@ def propose_from_images(
             bar.advance(task, len(missing[part]))
         if rank:
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
-        while not all(_file(folder, part).exists() for part in range(count)):  # other ranks' shares
-            time.sleep(0.2)
+        _wait_for_shares(folder, count, world)
         table, bad = _joined(catalog, folder, parts_rows, method, parameters)
         if bad:
             _list_bad(Path(parts) if parts else None, catalog, bad)
         if parts is not None:
             shutil.rmtree(folder, ignore_errors=True)
         return table
+
+
+def _wait_for_shares(folder: Path, count: int, world: int) -> None:
+    """Return when the parts of all ranks are there."""
+
+    def said(missing: Sequence[int]) -> str:
+        ranks = listed(sorted({part % world for part in missing}))
+        return (
+            f"the parts of {ranks} of {world} in {folder} ({len(missing)} of {count} parts are missing; what is done "
+            "is kept, and a process without WORLD_SIZE in its environment makes the rest)"
+        )
+
+    wait_until_none_missing(lambda: [part for part in range(count) if not _file(folder, part).exists()], said)
 
 
 def _bar(rank: int) -> Progress:
@@ -153,6 +168,11 @@ def _in_workers(
                     return
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
+        except BrokenProcessPool:
+            raise ObjcropError(
+                "a worker process was killed, most often because memory ran out: give fewer --workers and run the same "
+                "command again; what is done is kept."
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -323,6 +323,7 @@ def test_wrong_options(clutter, tmp_path, monkeypatch):
         with pytest.raises((UsageError, ObjcropError), match=word):
             propose(made_for, "discovery", **options)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
     with pytest.raises(UsageError, match="torchrun"):
         propose(catalog, "discovery")
 

@@ -1,0 +1,117 @@
+"""One walk of a loader at a time, however others' loops begin, leave and count it."""
+
+from itertools import islice
+
+import pytest
+
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.errors import ObjcropError, UsageError
+
+BACKENDS = {"torch": dict(backend="torch", workers=0), "dali": dict(backend="dali", threads=1)}
+
+
+@pytest.fixture(params=BACKENDS)
+def loader(photos, request):
+    options = dict(crops="obj-obj", size=16, batch_size=8, augment="none", rank=0, world_size=1)
+    with load_views(photos[0], boxes=photos[1], **options, **BACKENDS[request.param]) as loader:
+        yield loader
+
+
+def walk(loader):
+    return [batch.index.tolist() for batch in loader]
+
+
+def expected(loader):
+    """Rows of the first three epochs' batches, from the plan."""
+    return [[loader.batches.plan((epoch, batch)).row.tolist() for batch in range(3)] for epoch in range(3)]
+
+
+def test_a_walk_within_a_walk_is_refused(loader):
+    with pytest.raises(ObjcropError, match="build a second loader"):
+        for _ in loader:
+            for _ in loader:
+                pass
+
+
+def test_two_walks_alive_at_once_are_refused(loader):
+    first, second = iter(loader), iter(loader)
+    next(first)
+    next(second)
+    with pytest.raises(ObjcropError, match="another walk of this loader began"):
+        next(first)
+    assert len(list(second)) == 2  # the later one goes on
+
+
+def test_an_abandoned_walk_is_forgotten(loader):
+    """Left by break, by an error, or still held somewhere, as a notebook's last traceback holds it."""
+    for _ in loader:
+        break
+    with pytest.raises(KeyError):
+        for _ in loader:
+            raise KeyError
+    held = iter(loader)
+    next(held)
+    assert [walk(loader), walk(loader)] == expected(loader)[:2]
+
+
+@pytest.mark.parametrize("move", ["set_epoch", "load_state_dict", "set_boxes"])
+def test_a_walk_does_not_go_on_elsewhere(loader, move):
+    batches = iter(loader)
+    next(batches)
+    to = {"set_epoch": 1, "load_state_dict": loader.state_dict(), "set_boxes": loader.planner.boxes}
+    getattr(loader, move)(to[move])
+    with pytest.raises(ObjcropError, match="moved elsewhere"):
+        next(batches)
+
+
+def test_loops_that_count_batches_move_on_too(loader):
+    """Lightning takes len(loader) batches and never asks whether there is one more."""
+    rows = [[batch.index.tolist() for batch in islice(loader, len(loader))] for _ in range(2)]
+    state = loader.state_dict()
+    assert (state["epoch"], state["batch"]) == (2, 0)
+    assert [*rows, walk(loader)] == expected(loader)
+
+
+def test_zip_and_epochs_set_by_hand(loader):
+    """`zip(range(n), loader)` takes one batch less than it looks at; set_epoch puts the order right."""
+    rows = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        rows.append([batch.index.tolist() for _, batch in zip(range(3), loader)])
+    assert rows == expected(loader)[:2]
+
+
+def test_a_walk_after_an_error_begins_anew(loader, monkeypatch):
+    next(iter(loader))
+    loader.set_epoch(0)
+    stream = loader._stream
+
+    def broken(start):
+        raise OSError("a passing error")
+        yield
+
+    monkeypatch.setattr(loader, "_stream", broken)
+    loader._stop()
+    for _ in range(2):
+        with pytest.raises(OSError, match="passing"):
+            next(iter(loader))
+    monkeypatch.setattr(loader, "_stream", stream)
+    assert walk(loader) == expected(loader)[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_short_batch_of_an_evaluation_is_shared_too(photos, backend):
+    """Each rank has as many batches, and no row is lost."""
+    options = dict(crops="centre", augment="none", size=16, batch_size=9, shuffle=False, drop_last=False)
+    shares = []
+    for rank in range(3):
+        with load_views(photos[0], **options, rank=rank, world_size=3, **BACKENDS[backend]) as loader:
+            shares.append(walk(loader))
+    assert [[len(batch) for batch in share] for share in shares] == [[3, 3, 2]] * 3
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(24))
+
+
+def test_a_short_batch_that_leaves_a_rank_with_nothing_is_one_sentence(photos):
+    options = dict(crops="centre", augment="none", size=16, batch_size=9, shuffle=False, drop_last=False)
+    with pytest.raises(UsageError, match="leaves 6 of 24 samples for the last batch of 9 processes"):
+        load_views(photos[0], **options, rank=8, world_size=9)
