@@ -1,8 +1,11 @@
 """Augmentation recipes: what may happen to a view's colours, and how likely.
 
 The numbers are those of facebookresearch/moco (`moco-v2`: Chen et al. 2020, "Improved Baselines with Momentum
-Contrastive Learning") and of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ). What each step does to
-pixels is defined once, in kernels/colour_reference.py.
+Contrastive Learning") and of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ); `flip` is the mirroring
+that supervised training and fine-tuning have beside their crop. Crops are not of a recipe: BYOL's are of .08 to 1 of
+the image, `scale=(0.08, 1)` in `load_views`. What each step does to pixels is defined once, in
+kernels/colour_reference.py. By choice, the steps of `byol` are torchvision's too, as in PixPro, SoCo and lightly:
+DeepMind's brightness is added, not multiplied, which changes pixels less (a mean of .08 of their range, not .19).
 """
 
 from __future__ import annotations
@@ -55,12 +58,16 @@ _BYOL = Augment(0.4, 0.4, 0.2, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=1.0, flip_p
 RECIPES = {
     "moco-v2": (_MOCO_V2,),
     "byol": (_BYOL, replace(_BYOL, blur_p=0.1, solarise_p=0.2)),
+    "flip": (Augment(flip_p=0.5),),
     "none": (Augment(),),
 }
 
 
 def augment_recipe(name: str, views: int) -> tuple[Augment, ...]:
     """Return one `Augment` a view; a recipe with fewer entries than views is repeated in turn.
+
+    Where they differ, a draw per sample says which view gets which (see `colour_decisions`); so all entries of a recipe
+    have one interpolation, mean and standard deviation.
 
     Raises:
         UsageError: no recipe has that name.

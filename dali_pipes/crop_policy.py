@@ -5,6 +5,9 @@ CIB = "Coarse Is Better" (sections 3.2 and 3.3). Where the papers leave a choice
 
 - Boxes become integers outwards (floor, ceil), clipped to the image.
 - Small boxes first, then dilation or shift. The rule acts on each axis by itself.
+- The object view of obj-scene is the box whole, as OAC 3(d) has it ("The first view is the BING proposal") and its
+  released code resizes it; the passage on random crops in boxes names dilate and shift only. `random_crop=True` crops
+  there too.
 - A shift counts as undone when sliding the box back into the image leaves less than half the distance drawn; then
   another distance and direction are drawn, ten times at most; if all are undone, the one that keeps most is taken.
 """
@@ -30,11 +33,13 @@ class ViewSpec:
         role: "object" or "scene"; chooses the projection head (OAC 3).
         region: "image", "box", "dilated", "shifted" or "centre": what the crop is drawn from.
         scale: smallest and largest share of the region's area; None as smallest stands for `scale_min="auto"`.
+        whole: the region is taken as it is, resized to the view without regard to its aspect, and nothing is drawn.
     """
 
     role: str
     region: str
     scale: tuple[float | None, float] = (0.2, 1.0)
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,18 +70,14 @@ class CropPolicy:
         """Whether any view is drawn from a box."""
         return any(view.region in ("box", "dilated", "shifted") for view in self.views)
 
-    @property
-    def crops_at_random(self) -> bool:
-        """False for the centre crop of probes."""
-        return all(view.region != "centre" for view in self.views)
-
 
 _AUTO = (None, 1.0)  # OAC 3: the smallest crop of a box should match the smallest crop of a scene
 POLICIES = {
     policy.name: policy
     for policy in (
+        CropPolicy("scene", (ViewSpec("scene", "image"),), heads_shared=True),
         CropPolicy("scene-scene", (ViewSpec("scene", "image"),) * 2, heads_shared=True),
-        CropPolicy("obj-scene", (ViewSpec("object", "box"), ViewSpec("scene", "image"))),
+        CropPolicy("obj-scene", (ViewSpec("object", "box", whole=True), ViewSpec("scene", "image"))),
         CropPolicy("obj-obj", (ViewSpec("object", "box", _AUTO),) * 2, heads_shared=True),
         CropPolicy("obj-obj+dilate", (ViewSpec("object", "box", _AUTO), ViewSpec("scene", "dilated", _AUTO))),
         CropPolicy("dilate-dilate", (ViewSpec("scene", "dilated", _AUTO),) * 2, heads_shared=True),
@@ -84,14 +85,26 @@ POLICIES = {
         CropPolicy(
             "within-box", (ViewSpec("object", "box"),) * 2, per_box=True, small_box_rule=False, heads_shared=True
         ),
-        CropPolicy("centre", (ViewSpec("scene", "centre"),), heads_shared=True),
+        CropPolicy("centre", (ViewSpec("scene", "centre", whole=True),), heads_shared=True),
     )
 }
 
 
-def crop_policy(name: str) -> CropPolicy:
-    """Return the policy of that name, or raise a `UsageError` that lists them."""
-    return POLICIES[one_of(name, POLICIES, "crops")]
+def crop_policy(name: str, random_crop: bool | None = None) -> CropPolicy:
+    """Return a policy by name.
+
+    Args:
+        name: of `POLICIES`.
+        random_crop: whether its views are random-resized crops of their regions (True) or the regions whole (False,
+            CIB Table 15: "w/o RRC"); None leaves each view as the policy has it.
+
+    Raises:
+        UsageError: no policy has that name.
+    """
+    policy = POLICIES[one_of(name, POLICIES, "crops")]
+    if random_crop is None or policy.views[0].region == "centre":
+        return policy
+    return replace(policy, views=tuple(replace(view, whole=not random_crop) for view in policy.views))
 
 
 def with_scale(policy: CropPolicy, scale: tuple[float, float], scale_min: float) -> CropPolicy:
@@ -113,8 +126,9 @@ def with_scale(policy: CropPolicy, scale: tuple[float, float], scale_min: float)
 def resolve_min_side(sizes: NDArray[np.int32], min_side: int | str, output_size: int) -> NDArray[np.int64]:
     """Return the smallest side a box may have in each image.
 
-    "auto" is min(output size, half the image's shorter side): OAC's 224 on COCO-sized photos, less on small ones, so
-    that the policies stay apart.
+    "auto" is min(output size, half the image's shorter side): OAC's 224 where that side is 448 px or more, less on
+    smaller photos (half of COCO's, nearly all of VOC's), so that the policies stay apart there. OAC's letter is
+    min_side=224.
 
     Args:
         sizes: int32 (N, 2) width, height.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,8 +14,15 @@ from objcrop.dali_pipes.augment import augment_recipe
 from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Setting, read_options, refuse_idle
 from objcrop.dali_pipes.view_plan import ViewPlanner
-from objcrop.errors import UsageError, one_of
+from objcrop.errors import UsageError
+
+TENSOR_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Options of the plan, and what the planner calls them.
+PLANNED = {name: name for name in ("scale", "scale_min", "min_side", "dilate_by", "max_boxes")}
+PLANNED |= {"dilate": "delta", "shift": "distance"}
 
 
 def load_views(
@@ -32,23 +40,24 @@ def load_views(
     drop_last: bool = True,
     workers: int | None = None,
     threads: int | None = None,
-    prefetch: int = 2,
-    decode: str = "union",
-    hw_decoder_load: float = 0.65,
-    decoder_padding: int = 16,
-    colour: str = "float",
+    prefetch: int | None = None,
+    decode: str | None = None,
+    hw_decoder_load: float | None = None,
+    decoder_padding: int | None = None,
+    colour: str | None = None,
     dtype: str = "fp32",
     cache: str | None = None,
     cache_side: int | None = None,
     max_bad: float = 0.01,
     bad_images: str | os.PathLike[str] | None = None,
-    scale: tuple[float, float] = (0.2, 1.0),
-    scale_min: float | str = "auto",
-    min_side: int | str = "auto",
-    dilate: float = 0.1,
-    dilate_by: str = "image",
-    shift: tuple[float, float] = (80.0, 100.0),
-    max_boxes: int = 10,
+    random_crop: bool | None = None,
+    scale: tuple[float, float] | None = None,
+    scale_min: float | str | None = None,
+    min_side: int | str | None = None,
+    dilate: float | None = None,
+    dilate_by: str | None = None,
+    shift: tuple[float, float] | None = None,
+    max_boxes: int | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> ViewLoader:
@@ -57,12 +66,15 @@ def load_views(
     All backends give the same rows, boxes, windows and colour decisions, which depend on nothing but
     (seed, epoch, sample, view); pixels agree within the tolerance of tests/dali_pipes/test_loader_contract.py.
 
+    An option that cannot act in the chosen combination is refused where it is given; None stands for "not given", and
+    the default is named below.
+
     Args:
         catalog: a `Catalog`, or the file that `objcrop index` wrote.
         boxes: a `BoxTable`, or the file that `objcrop propose` wrote; needed by policies with "obj" or "box".
-        crops: a crop policy: scene-scene, obj-scene, obj-obj, obj-obj+dilate, dilate-dilate, obj-obj+shift,
+        crops: a crop policy: scene, scene-scene, obj-scene, obj-obj, obj-obj+dilate, dilate-dilate, obj-obj+shift,
             within-box, centre.
-        augment: moco-v2, byol or none.
+        augment: moco-v2, byol, flip or none.
         size: side of the views, pixels.
         batch_size: the global batch, over all processes, as in facebookresearch/moco; each process gets its share, by
             `rank` and `world_size`.
@@ -74,24 +86,28 @@ def load_views(
         drop_last: False keeps the short batch at the end, for evaluation.
         workers: processes of the torch backend; default: the number of cores, 0 works in this process.
         threads: threads of the dali backend; default: the number of cores.
-        prefetch: batches kept ready (per worker with "torch").
-        decode: the "union" of an image's windows, or the "whole" image; dali on "cuda" only, where a GPU's own decoder
-            may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the next two.
-        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes; dali on "cuda" only.
-        decoder_padding: MiB of GPU memory that each thread sets aside to decode in; dali on "cuda" only.
-        colour: "float", or "pil" for the chain of facebookresearch/moco; torch backend only.
+        prefetch: batches kept ready (per worker with "torch"), 2.
+        decode: the "union" of an image's windows (default), or the "whole" image; dali on "cuda" only, where a GPU's
+            own decoder may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the
+            next two.
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, .65; dali on "cuda" only.
+        decoder_padding: MiB of GPU memory that each thread sets aside to decode in, 16; dali on "cuda" only.
+        colour: "float" (default), or "pil" for the chain of facebookresearch/moco; torch backend only.
         dtype: "fp32", "bf16" or "fp16".
         cache: "device" or "host" keeps decoded images there, so that later epochs decode nothing; dali backend only.
         cache_side: keep images smaller, with this shorter side in pixels; None keeps them as they are.
         max_bad: largest share of the catalog that may turn out unreadable before the loader stops.
         bad_images: text file that lists unreadable images as they are found.
-        scale: smallest and largest crop as shares of the region it is drawn from.
-        scale_min: the smallest share inside a box for obj-obj, dilate and shift; "auto" after OAC 3.
-        min_side: smallest side of a box in pixels, "auto" is min(size, half the image's shorter side).
-        dilate: growth of each axis in total, a share of the image (OAC: 0.1 for COCO, 0.2 for OpenImages).
-        dilate_by: "image" or "box": what `dilate` is a share of.
-        shift: smallest and largest distance, pixels of the original image.
-        max_boxes: one of the first so many boxes of an image is drawn (OAC: 10).
+        random_crop: True makes every view a random-resized crop of its region, False takes each region whole (CIB Table
+            15); by default the object view of obj-scene is whole and all others are cropped.
+        scale: smallest and largest crop as shares of the region it is drawn from, (.2, 1); BYOL's is (.08, 1).
+        scale_min: the smallest share inside a box for obj-obj, dilate and shift; "auto" (default) after OAC 3.
+        min_side: smallest side of a box in pixels; "auto" (default) is min(size, half the image's shorter side), OAC's
+            letter 224.
+        dilate: growth of each axis in total, a share of the image, .1 (OAC: .1 for COCO, .2 for OpenImages).
+        dilate_by: "image" (default) or "box": what `dilate` is a share of.
+        shift: smallest and largest distance, pixels of the original image, (80, 100).
+        max_boxes: one of the first so many boxes of an image is drawn, 10 (OAC's number of proposals).
         rank: this process, 0 to world_size - 1; None asks torch.distributed, or else the launcher's environment
             (torchrun, srun, mpirun), as iteration begins. rank=0 with world_size=1 takes all rows in any process.
         world_size: number of processes; given together with `rank`.
@@ -100,68 +116,52 @@ def load_views(
         A `ViewLoader`: iterate it, `len` it, close it or use it in a `with`.
 
     Raises:
-        UsageError: an unknown name, an option out of range, boxes missing, no GPU for "cuda", no such GPU.
+        UsageError: an unknown name, an option out of range or that cannot act, boxes missing, no GPU for "cuda",
+            no such GPU.
         ObjcropError: a catalog or box file that cannot be used.
     """
-    one_of(backend, ("torch", "dali"), "backend")
-    one_of(colour, ("float", "pil"), "colour")
-    tensor_type = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    one_of(dtype, tensor_type, "dtype")
-    if colour == "pil" and backend != "torch":
-        raise UsageError("colour='pil' is the chain of facebookresearch/moco and needs backend='torch'.")
-    if cache is not None and backend != "dali":
-        raise UsageError("a cache of decoded images needs backend='dali' (--loader dali).")
-    if cache is None and cache_side is not None:
-        raise UsageError("cache_side says how large images are kept in a cache: give cache='device' or 'host' too.")
-    one_of(decode, ("union", "whole"), "decode")
-    if not 0 <= hw_decoder_load <= 1:
-        raise UsageError(f"hw_decoder_load is {hw_decoder_load}, but it is a share, 0 to 1.")
-    if decoder_padding < 0:
-        raise UsageError(f"decoder_padding is {decoder_padding}, but it is a size in MiB, 0 or more.")
-    if size < 8:
-        raise UsageError(f"size is {size}, but views need at least 8 pixels a side.")
-    if prefetch < 1:
-        raise UsageError(f"prefetch is {prefetch}, but at least one batch must be kept ready.")
-    if not 0 <= seed < 2**64:
-        raise UsageError(f"seed is {seed}, but it must lie in 0 to 2**64 - 1.")
+    asked = {name: value for name, value in locals().items() if name in VIEW_OPTIONS and name != "device"}
+    given = read_options(asked, VIEW_OPTIONS)
+    policy = crop_policy(crops, random_crop)
+    refuse_idle(given, VIEW_OPTIONS, Setting(policy, backend, str(device), cache, workers))
 
     images = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
     if isinstance(boxes, (str, os.PathLike)):
         boxes = BoxTable.load(boxes, images)
     elif boxes is not None and boxes.catalog_fingerprint != images.fingerprint:
         raise UsageError("the boxes were made for another catalog; make them for this one with `objcrop propose`.")
-    policy = crop_policy(crops)
     planner = ViewPlanner(
         images,
         boxes,
         policy,
         augment_recipe(augment, len(policy.views)),
-        size=size,
-        seed=seed,
-        scale=scale,
-        scale_min=scale_min,
-        min_side=min_side,
-        delta=dilate,
-        dilate_by=dilate_by,
-        distance=shift,
-        max_boxes=max_boxes,
+        size=given["size"],
+        seed=given["seed"],
+        **{name: given[option] for option, name in PLANNED.items() if option in given},
     )
+    if planner.boxes_left_out:
+        logging.getLogger("objcrop").warning(
+            "%d boxes are never drawn, because %d stand before each in its image: raise max_boxes to draw from all.",
+            planner.boxes_left_out,
+            planner.max_boxes,
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    contract: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
-    contract |= {"prefetch": prefetch, "device": device, "dtype": tensor_type[dtype]}
+    contract: dict[str, Any] = {name: given[name] for name in ("batch_size", "shuffle", "drop_last")}
+    contract |= {"prefetch": given.get("prefetch", 2), "device": device, "dtype": TENSOR_TYPES[dtype]}
     contract |= {"rank": rank, "world_size": world_size}
-    bad = BadImages(images, max_bad, bad_images)
+    bad = BadImages(images, given["max_bad"], bad_images)
     if backend == "torch":
         from objcrop.dali_pipes.torch_loader import TorchLoader
 
-        return TorchLoader(planner, bad, workers=cores if workers is None else workers, colour=colour, **contract)
+        contract |= {"workers": given.get("workers", cores), "colour": given.get("colour", "float")}
+        return TorchLoader(planner, bad, **contract)
     from objcrop.dali_pipes.dali_loader import DaliLoader
 
-    contract |= {"decode": decode, "hw_decoder_load": hw_decoder_load, "decoder_padding": decoder_padding}
+    decoding = ("decode", "hw_decoder_load", "decoder_padding")
+    contract |= {name: given[name] for name in decoding if name in given}
     if cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader
 
-        one_of(cache, ("device", "host"), "cache")
-        contract |= {"cache": cache, "cache_side": cache_side}
-        return CachedLoader(planner, bad, threads=threads or cores, **contract)
-    return DaliLoader(planner, bad, threads=threads or cores, **contract)
+        contract |= {"cache": cache, "cache_side": given.get("cache_side")}
+        return CachedLoader(planner, bad, threads=given.get("threads", cores), **contract)
+    return DaliLoader(planner, bad, threads=given.get("threads", cores), **contract)

@@ -38,6 +38,7 @@ PURPOSES = {
     "query_view": 12,
     "batch_shuffle": 13,
     "random_box": 14,
+    "augment_turn": 15,
 }
 
 

@@ -24,6 +24,7 @@ def random_resized_crop(
     *,
     seed: int,
     epoch: int,
+    views: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int32]:
     """Draw one window inside every region.
 
@@ -33,6 +34,7 @@ def random_resized_crop(
         samples: int64 (N,) which sample each row is: a coordinate of the draw.
         seed: the run's seed.
         epoch: the epoch.
+        views: int64 (V,) which view of its sample each column is, another coordinate; 0, 1, … by default.
 
     Returns:
         int32 (N, V, 4): integer windows inside their regions, at least one pixel on each axis.
@@ -40,7 +42,7 @@ def random_resized_crop(
     n, v = regions.shape[:2]
     flat = regions.reshape(-1, 4)
     width, height = (flat[:, 2] - flat[:, 0]).astype(np.int64), (flat[:, 3] - flat[:, 1]).astype(np.int64)
-    sample, view = np.repeat(samples, v), np.tile(np.arange(v), n)
+    sample, view = np.repeat(samples, v), np.tile(np.arange(v) if views is None else views, n)
     low, high = np.tile(scale[:, 0], n), np.tile(scale[:, 1], n)
     log_ratio = np.log(RATIO)
 

@@ -204,7 +204,8 @@ class ViewLoader(ABC):
     @property
     def resolved(self) -> dict[str, Any]:
         """The options that were worked out from the data."""
-        return {"scale_min": self.planner.scale_min, "samples": self.planner.samples, "batches": len(self)}
+        solved = {} if self.planner.scale_min is None else {"scale_min": self.planner.scale_min}
+        return {**solved, "samples": self.planner.samples, "batches": len(self)}
 
     def __len__(self) -> int:
         whole, rest = divmod(self.planner.samples, self.batch_size)

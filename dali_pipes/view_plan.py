@@ -6,6 +6,7 @@ which is why loaders can be swapped, runs resumed and bad files stepped over wit
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,11 +25,12 @@ from objcrop.dali_pipes.crop_policy import (
     shift,
     with_scale,
 )
+from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
 from objcrop.dali_pipes.random_resized_crop import random_resized_crop
 from objcrop.errors import UsageError, one_of
 
-_SCALE_SAMPLE = 20_000  # images that the mean box area is taken over: enough for three digits, no wait on millions
+_SCALE_SAMPLE = 20_000  # images that the mean box share is taken over: enough for two digits, no wait on millions
 
 
 @dataclass
@@ -40,7 +42,7 @@ class ViewPlan:
         row: int64 (N,) catalog row.
         box: int32 (N,) which box of the row; -1 where the image has none and its whole frame stands in.
         regions: int32 (N, V, 4) x0, y0, x1, y1, half-open pixels of the upright image: what the crop is drawn from.
-        windows: int32 (N, V, 4) the crop itself, inside its region.
+        windows: int32 (N, V, 4) the crop itself, inside its region; the region where the view is whole.
         flip: bool (N, V) mirrored left to right.
         jitter: bool (N, V) whether `factors` are applied.
         factors: float32 (N, V, 4) brightness, contrast, saturation (1 = unchanged), hue (turns, 0 = unchanged).
@@ -87,7 +89,8 @@ class ViewPlanner:
         seed: the run's seed.
         scale: smallest and largest crop, as shares of the region's area.
         scale_min: smallest share inside a box, or "auto": `scale[0]` / mean share of the image a box covers after the
-            small-box rule, at most 0.9 (OAC 3, S_min).
+            small-box rule, at most 0.9 (OAC 3, S_min). The mean is over boxes, first of each image, then over images
+            that have some.
         min_side: smallest side of a box in pixels, or "auto" (see `resolve_min_side`).
         delta: how much a box is dilated (`dilate=` in `load_views`).
         dilate_by: "image" or "box".
@@ -135,13 +138,15 @@ class ViewPlanner:
         self.policy = policy
         self._ends = self._sample_ends() if policy.per_box else None
         self.samples = len(catalog) if self._ends is None else int(self._ends[-1])
-        needs_auto = any(view.scale[0] is None for view in policy.views)
+        self._drawn = np.flatnonzero([not view.whole for view in policy.views])  # views cropped at random
+        needs_auto = any(policy.views[v].scale[0] is None for v in self._drawn)
         if scale_min == "auto":
             scale_min = self._scale_min(scale[0]) if needs_auto else scale[0]
         elif isinstance(scale_min, str):
             raise UsageError(f"scale_min is '{scale_min}', but it must be 'auto' or a share.")
-        self.scale_min = float(scale_min)
-        self.policy = with_scale(policy, scale, self.scale_min)
+        self.policy = with_scale(policy, scale, float(scale_min))
+        self._scales = np.array([view.scale for view in self.policy.views], dtype=np.float64)
+        self.scale_min = float(scale_min) if needs_auto else None  # None: no view asks for it
 
     def set_boxes(self, boxes: BoxTable) -> None:
         """Draw from other boxes of the same catalog; `scale_min` stays what it was resolved to."""
@@ -156,19 +161,32 @@ class ViewPlanner:
         return np.cumsum(np.maximum(np.diff(self.boxes.offsets), 1))
 
     def _scale_min(self, smallest: float) -> float:
-        """Solve OAC's S_min on evenly spaced images, two digits: 0.2 / mean box share, at most 0.9."""
-        rows = np.unique(np.linspace(0, len(self.catalog) - 1, min(len(self.catalog), _SCALE_SAMPLE)).astype(np.int64))
+        """Solve OAC's S_min to three digits on a sample of the images with boxes: smallest / mean share, at most 0.9.
+
+        `permute` draws the sample, with a key of its own: evenly spaced rows would see one class of a sorted catalog,
+        and the run's seed shall not change the crops' sizes. The sum is exact (fsum), so that no processor's order of
+        adding moves the last digit.
+        """
         assert self.boxes is not None
+        having = np.flatnonzero(np.diff(self.boxes.offsets))
+        if not having.size:
+            return smallest  # every region is a whole frame
+        some = permute(np.arange(min(len(having), _SCALE_SAMPLE)), len(having), seed=0, epoch=0)
+        rows = np.sort(having[some])
         counts = np.minimum(self.boxes.counts(rows), self.max_boxes)
-        row = np.repeat(rows, np.maximum(counts, 1))
-        first = np.cumsum(np.maximum(counts, 1)) - np.maximum(counts, 1)
-        which = np.arange(len(row)) - np.repeat(first, np.maximum(counts, 1))
-        which = np.where(np.repeat(counts, np.maximum(counts, 1)) > 0, which, -1)
+        row = np.repeat(rows, counts)
+        which = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         window = self._box_windows(row, which)
-        image = self.catalog.sizes[row].astype(np.int64).prod(axis=1)
-        share = (window[:, 2:] - window[:, :2]).prod(axis=1) / image
-        mean = np.add.reduceat(share, first) / np.maximum(counts, 1)
-        return round(min(smallest / float(mean.mean()), 0.9), 3)
+        share = (window[:, 2:] - window[:, :2]).prod(axis=1) / self.catalog.sizes[row].astype(np.int64).prod(axis=1)
+        mean = math.fsum((share / np.repeat(counts, counts)).tolist()) / len(rows)
+        return round(min(smallest / mean, 0.9), 3)
+
+    @property
+    def boxes_left_out(self) -> int:
+        """How many boxes are never drawn, because `max_boxes` of their image stand before them."""
+        if self.boxes is None or not self.policy.needs_boxes or self.policy.per_box:
+            return 0
+        return int(np.maximum(np.diff(self.boxes.offsets) - self.max_boxes, 0).sum())
 
     def _box_windows(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return integer windows (N, 4) of the boxes drawn, after the small-box rule; which -1: the whole image."""
@@ -204,11 +222,14 @@ class ViewPlanner:
         samples = np.asarray(samples, dtype=np.int64)
         rows, which = self.locate(samples, epoch)
         regions = self._regions(samples, rows, which, epoch)
-        if self.policy.crops_at_random:
-            scale = np.array([view.scale for view in self.policy.views], dtype=np.float64)
-            windows = random_resized_crop(regions, scale, samples, seed=self.seed, epoch=epoch)
+        drawn = self._drawn
+        if len(drawn) == len(self.policy.views):
+            windows = random_resized_crop(regions, self._scales, samples, seed=self.seed, epoch=epoch)
         else:
-            windows = regions
+            windows = regions.copy()
+            if drawn.size:
+                some = regions[:, drawn], self._scales[drawn], samples
+                windows[:, drawn] = random_resized_crop(*some, seed=self.seed, epoch=epoch, views=drawn)
         return ViewPlan(
             sample=samples,
             row=rows,
@@ -248,9 +269,12 @@ def colour_decisions(
 ) -> dict[str, NDArray]:
     """Draw flip, jitter, its factors and order, grey, blur and solarise for every (sample, view).
 
+    Where the views' recipes differ (BYOL's), a draw per sample turns them round, so that none goes with a view's role:
+    BYOL's two views are exchangeable, and a policy's object view is always the first.
+
     Args:
         samples: int64 (N,).
-        augment: one recipe a view.
+        augment: one recipe a view, before the turn.
         seed: the run's seed.
         epoch: the epoch.
 
@@ -262,14 +286,19 @@ def colour_decisions(
     drawn = np.stack(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1) * 2.0**-32
     flip, jitter, factors, order, grey, blur, solarise = np.moveaxis(drawn, 2, 0)  # each N, V, 4
 
+    gets = np.arange(len(augment))  # which recipe each view gets: (V,), or (N, V) where they differ
+    if len(set(augment)) > 1:
+        turn = (uniforms(seed, epoch, samples, 0, "augment_turn") * len(augment)).astype(np.int64)
+        gets = (gets + turn) % len(augment)
+
     def happens(u: NDArray, probability: str) -> NDArray[np.bool_]:
-        return u[..., 0] < np.array([getattr(a, probability) for a in augment])
+        return u[..., 0] < np.array([getattr(a, probability) for a in augment])[gets]
 
     strength = np.array([(a.brightness, a.contrast, a.saturation, a.hue) for a in augment])
-    low = np.stack([*np.maximum(1 - strength[:, :3], 0).T, -strength[:, 3]], axis=-1)
-    high = np.stack([*(1 + strength[:, :3]).T, strength[:, 3]], axis=-1)
-    sigma = np.array([a.sigma for a in augment])
-    drawn_sigma = sigma[:, 0] + blur[..., 1] * (sigma[:, 1] - sigma[:, 0])
+    low = np.stack([*np.maximum(1 - strength[:, :3], 0).T, -strength[:, 3]], axis=-1)[gets]
+    high = np.stack([*(1 + strength[:, :3]).T, strength[:, 3]], axis=-1)[gets]
+    sigma = np.array([a.sigma for a in augment])[gets]
+    drawn_sigma = sigma[..., 0] + blur[..., 1] * (sigma[..., 1] - sigma[..., 0])
     return {
         "flip": happens(flip, "flip_p"),
         "jitter": happens(jitter, "jitter_p"),

@@ -231,8 +231,8 @@ def show(
         batch_size=min(images, len(photos)),
         backend=backend,
         seed=seed,
-        prefetch=1,
-        workers=0,
+        workers=0 if backend == "torch" else None,
+        prefetch=None if backend == "torch" else 1,
         rank=0,
         world_size=1,
     ) as loader:

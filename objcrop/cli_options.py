@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from objcrop.errors import UsageError, options_at_hand
+from objcrop.errors import ObjcropError, UsageError, options_at_hand
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
 
 CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")]
@@ -56,7 +56,7 @@ def note_options(context: typer.Context) -> None:
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
     """Return OPTION=VALUE pairs, values read as YAML."""
-    import yaml
+    from objcrop.plain_yaml import read_yaml
 
     pairs = {}
     for assignment in given or ():
@@ -64,8 +64,7 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
         if not equals:
             raise UsageError(f"--set takes OPTION=VALUE, not '{assignment}'.")
         try:
-            pairs[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            reason = " ".join(str(error).split())
-            raise UsageError(f"--set {name} has a value that is not YAML ({reason}).") from None
+            pairs[name] = read_yaml(value, f"the value of --set {name}")
+        except ObjcropError as error:
+            raise UsageError(str(error)) from None
     return pairs

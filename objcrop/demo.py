@@ -37,6 +37,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     import shutil
 
     from objcrop.contact_sheet import contact_sheet
+    from objcrop.dali_pipes.crop_policy import crop_policy
     from objcrop.dali_pipes.load_views import load_views
     from objcrop.proposals import propose
     from objcrop.ssl.probe import probe
@@ -62,22 +63,24 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     results: dict[str, Any] = {}
     for policy in POLICIES:
         sheet = folder / f"{policy}.png"
-        say("contact sheet", f"objcrop show {folder}/train.arrow --boxes {folder}/gt.arrow --crops {policy} -o {sheet}")
-        options: dict[str, Any] = {"boxes": boxes, "crops": policy, "size": 128, "batch_size": 4, "prefetch": 1}
+        drawn = boxes if crop_policy(policy).needs_boxes else None
+        given = f" --boxes {folder}/gt.arrow" if drawn is not None else ""
+        say("contact sheet", f"objcrop show {folder}/train.arrow{given} --crops {policy} -o {sheet}")
+        options: dict[str, Any] = {"boxes": drawn, "crops": policy, "size": 128, "batch_size": 4, "prefetch": 1}
         options |= {"rank": 0, "world_size": 1}
         with load_views(train, **options) as loader:
             batch = next(iter(loader))
-        contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=boxes)
+        contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=drawn)
 
         flags = {"crops": policy, "arch": ARCH, "size": SIZE, "batch_size": BATCH, "queue": QUEUE, "epochs": epochs}
         # A short run: the momentum encoder must follow within it, and the rate is the highest that does not collapse.
         flags |= {"base_lr": 0.12, "ema": 0.99}
         shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
         run = folder / f"run-{policy}"
-        command = f"objcrop pretrain --catalog {folder}/train.arrow --boxes {folder}/gt.arrow {shown} --output {run}"
+        command = f"objcrop pretrain --catalog {folder}/train.arrow{given} {shown} --output {run}"
         say(f"pretrain, {policy}", command)
         shutil.rmtree(run, ignore_errors=True)
-        checkpoint = pretrain(resolve(None, flags), train, boxes, run)
+        checkpoint = pretrain(resolve(None, flags), train, drawn, run)
         say("probe", f"objcrop probe {checkpoint} --train {folder}/train.arrow --test {folder}/test.arrow")
         results[policy] = {
             **probe(checkpoint, train, test),

@@ -1,7 +1,7 @@
 """Fine-tuning: every weight trained on the labels, from a checkpoint on (CIB's mAP beside its linear mAP^l).
 
-It is `pretrain --method supervised --init CHECKPOINT` on random-resized crops of the whole image, then the network's
-own classifier is scored on centre crops.
+It is `pretrain --method supervised --init CHECKPOINT` on random-resized crops of the whole image and their mirror
+images, then the network's own classifier is scored on centre crops.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ from objcrop.ssl.frozen_features import features
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.trainer import pretrain
 
-# The schedule that transfer of ResNets commonly uses (SGD with momentum, cosine); the papers leave theirs open.
+# The schedule that transfer of ResNets commonly uses (SGD with momentum, cosine); the papers leave theirs open. One
+# crop of 8 to 100 % of the image and its mirror image, the supervised method's own.
 RECIPE: dict[str, Any] = {
     "method": "supervised",
-    "crops": "scene-scene",
-    "augment": "none",
     "optimiser": "sgd",
     "base_lr": 0.04,
     "weight_decay": 1e-4,

@@ -29,6 +29,9 @@ PREFIX = "online:"
 class OnlineBoxes:
     """Makes, keeps and finds the boxes of a run.
 
+    Attributes:
+        every: epochs from one scoring to the next.
+
     Args:
         source: "online:anchors".
         recipe: arch, size, init, seed, rescore_every.
@@ -43,6 +46,7 @@ class OnlineBoxes:
     def __init__(self, source: str, recipe: Recipe, catalog: Catalog, run: Path, device: torch.device) -> None:
         one_of(source.removeprefix(PREFIX), ("anchors",), f"--boxes {PREFIX}…")
         self.recipe, self.catalog, self.device = recipe, catalog, device
+        self.every = recipe.rescore_every or 10
         self.folder = run / "boxes"
         torch.manual_seed(recipe.seed)
         self._network, _ = backbone(recipe.arch, recipe.size, recipe.init)  # as the run begins
@@ -54,7 +58,7 @@ class OnlineBoxes:
 
     def due(self, epoch: int) -> bool:
         """Whether boxes are scored anew before this epoch."""
-        return epoch > 0 and epoch % self.recipe.rescore_every == 0
+        return epoch > 0 and epoch % self.every == 0
 
     def of_checkpoint(self, epoch: int, batch: int) -> BoxTable:
         """Return the boxes that were in use when a checkpoint at this place of the loader was written.
@@ -64,7 +68,7 @@ class OnlineBoxes:
             batch: of the epoch; at 0 the epoch's own rescoring is still to come.
         """
         last = epoch - 1 if batch == 0 and self.due(epoch) else epoch
-        return BoxTable.load(self._file(last - last % self.recipe.rescore_every), self.catalog)
+        return BoxTable.load(self._file(last - last % self.every), self.catalog)
 
     def rescored(self, method: Method, epoch: int) -> BoxTable:
         """Return boxes scored by the momentum encoder (the encoder, where a method has none) before an epoch."""

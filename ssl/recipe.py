@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-import yaml
-
-from objcrop.errors import ObjcropError, UsageError, one_of
+from objcrop.dali_pipes.crop_policy import CropPolicy, crop_policy
+from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Option, Setting, read_options, refuse_idle
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.option_value import brief, flag, number, text, whole, word
+from objcrop.plain_yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
 
@@ -23,6 +26,7 @@ OWN: dict[str, dict[str, Any]] = {
     "moco-v2": {},
     "byol": {
         "augment": "byol",
+        "scale": (0.08, 1.0),
         "optimiser": "lars",
         "base_lr": 0.2,
         "weight_decay": 1.5e-6,
@@ -30,7 +34,15 @@ OWN: dict[str, dict[str, Any]] = {
         "dim": 256,
         "ema": 0.996,
     },
-    "supervised": {"optimiser": "adam", "base_lr": 1e-3, "weight_decay": 0.0},
+    # One crop an image and its mirror image, as networks are trained on labels (He et al. 2016, torchvision).
+    "supervised": {
+        "crops": "scene",
+        "augment": "flip",
+        "scale": (0.08, 1.0),
+        "optimiser": "adam",
+        "base_lr": 1e-3,
+        "weight_decay": 0.0,
+    },
 }
 
 
@@ -46,17 +58,19 @@ class Recipe:
         size: side of the views, pixels; 96 and less get a stem for small images.
         batch_size: global, over all processes.
         epochs: passes over the samples.
-        steps: stop after so many; None for all epochs. The schedule ends there too.
+        steps: stop after so many, whatever `epochs` says; None for all epochs. The schedule ends there too.
         seed: of weights, views and everything else.
         crops: crop policy.
+        random_crop: see `load_views`; None is the policy's own.
         augment: augmentation recipe.
         loader: "dali" or "torch".
         device: "cuda" or "cpu".
         optimiser: "sgd", "lars" or "adam".
-        base_lr: learning rate at batch 256; the rate is base_lr × batch_size / 256.
+        base_lr: learning rate at batch 256; the rate is base_lr × batch_size / 256, as facebookresearch/moco scales it,
+            for every optimiser (for adam that is a choice of ours).
         weight_decay: L2.
         warmup_epochs: linear rise of the rate; at most a tenth of the run.
-        momentum: of the optimiser.
+        momentum: of the optimiser (sgd, lars).
         temperature: of InfoNCE (moco-v2).
         queue: number of keys, a multiple of batch_size (moco-v2).
         dim: of the embeddings.
@@ -85,8 +99,10 @@ class Recipe:
         cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
         cache_side: see `load_views`.
         max_bad: share of unreadable images to step over.
-        rescore_every: epochs between two scorings of `--boxes online:anchors`.
-        min_side: see `load_views`, as the rest.
+        rescore_every: epochs between two scorings of `--boxes online:anchors`; None is 10 there.
+        colour: see `load_views`, as the rest.
+        scale: see `load_views`.
+        min_side: see `load_views`.
         dilate: see `load_views`.
         dilate_by: see `load_views`.
         shift: see `load_views`.
@@ -103,6 +119,7 @@ class Recipe:
     steps: int | None = None
     seed: int = 0
     crops: str = "scene-scene"
+    random_crop: bool | None = None
     augment: str = "moco-v2"
     loader: str = "dali"
     device: str = "cpu"
@@ -136,7 +153,9 @@ class Recipe:
     cache: str | None = None
     cache_side: int | None = None
     max_bad: float = 0.01
-    rescore_every: int = 10
+    rescore_every: int | None = None
+    colour: str = "float"
+    scale: tuple[float, float] = (0.2, 1.0)
     min_side: int | str = "auto"
     dilate: float = 0.1
     dilate_by: str = "image"
@@ -145,32 +164,23 @@ class Recipe:
     max_boxes: int = 10
 
     def __post_init__(self) -> None:
-        one_of(self.method, OWN, "method")
-        one_of(self.heads, ("per-role", "shared"), "heads")
-        one_of(self.loader, ("dali", "torch"), "loader")
-        one_of(self.optimiser, ("sgd", "lars", "adam"), "optimiser")
-        if self.precision is not None:
-            one_of(self.precision, ("fp32", "bf16"), "precision")
-        at_least_one = (
-            "batch_size",
-            "epochs",
-            "steps",
-            "queue",
-            "dim",
-            "hidden",
-            "bn_groups",
-            "accumulate",
-            "rescore_every",
-        )
-        for name in (*at_least_one, "log_every_steps", "checkpoint_every_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, but it must be at least 1.")
+        for name, value in read_options({name: getattr(self, name) for name in OPTIONS}, OPTIONS).items():
+            object.__setattr__(self, name, value)
         if self.method == "moco-v2" and self.queue % self.batch_size:
             raise UsageError(
                 f"queue is {self.queue}, but it must be a multiple of the batch_size {self.batch_size}: "
                 f"take {max(self.queue // self.batch_size, 1) * self.batch_size}."
             )
+
+    def acts(self, name: str) -> bool:
+        """Whether an option changes anything in this recipe."""
+        idle = OPTIONS[name].idle
+        return idle is None or idle(self) is None
+
+    @property
+    def policy(self) -> CropPolicy:
+        """The crop policy."""
+        return crop_policy(self.crops, self.random_crop)
 
     @property
     def virtual_devices(self) -> int:
@@ -191,81 +201,129 @@ def default_bn_groups(batch_size: int, most: int = 8) -> int:
     return groups
 
 
-def resolve(recipe: str | os.PathLike[str] | None, flags: dict[str, Any]) -> Recipe:
+def _only(*methods: str) -> Callable[[Recipe], str | None]:
+    def idle(recipe: Recipe) -> str | None:
+        return None if recipe.method in methods else f"it is an option of method {' and '.join(methods)}"
+
+    return idle
+
+
+def _until(recipe: Recipe) -> str | None:
+    return None if recipe.steps is None else f"the run stops after {recipe.steps} steps"
+
+
+def _roles_differ(recipe: Recipe) -> str | None:
+    shared = f"the views of crops '{recipe.crops}' share one head"
+    return shared if recipe.policy.heads_shared else _only("moco-v2", "byol")(recipe)
+
+
+def _has_momentum(recipe: Recipe) -> str | None:
+    return "optimiser 'adam' has moments of its own" if recipe.optimiser == "adam" else None
+
+
+def _learns_labels(recipe: Recipe) -> str | None:
+    learns = recipe.method == "supervised" or recipe.online_probe
+    return None if learns else "no labels are learnt (by method 'supervised' or online_probe)"
+
+
+def _of_views(option: Option) -> Option:
+    """Return an option of `load_views` as one of a recipe."""
+    if option.idle is None:
+        return option
+    idle = option.idle
+    return Option(option.kind, lambda r: idle(Setting(r.policy, r.loader, r.device, r.cache, r.workers)))
+
+
+COUNT = whole(1, 2**31 - 1)
+RATE = number(0, 1000)
+OPTIONS: dict[str, Option] = {
+    "method": Option(word(*OWN)),
+    "arch": Option(text()),
+    "init": Option(text()),
+    "epochs": Option(whole(1, 10**6), _until),
+    "steps": Option(COUNT),
+    "loader": VIEW_OPTIONS["backend"],
+    "optimiser": Option(word("sgd", "lars", "adam")),
+    "base_lr": Option(RATE),
+    "weight_decay": Option(RATE),
+    "warmup_epochs": Option(number(0, 10**6)),
+    "momentum": Option(number(0, 1, below=True), _has_momentum),
+    "temperature": Option(number(1e-4, 100), _only("moco-v2")),
+    "queue": Option(whole(1, 2**24), _only("moco-v2")),
+    "dim": Option(whole(1, 65536), _only("moco-v2", "byol")),
+    "hidden": Option(whole(1, 65536), _only("moco-v2", "byol")),
+    "ema": Option(number(0, 1), _only("moco-v2", "byol")),
+    "bn_groups": Option(whole(1, 2**24)),
+    "heads": Option(word("per-role", "shared"), _roles_differ),
+    "single_label": Option(flag, _learns_labels),
+    "accumulate": Option(whole(1, 2**24)),
+    "precision": Option(word("bf16", "fp32")),
+    "compile": Option(flag),
+    "online_probe": Option(flag),
+    "tensorboard": Option(flag),
+    "wandb": Option(text()),
+    "checkpoint_every_steps": Option(COUNT),
+    "log_every_steps": Option(COUNT),
+    "rescore_every": Option(whole(1, 10**6)),
+    **{field.name: _of_views(VIEW_OPTIONS[field.name]) for field in fields(Recipe) if field.name in VIEW_OPTIONS},
+}
+
+
+def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> Recipe:
     """Return defaults, overridden by the method's own, by a recipe, by flags.
 
+    None stands for "not given", and takes back what a recipe says. `steps` as a flag takes the place of a recipe's
+    `epochs`.
+
     Args:
-        recipe: a YAML file, or the name of one in `ssl/recipes` without its suffix; None for none.
+        recipe: a YAML file, or the name of one in `ssl/recipes` without its suffix; None for none. The file that a run
+            folder keeps is one too.
         flags: field names to values.
 
     Raises:
-        UsageError: no such recipe, or a key that is no field; the nearest field is named.
+        UsageError: no such recipe; a key that is no field, the nearest is named; a value that is none of its field; an
+            option that cannot act.
         ObjcropError: the file is no YAML mapping.
     """
-    differences = {} if recipe is None else _read(recipe)
-    known = {field.name for field in fields(Recipe)}
-    for key in (*differences, *flags):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(sorted(known))}."
-            raise UsageError(f"'{key}' is not an option of a recipe: {hint}")
-    method = one_of({**differences, **flags}.get("method", "moco-v2"), OWN, "method")
-    merged = {**OWN[method], **differences, **flags}
-    return replace(Recipe(), **{name: _typed(name, value) for name, value in merged.items()})
+    said = {} if recipe is None else _read(recipe)
+    for key in (*said, *flags):
+        if key not in OPTIONS:
+            near = difflib.get_close_matches(str(key), OPTIONS, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(sorted(OPTIONS))}."
+            raise UsageError(f"{brief(key)} is not an option of a recipe: {hint}")
+    flags = read_options(flags, OPTIONS) | {name: None for name, value in flags.items() if value is None}
+    said = {name: value for name, value in read_options(said, OPTIONS).items() if name not in flags}
+    if "steps" in flags and "epochs" not in flags:
+        said.pop("epochs", None)
+    given = said | {name: value for name, value in flags.items() if value is not None}
+    made = Recipe(**(OWN[given.get("method", Recipe.method)] | given))
+    refuse_idle({name: value for name, value in given.items() if name in flags}, OPTIONS, made)
+    refuse_idle(said, OPTIONS, made, " (--set {}=null takes back what a recipe says)")
+    return made
 
 
-def _typed(name: str, value: Any) -> Any:
-    """Return the value as the field's type; YAML reads 1e-2 as text, and people write 1 for 1.0."""
-    hint = get_type_hints(Recipe)[name]
-    kinds = get_args(hint) or (hint,)
-    if hint == tuple[float, float]:
-        if isinstance(value, (list, tuple)) and len(value) == 2:
-            return tuple(_typed("dilate", part) for part in value)
-        raise UsageError(f"{name} is {value!r}, but it must be two numbers.")
-    if value is None and type(None) in kinds:
-        return None
-    for kind in kinds:
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is int and not isinstance(value, bool) and _is(int, value):
-            return int(value)
-        if kind is float and not isinstance(value, bool) and _is(float, value):
-            return float(value)
-        if (
-            kind is str
-            and isinstance(value, str)
-            and ((str in kinds and not {int, float} & set(kinds)) or value == "auto")
-        ):
-            return value
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
-    if {int, float} & set(kinds):
-        words[str] = "'auto'"
-    raise UsageError(f"{name} is {value!r}, but it must be {' or '.join(words[kind] for kind in kinds)}.")
-
-
-def _is(kind: type, value: Any) -> bool:
-    try:
-        return kind(value) == float(value)
-    except (TypeError, ValueError):
-        return False
-
-
-def _read(recipe: str | os.PathLike[str]) -> dict[str, Any]:
+def _read(recipe: str | os.PathLike[str]) -> dict[Any, Any]:
     path = Path(recipe)
-    if not path.is_file():
-        path = FOLDER / f"{recipe}.yaml"
-    if not path.is_file():
-        names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        raise UsageError(f"recipe '{recipe}' is neither a file nor one of: {names}.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ObjcropError(f"{path} is not YAML ({' '.join(str(error).split())}).") from None
+        if not path.is_file():
+            path = FOLDER / f"{recipe}.yaml"
+        if not path.is_file():
+            names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
+            raise UsageError(f"recipe {brief(os.fspath(recipe))} is neither a file nor one of: {names}.")
+        content = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
+    except UnicodeDecodeError as error:
+        raise ObjcropError(f"{path} is not YAML ({error}).") from None
+    except OSError as error:
+        raise ObjcropError(f"recipe {brief(os.fspath(recipe))} cannot be read ({error.strerror}).") from None
+    if content is None:
+        return {}
     if not isinstance(content, dict):
         raise ObjcropError(f"{path} must hold `option: value` lines.")
+    content.pop("resolved", None)  # what a run folder's recipe tells of its run
     return content
 
 
 def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """Return the resolved recipe as YAML and checkpoints can hold it."""
-    return {**asdict(recipe), "shift": list(recipe.shift)}
+    """Return the options that act in a recipe, as YAML and checkpoints can hold them."""
+    held = {name: value for name, value in asdict(recipe).items() if recipe.acts(name)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in held.items()}

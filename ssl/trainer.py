@@ -24,6 +24,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.dali_pipes.view_options import VIEW_OPTIONS
 from objcrop.dali_pipes.views import Views
 from objcrop.devices import resolve_device
 from objcrop.doctor import commit
@@ -36,7 +37,7 @@ from objcrop.ssl.method import Method
 from objcrop.ssl.moco import MoCo
 from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.online_probe import OnlineProbe
-from objcrop.ssl.recipe import Recipe, as_dict
+from objcrop.ssl.recipe import OPTIONS, Recipe, as_dict
 from objcrop.ssl.run_folder import RunFolder
 from objcrop.ssl.schedules import cosine_rate
 from objcrop.ssl.stop_signal import Stopped, StopSignal
@@ -77,12 +78,25 @@ def pretrain(
     """
     device = device_of(recipe.device)
     with process_group("nccl" if device.type == "cuda" else "gloo"):
+        source = os.fspath(boxes) if isinstance(boxes, (str, os.PathLike)) else ""
+        refuse_idle_boxes(recipe, boxes is not None, source.startswith(PREFIX))
         folder, online = RunFolder(output, resume), None
-        if isinstance(boxes, (str, os.PathLike)) and os.fspath(boxes).startswith(PREFIX):
-            online = OnlineBoxes(os.fspath(boxes), recipe, catalog, folder.path, device)
+        if source.startswith(PREFIX):
+            online = OnlineBoxes(source, recipe, catalog, folder.path, device)
             boxes = online.first()
         with views_for(recipe, catalog, boxes, output, device) as loader:
             return Run(recipe, loader, folder, device, resume, online).train()
+
+
+def refuse_idle_boxes(recipe: Recipe, given: bool, online: bool) -> None:
+    """Raise a `UsageError` where boxes, or how often they are scored anew, cannot act."""
+    if given and not recipe.policy.needs_boxes:
+        raise UsageError(f"boxes cannot act here: crops '{recipe.crops}' are not drawn from boxes; leave --boxes out.")
+    if recipe.rescore_every is not None and not online:
+        raise UsageError(
+            f"rescore_every ({recipe.rescore_every}) cannot act here: only --boxes {PREFIX}anchors are scored anew; "
+            "leave it out."
+        )
 
 
 def device_of(name: str) -> torch.device:
@@ -114,32 +128,13 @@ def views_for(
         device: where the views lie.
     """
     rank, _ = rank_and_world_size()
+    options = {name: getattr(recipe, name) for name in OPTIONS if name in VIEW_OPTIONS and recipe.acts(name)}
     return load_views(
         catalog,
         boxes=boxes,
-        crops=recipe.crops,
-        augment=recipe.augment,
-        size=recipe.size,
-        batch_size=recipe.batch_size,
         backend=recipe.loader,
-        device=str(device),
-        seed=recipe.seed,
-        workers=recipe.workers,
-        threads=recipe.threads,
-        prefetch=recipe.prefetch,
-        decode=recipe.decode,
-        hw_decoder_load=recipe.hw_decoder_load,
-        decoder_padding=recipe.decoder_padding,
-        cache=recipe.cache,
-        cache_side=recipe.cache_side,
-        max_bad=recipe.max_bad,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
-        min_side=recipe.min_side,
-        dilate=recipe.dilate,
-        dilate_by=recipe.dilate_by,
-        shift=recipe.shift,
-        scale_min=recipe.scale_min,
-        max_boxes=recipe.max_boxes,
+        **{**options, "device": str(device)},
     )
 
 
@@ -188,6 +183,8 @@ class Run:
                 self.watch.load_state_dict(saved["watch"], device)
         if recipe.compile:
             self.method.encoder.backbone.compile()
+            if self.leads:
+                logging.getLogger("objcrop").warning("Compiling the encoder: the first step may take minutes.")
         self.model: nn.Module = self.method
         if self.world > 1:
             # Buffers are made the same when a checkpoint is written, not in every step.
@@ -213,6 +210,7 @@ class Run:
             "learning_rate": self.recipe.learning_rate,
             "bn_groups": self.recipe.virtual_devices,
             "processes": self.world,
+            **({} if self.online is None else {"rescore_every": self.online.every}),
         }
 
     def _warn(self) -> None:
@@ -346,7 +344,7 @@ class Run:
     def _restore(self) -> dict[str, Any]:
         saved = load_newest(self.folder.checkpoint)
         for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe"):
-            if saved["recipe"].get(name) != getattr(self.recipe, name):
+            if self.recipe.acts(name) and saved["recipe"].get(name) != getattr(self.recipe, name):
                 raise ObjcropError(
                     f"{self.folder.checkpoint} was trained with {name}={saved['recipe'].get(name)}, not "
                     f"{getattr(self.recipe, name)}; resume with what the run began with."

@@ -15,6 +15,7 @@ import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
 
@@ -51,16 +52,17 @@ class Wanted:
 
     def loader(self, **options: Any) -> ViewLoader:
         """Return one of our own loaders; options as in `load_views`."""
+        by_processes = options.get("backend") == "torch"
         return load_views(
             self.catalog,
-            boxes=self.boxes,
+            boxes=self.boxes if crop_policy(self.crops).needs_boxes else None,
             crops=self.crops,
             size=self.size,
             batch_size=self.batch_size,
-            workers=self.workers,
-            threads=self.threads,
             rank=0,
             world_size=1,
+            workers=self.workers if by_processes else None,
+            threads=None if by_processes else self.threads,
             **options,
         )
 

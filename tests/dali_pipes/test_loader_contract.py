@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.errors import ObjcropError, UsageError
@@ -16,7 +17,8 @@ SMALL = dict(size=48, batch_size=8, crops="obj-obj+dilate", seed=3)
 
 def load(photos, backend, **options):
     catalog, boxes = photos
-    return load_views(catalog, boxes=boxes, **{**SMALL, **BACKENDS[backend], **options})
+    options = {**SMALL, **BACKENDS[backend], **options}
+    return load_views(catalog, boxes=boxes if crop_policy(options["crops"]).needs_boxes else None, **options)
 
 
 def epoch_of(photos, backend, **options):

@@ -8,6 +8,8 @@ from children import torchrun
 
 from objcrop.dali_pipes.load_views import load_views
 
+PROCESSES = {"torch": dict(workers=0), "dali": dict(threads=2)}
+
 
 @pytest.fixture(scope="module")
 def saved(photos, tmp_path_factory):
@@ -22,9 +24,9 @@ RANKS = """
 import sys, torch.distributed as dist
 from objcrop import load_views
 dist.init_process_group("gloo")
-for backend in ("torch", "dali"):
+for backend, processes in dict(torch=dict(workers=0), dali=dict(threads=2)).items():
     with load_views("c.arrow", boxes="b.arrow", crops="obj-obj", size=32, batch_size=8, backend=backend,
-                    workers=0, threads=1, augment="none") as loader:
+                    **processes, augment="none") as loader:
         rows = [batch.index.tolist() for batch in loader]
     everyone = [None, None]
     dist.all_gather_object(everyone, rows)
@@ -55,8 +57,9 @@ RESUME = """
 import sys, json, hashlib
 from objcrop import load_views
 for backend, state in json.loads(sys.argv[1]).items():
+    processes = dict(workers=0) if backend == "torch" else dict(threads=2)
     with load_views("c.arrow", boxes="b.arrow", crops="obj-obj+dilate", size=32, batch_size=8, backend=backend,
-                    workers=0, threads=2) as loader:
+                    **processes) as loader:
         loader.load_state_dict(state)
         for batch in loader:
             print(hashlib.sha256(b"".join(view.numpy().tobytes() for view in batch.views)).hexdigest())
@@ -70,7 +73,7 @@ def test_a_new_process_goes_on_bit_for_bit(saved):
     options = {"boxes": saved / "b.arrow", "crops": "obj-obj+dilate", "size": 32, "batch_size": 8}
     states, rest = {}, []
     for backend in ("torch", "dali"):
-        with load_views(saved / "c.arrow", **options, backend=backend, workers=0, threads=2) as loader:
+        with load_views(saved / "c.arrow", **options, backend=backend, **PROCESSES[backend]) as loader:
             walk = iter(loader)
             next(walk)
             states[backend] = loader.state_dict()
@@ -87,9 +90,9 @@ from objcrop import load_views
 def resident():
     gc.collect()
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-for backend in ("torch", "dali"):
+for backend, processes in dict(torch=dict(workers=0), dali=dict(threads=2)).items():
     with load_views("c.arrow", boxes="b.arrow", crops="obj-obj+dilate", size=32, batch_size=8, backend=backend,
-                    workers=0, threads=2) as loader:
+                    **processes) as loader:
         for epoch in range(50):
             for batch in loader:
                 pass

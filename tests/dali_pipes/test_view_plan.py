@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from torchvision.transforms import ColorJitter
 
-from objcrop.dali_pipes.augment import RECIPES, augment_recipe
+from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES, augment_recipe
 from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner, colour_decisions
 from objcrop.errors import UsageError
@@ -100,9 +100,9 @@ def test_scale_min_is_the_papers_s_min(photos):
         for x0, y0, x1, y1 in boxes[row].tolist():
             side_x, side_y = np.ceil(x1) - np.floor(x0), np.ceil(y1) - np.floor(y0)
             areas.append(max(side_x, min(30, w)) * max(side_y, min(30, h)) / (w * h))
-        shares.append(np.mean(areas) if areas else 1.0)
+        shares += [np.mean(areas)] if areas else []  # OAC averages proposals
     assert plans.scale_min == pytest.approx(min(0.2 / np.mean(shares), 0.9), abs=6e-4)
-    assert planner(photos, "obj-scene").scale_min == 0.2  # OAC Table 11
+    assert planner(photos, "obj-scene").scale_min is None  # its scene view keeps `scale` (OAC Table 11)
 
 
 def test_flip_and_probabilities_are_the_recipes():
@@ -110,13 +110,12 @@ def test_flip_and_probabilities_are_the_recipes():
     for name in RECIPES:
         augment = augment_recipe(name, 2)
         drawn = colour_decisions(np.arange(n), augment, seed=1, epoch=0)
-        for v, a in enumerate(augment):
+        for v in range(2):
             shares = {
-                "flip": (drawn["flip"], a.flip_p),
-                "jitter": (drawn["jitter"], a.jitter_p),
-                "grey": (drawn["grey"], a.grey_p),
-                "blur": (drawn["sigma"] > 0, a.blur_p),
-                "solarise": (drawn["solarise"], a.solarise_p),
+                # Either of the two, one as often as the other.
+                what: (happened, np.mean([getattr(a, f"{what}_p") for a in augment]))
+                for what, happened in {**drawn, "blur": drawn["sigma"] > 0}.items()
+                if what in ("flip", "jitter", "grey", "blur", "solarise")
             }
             for what, (happened, probability) in shares.items():
                 if probability in (0, 1):
@@ -140,6 +139,23 @@ def test_jitter_is_drawn_as_torchvision_draws_it():
     assert (np.sort(orders, 1) == np.arange(4)).all()
     assert stats.chisquare(np.unique(orders, axis=0, return_counts=True)[1]).pvalue > 0.001
     assert len(np.unique(orders, axis=0)) == 24
+
+
+def test_byols_two_augmentations_are_turned_round_per_sample():
+    """Each sample has both, whichever view gets which: no role of a policy goes with one of them."""
+    n, augment = 4000, augment_recipe("byol", 2)
+    drawn = colour_decisions(np.arange(n), augment, seed=1, epoch=0)
+    assert {(a.interpolation, a.mean, a.std) for a in augment} == {("bicubic", IMAGENET_MEAN, IMAGENET_STD)}
+    solarised = drawn["solarise"]
+    assert not solarised.all(axis=1).any(), "both views solarised, but one recipe of the two never does it"
+    assert (drawn["sigma"] > 0).any(axis=1).all(), "one of the two always blurs"
+    # A sample whose first view is the unblurred or the solarised one has the second recipe there.
+    second_first = solarised[:, 0] | (drawn["sigma"][:, 0] == 0)
+    second_last = solarised[:, 1] | (drawn["sigma"][:, 1] == 0)
+    assert not (second_first & second_last).any()
+    assert stats.binomtest(int(second_first.sum()), int((second_first | second_last).sum())).pvalue > 0.001
+    other = colour_decisions(np.arange(n), augment, seed=1, epoch=1)["solarise"]
+    assert (other[:, 0] & solarised[:, 1]).any() and (other[:, 0] & solarised[:, 0]).any()  # anew each epoch
 
 
 def test_a_new_augmentation_leaves_the_others_alone():

@@ -30,9 +30,9 @@ SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", bas
 RUNS = {
     "moco-8": dict(method="moco-v2", bn_groups=8),
     "moco-sync": dict(method="moco-v2", bn_groups=1),
-    "byol": dict(method="byol", warmup_epochs=0),
+    "byol": dict(method="byol", queue=None, warmup_epochs=0),
     "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
-    "supervised": dict(method="supervised", bn_groups=4, online_probe=True),
+    "supervised": dict(method="supervised", queue=None, dim=None, hidden=None, bn_groups=4, online_probe=True),
 }
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = """

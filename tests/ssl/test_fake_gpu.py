@@ -35,7 +35,8 @@ def moved(module):
 @pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_stays_on_the_gpu(method, flags, monkeypatch):
-    recipe = resolve(None, {**SMALL, "method": method, **flags})
+    idle = {"moco-v2": (), "byol": ("queue",), "supervised": ("queue", "dim", "hidden")}[method]
+    recipe = resolve(None, {**SMALL, "method": method, **flags, **dict.fromkeys(idle)})
     module = METHODS[method](recipe, ("object", "scene"), False, 5)
     probe = OnlineProbe(96, 5, False)
     with FakeTensorMode():

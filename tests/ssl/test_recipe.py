@@ -14,7 +14,7 @@ def written(tmp_path, text):
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
-    recipe = resolve(written(tmp_path, "dim: 64\nema: 0.5\nshift: [10, 20]\n"), {"ema": 0.9})
+    recipe = resolve(written(tmp_path, "dim: 64\nema: 0.5\ncrops: obj-obj+shift\nshift: [10, 20]\n"), {"ema": 0.9})
     assert (recipe.dim, recipe.ema, recipe.shift, recipe.arch) == (64, 0.9, (10, 20), Recipe().arch)
     assert resolve(None, {**as_dict(recipe)}) == recipe
     assert resolve(written(tmp_path, ""), {}) == Recipe()
@@ -26,44 +26,57 @@ def test_numbers_of_shipped_recipes_are_numbers(name):
     assert all(type(getattr(recipe, field)) is float for field in ("base_lr", "weight_decay", "ema", "dilate"))
 
 
-# Each published row that this version can train, and the paper's number.
+# The rows of the two papers that have a recipe, and the number that its comment names.
 ROWS = {
-    "oac-table1-supervised": "66.3",
-    "oac-table3-moco-v2-scene-scene": "49.8",
-    "oac-table3-byol-scene-scene": "50.2",
-    "oac-table3-moco-v2-gt-obj-scene": "58.9",
-    "oac-table3-moco-v2-gt-obj-obj-dilate": "60.2",
-    "oac-table3-moco-v2-unsupervised-obj-scene": "58.0",
-    "oac-table3-moco-v2-edge-boxes-obj-scene": "57.1",
-    "oac-table3-moco-v2-bing-obj-scene": "58.1",
-    "oac-table3-byol-bing-obj-scene": "58.5",
-    "oac-table3-moco-v2-bing-obj-obj-dilate": "58.6",
-    "oac-table3-byol-bing-obj-obj-dilate": "59.1",
-    "oac-text-moco-v2-bing-obj-obj-shift": "54.1",
-    "cib-table1-byol-image": "39.8",
-    "cib-table1-byol-gt": "33.1",
-    "cib-table1-byol-grid": "41.6",
-    "cib-table1-moco-v2-image": "26.9",
-    "cib-table1-moco-v2-gt": "28.7",
-    "cib-table1-moco-v2-grid": "37.2",
+    "oac-table1-supervised": "mAP 66.3",
+    "oac-table3-moco-v2-scene-scene": "mAP 49.8",
+    "oac-table3-byol-scene-scene": "mAP 50.2",
+    "oac-table3-moco-v2-gt-obj-scene": "mAP 58.9",
+    "oac-table3-moco-v2-gt-obj-obj-dilate": "mAP 60.2",
+    "oac-table3-moco-v2-unsupervised-obj-scene": "mAP 58.0",
+    "oac-table3-moco-v2-edge-boxes-obj-scene": "mAP 57.1",
+    "oac-table3-moco-v2-bing-obj-scene": "mAP 58.1",
+    "oac-table3-byol-bing-obj-scene": "mAP 58.5",
+    "oac-table3-moco-v2-bing-obj-obj-dilate": "mAP 58.6",
+    "oac-table3-byol-bing-obj-obj-dilate": "mAP 59.1",
+    "oac-table4-moco-v2-scene-scene": "box AP 38.2",
+    "oac-table4-moco-v2-bing-obj-scene": "box AP 39.4",
+    "oac-table4-moco-v2-bing-obj-obj-dilate": "box AP 39.7",
+    "oac-table4-byol-bing-obj-obj-dilate": "box AP 40.1",
+    "oac-text-moco-v2-bing-obj-obj-shift": "mAP 54.1",
+    "cib-table1-byol-image": "linear mAP 39.8",
+    "cib-table1-byol-gt": "linear mAP 33.1",
+    "cib-table1-byol-grid": "linear mAP 41.6",
+    "cib-table1-byol-our": "linear mAP 42.5",
+    "cib-table1-moco-v2-image": "linear mAP 26.9",
+    "cib-table1-moco-v2-gt": "linear mAP 28.7",
+    "cib-table1-moco-v2-grid": "linear mAP 37.2",
+    "cib-table1-moco-v2-our": "linear mAP 44.9",
+    "cib-table3-byol-image": "box AP 38.8",
+    "cib-table3-byol-our": "box AP 40.2",
+    "cib-table3-moco-v2-image": "box AP 38.2",
+    "cib-table3-moco-v2-our": "box AP 39.3",
 }
 
 
-def test_there_is_a_recipe_a_row():
+def test_each_recipe_is_of_a_row_or_a_method():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {*ROWS, "moco-v2", "byol"}
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_recipes_of_rows_hold_differences_and_what_the_papers_say(name):
     text = (FOLDER / f"{name}.yaml").read_text()
-    comment, said = text.split("method:")[0], yaml.safe_load(text)
-    assert f"mAP {ROWS[name]}" in comment
+    comment, said = text.split("\nmethod:")[0], yaml.safe_load(text)
+    assert ROWS[name] in comment and max(map(len, text.splitlines())) <= 120
     recipe = resolve(name, {})
     bare = resolve(None, {"method": said["method"]})
     told = {key: value for key, value in said.items() if key != "method"}
     assert all(getattr(recipe, key) != getattr(bare, key) for key in told if key != "hidden"), "a default is repeated"
-    assert (recipe.arch, recipe.size, recipe.batch_size) == ("resnet50", 224, 256)
-    assert recipe.epochs == (90 if recipe.method == "supervised" else 800 if "cib" in name else 200)
+    coco_byol = name.startswith("cib-table3-byol")
+    assert (recipe.arch, recipe.size, recipe.batch_size) == ("resnet50", 224, 512 if coco_byol else 256)
+    epochs = {"oac-table1": 90, "oac-table3": 200, "oac-text-m": 200, "oac-table4": 800}
+    epochs |= {"cib-table1": 800, "cib-table3": 400}
+    assert recipe.epochs == epochs[name[:10]]
     if recipe.method == "moco-v2":
         assert recipe.learning_rate == (0.3 if "cib" in name else 0.03)
         assert (recipe.temperature, recipe.dim, recipe.queue, recipe.ema, recipe.weight_decay) == (
@@ -71,11 +84,21 @@ def test_recipes_of_rows_hold_differences_and_what_the_papers_say(name):
             1e-4,
         )
         assert recipe.virtual_devices == (1 if "cib" in name else 8)
+        assert recipe.scale == (0.2, 1.0)
     if recipe.method == "byol":
-        assert recipe.ema == (0.99 if "cib" in name else 0.996) and recipe.optimiser == "lars"
+        assert recipe.optimiser == "lars" and recipe.virtual_devices == 1
+        # CIB 4.1: the base rate of PixPro and SoCo, the augmentation of BYOL; OAC G.1 and 2.1.
+        cib = (0.99, 1.0, 1e-5, (0.08, 1.0))
+        oac = (0.996, 0.2, 1.5e-6, (0.2, 1.0))
+        assert (recipe.ema, recipe.base_lr, recipe.weight_decay, recipe.scale) == (cib if "cib" in name else oac)
+    if recipe.method == "supervised":
+        assert (recipe.crops, recipe.augment, recipe.scale, recipe.learning_rate) == ("scene", "flip", (0.08, 1), 1e-3)
     if "dilate" in name:
-        assert recipe.dilate == 0.2
-    assert (recipe.crops == "within-box") == (("-gt" in name and "cib" in name) or "grid" in name)
+        assert recipe.dilate == (0.1 if "table4" in name else 0.2)
+    assert (recipe.crops == "within-box") == ("cib" in name and "image" not in name)
+    assert recipe.max_boxes == (1000 if "oac" in name and "-gt-" in name else 10)
+    assert recipe.min_side == (224 if "table4" in name and recipe.policy.needs_boxes else "auto")
+    assert recipe.policy.views[0].whole == (recipe.crops == "obj-scene")
 
 
 def test_rates_without_a_point_are_numbers_too(tmp_path):

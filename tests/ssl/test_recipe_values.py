@@ -1,0 +1,220 @@
+"""Every value of a recipe is of its field's type and range and acts, or one sentence says what is wrong."""
+
+import datetime
+import random
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import yaml
+
+from objcrop.cli import main
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.view_options import VIEW_OPTIONS
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.recipe import OPTIONS, OWN, Recipe, as_dict, resolve
+
+METHODS = ("moco-v2", "byol", "supervised")
+
+# Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
+IN_METHODS = {
+    "temperature": (0.1, {"moco-v2"}),
+    "queue": (512, {"moco-v2"}),
+    "dim": (64, {"moco-v2", "byol"}),
+    "hidden": (64, {"moco-v2", "byol"}),
+    "ema": (0.5, {"moco-v2", "byol"}),
+    "heads": ("shared", {"moco-v2", "byol"}),
+    "single_label": (True, {"supervised"}),
+    "base_lr": (0.5, set(METHODS)),
+    "bn_groups": (2, set(METHODS)),
+    "accumulate": (2, set(METHODS)),
+    "warmup_epochs": (1, set(METHODS)),
+}
+
+
+def test_the_table_has_every_field_and_no_other():
+    names = {field.name for field in fields(Recipe)}
+    assert names == set(OPTIONS) and set(OWN) == set(METHODS)
+    assert names & set(VIEW_OPTIONS) == set(VIEW_OPTIONS) - {"boxes", "backend", "shuffle", "drop_last", "dtype"}
+
+
+def test_defaults_of_views_are_those_of_load_views(photos):
+    """Stated twice, by the recipe and by the loaders: they must not come apart."""
+    catalog, boxes = photos
+    with load_views(catalog, boxes=boxes, crops="obj-obj+dilate", size=24, batch_size=4) as loader:
+        plain, planner = Recipe(), loader.planner
+        assert (loader.prefetch, loader.decode, loader.hw_decoder_load, loader.decoder_padding) == (
+            *(plain.prefetch, plain.decode, plain.hw_decoder_load),
+            plain.decoder_padding,
+        )
+    assert (planner.min_side, planner.delta, planner.dilate_by, planner.distance, planner.max_boxes) == (
+        *(plain.min_side, plain.dilate, plain.dilate_by, plain.shift),
+        plain.max_boxes,
+    )
+    with load_views(catalog, size=24, batch_size=4, backend="torch", workers=0) as loader:
+        assert loader.colour == plain.colour and loader.policy.views[0].scale == plain.scale
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", IN_METHODS)
+def test_an_option_acts_in_a_method_or_is_refused(name, method):
+    value, acts = IN_METHODS[name]
+    flags = {"method": method, "crops": "obj-scene", name: value}
+    if method in acts:
+        recipe = resolve(None, flags)
+        assert as_dict(recipe)[name] == value != as_dict(resolve(None, {**flags, name: None}))[name]
+        return
+    with pytest.raises(UsageError, match=f"{name} .* cannot act here: ") as caught:
+        resolve(None, flags)
+    assert "\n" not in str(caught.value)
+    default = getattr(Recipe(), name)
+    if default is not None:
+        with pytest.raises(UsageError, match="cannot act here"):  # given is given, whatever the default
+            resolve(None, {**flags, name: default})
+    assert name not in as_dict(resolve(None, {**flags, name: None}))
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (dict(crops="scene-scene", scale_min=0.05), "scale_min"),
+        (dict(crops="scene-scene", dilate=0.1), "dilate"),
+        (dict(crops="scene-scene", heads="per-role"), "heads"),
+        (dict(crops="within-box", max_boxes=3), "max_boxes"),
+        (dict(optimiser="adam", momentum=0.9), "momentum"),
+        (dict(loader="torch", threads=2), "threads"),
+        (dict(loader="dali", workers=2), "workers"),
+        (dict(loader="dali", colour="pil"), "colour"),
+        (dict(loader="torch", workers=0, prefetch=2), "prefetch"),
+        (dict(device="cpu", decode="whole"), "decode"),
+        (dict(loader="torch", cache="host"), "cache"),
+        (dict(cache_side=300), "cache_side"),
+        (dict(steps=10, epochs=3), "epochs"),
+        (dict(single_label=True), "single_label"),
+    ],
+    ids=str,
+)
+def test_what_cannot_act_is_refused(flags, name):
+    with pytest.raises(UsageError, match=f"^{name} .* cannot act here: .*leave it out"):
+        resolve(None, flags)
+
+
+def test_a_flag_takes_back_what_a_recipe_says(tmp_path):
+    (tmp_path / "r.yaml").write_text("crops: obj-obj+dilate\ndilate: 0.2\nepochs: 800\n")
+    with pytest.raises(UsageError, match="--set dilate=null takes back what a recipe says"):
+        resolve(tmp_path / "r.yaml", {"crops": "obj-obj"})
+    assert resolve(tmp_path / "r.yaml", {"crops": "obj-obj", "dilate": None}).crops == "obj-obj"
+    assert resolve(tmp_path / "r.yaml", {"steps": 3}).steps == 3  # to try a published recipe
+    assert resolve(tmp_path / "r.yaml", {"dilate": 0.3}).dilate == 0.3
+
+
+RESOLVED = [
+    {},
+    {"method": "byol"},
+    {"method": "supervised"},
+    {"crops": "obj-obj+shift", "shift": (5, 9), "steps": 7},
+    {"crops": "obj-scene", "random_crop": True, "loader": "torch", "workers": 0},
+    {"method": "byol", "random_crop": False, "device": "cuda", "cache": "device"},
+    {"seed": 2**64 - 1, "optimiser": "adam"},
+]
+
+
+@pytest.mark.parametrize("flags", RESOLVED, ids=str)
+def test_a_resolved_recipe_holds_what_acts_and_can_be_read_again(flags, tmp_path):
+    recipe = resolve(None, flags)
+    held = as_dict(recipe)
+    assert set(held) == {name for name in OPTIONS if recipe.acts(name)}
+    # As a run folder keeps it.
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**held, "resolved": {"scale_min": 0.3, "shift": [1, 2]}}))
+    assert resolve(tmp_path / "recipe.yaml", {}) == recipe
+    assert resolve(None, held) == recipe
+
+
+@pytest.mark.parametrize("pair", ["0.08,1", "0.08, 1", [0.08, 1], (0.08, 1.0), ["8e-2", 1]])
+def test_two_numbers_are_read_however_they_are_written(pair):
+    assert resolve(None, {"scale": pair}).scale == (0.08, 1.0)
+
+
+def test_every_seed_of_64_bits_is_taken_exactly():
+    draw = random.Random(0)
+    for seed in [2**64 - 1, 2**63, 2**53 + 1, 0] + [draw.getrandbits(63) for _ in range(2000)]:
+        assert resolve(None, {"seed": seed}).seed == seed
+        assert resolve(None, {"seed": str(seed)}).seed == seed
+    for seed in (-1, 2**64, 0.5, 1e300, "1e5", True, None.__class__, np.float64("nan")):
+        with pytest.raises(UsageError, match=r"seed is .* but it must be a whole number from 0 to 2\*\*64 - 1"):
+            resolve(None, {"seed": seed})
+
+
+FILES = {
+    "an alias": ("a: &x [1]\nsize: *x", 1),
+    "twice": ("size: 32\nsize: 64", 1),
+    "no number": ("method: !!int abc", 1),
+    "no date": ("size: 2020-99-99", 1),
+    "no truth": ("compile: !!bool maybe", 1),
+    "deep": ("size: " + "[" * 3000 + "]" * 3000, 1),
+    "wide": ("size: [" + "[1]," * 3000 + "]", 2),
+    "laughs": ("a: &a [1,1]\nb: &b [*a,*a]\nc: [*b,*b]", 1),
+    "many digits": ("size: " + "9" * 5000, None),
+    "hex": ("size: 0x" + "f" * 3000, 2),
+    "a number as key": ("1: 2", 2),
+    "a date as key": ("2020-01-01: 1", 2),
+    "null as key": ("~: 1", 2),
+    "a list as key": ("? [1, 2]\n: 3", 1),
+    "a control character": ("size: 1\x00", 1),
+    "half a surrogate": ('device: "\\ud800"', 2),
+    "a nested table": ("scale: {low: 1}", 2),
+    "a set": ("!!set {size}", 1),
+    "binary": ("method: !!binary aGVsbG8=", 2),
+    "a tag of Python": ("method: !!python/object/apply:os.getcwd []", 1),
+    "infinite": ("weight_decay: -.inf", 2),
+    "not a number": ("momentum: .nan", 2),
+    "negative": ("base_lr: -1", 2),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_broken_file_is_one_sentence(name, tmp_path, capsys):
+    text, code = FILES[name]
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        main(["pretrain", "--recipe", str(tmp_path / "r.yaml"), "--catalog", "c.arrow", "-o", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert stop.value.code in ((1, 2) if code is None else (code,)), said
+    assert len(said.splitlines()) == 1 and len(said) < 800 and not (tmp_path / "run").exists()
+
+
+STRANGE = [
+    *(None, True, False, 0, 1, -1, 2**31, 2**63, 2**64, 10**400, -(10**30), 0.0, -0.0, 0.5, 1e-300, 1e300),
+    *(float("inf"), float("-inf"), float("nan"), "", "auto", "nan", "1e400", "1e-2", "٣", "5²", "1_000", " 8", "0x10"),
+    *("\ud800", "a\nb", "x" * 10_000, [], [1], [0.1, 0.9], [0.9, 0.1], [[]], {}, {"a": 1}, (1, 2, 3), b"8", set()),
+    *(datetime.date(2020, 1, 1), np.int64(8), np.float32(0.25), np.bool_(True), np.array([1, 2]), object()),
+]
+
+
+def test_mutated_recipes_are_recipes_or_sentences():
+    draw = random.Random(7)
+    read = refused = 0
+    for _ in range(600):
+        base = as_dict(resolve(None, draw.choice(RESOLVED)))
+        for _ in range(draw.choice((1, 1, 1, 2, 4))):
+            match draw.randrange(4):
+                case 0:
+                    base[draw.choice(list(OPTIONS))] = draw.choice(STRANGE)
+                case 1:
+                    base[draw.choice(list(base))] = draw.choice([*STRANGE, *base.values()])
+                case 2:
+                    base.pop(draw.choice(list(base)))
+                case 3:
+                    key = draw.choice([1, None, 2.5, "szie", "", "\ud800", ("a",), datetime.date(2020, 1, 1)])
+                    if draw.random() < 0.2:
+                        base[key] = draw.choice(STRANGE)
+        try:
+            recipe = resolve(None, base)
+        except ObjcropError as error:
+            said = str(error)
+            assert "\n" not in said and said.isprintable() and len(said) < 1200 and said[-1] in ".?"
+            refused += 1
+            continue
+        read += 1
+        assert resolve(None, as_dict(recipe)) == recipe and 0 <= recipe.learning_rate < float("inf")
+    assert read > 50 and refused > 150
