@@ -61,6 +61,14 @@ def torchrun(*script, ranks=2):
     return [sys.executable, "-m", "torch.distributed.run", *launch, *map(str, script)]
 
 
+def process_of_rank(launcher, rank):
+    """Return the process id of a rank that torchrun, a child, has started."""
+    for pid in descendants(launcher.pid):
+        if f"\0RANK={rank}\0".encode() in b"\0" + pathlib.Path(f"/proc/{pid}/environ").read_bytes():
+            return pid
+    raise LookupError(f"no rank {rank}")
+
+
 def free_port():
     """Return a port for those who must know it before anyone listens, from below those that the system deals out."""
     while True:

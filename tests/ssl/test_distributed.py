@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from children import descendants, running, torchrun, until
+from children import process_of_rank, running, torchrun, until
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
@@ -245,7 +245,7 @@ def started(data, output, **flags):
 
 def test_a_rank_that_dies_ends_the_run_with_a_word(data, tmp_path):
     with started(data, tmp_path / "run") as run:
-        os.kill(descendants(run.pid)[1], signal.SIGKILL)
+        os.kill(process_of_rank(run, 1), signal.SIGKILL)
         _, errors = run.communicate()
     assert run.returncode != 0 and "SIGKILL" in errors
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] >= 10
@@ -253,7 +253,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_word(data, tmp_path):
 
 def test_sigterm_to_one_rank_stops_all_at_one_step(data, tmp_path):
     with started(data, tmp_path / "run", checkpoint_every_steps=100_000) as run:
-        os.kill(descendants(run.pid)[1], signal.SIGTERM)
+        os.kill(process_of_rank(run, 1), signal.SIGTERM)
         _, errors = run.communicate()
     assert "saved it; go on with --resume" in errors
     saved = load_checkpoint(tmp_path / "run" / "last.pt")
