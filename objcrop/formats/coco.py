@@ -103,11 +103,14 @@ def read_coco(
     unknown: Counter[Id] = Counter()
     for i, note in enumerate(notes):
         try:
-            number_ = _entry_id(note, "image_id", image_id)
-            row = row_of.get(number_)
+            raw = note.get("image_id") if isinstance(note, dict) else None
+            row = row_of.get(raw) if type(raw) is int else None
+            if row is None:
+                raw = _entry_id(note, "image_id", image_id)
+                row = row_of.get(raw)
+                if row is None and raw not in left_out:
+                    unknown[raw] += 1
             if row is None or row < 0:
-                if row is None and number_ not in left_out:
-                    unknown[number_] += 1
                 continue
             label = _class(note, class_of, category_id)
             shape = note.get("segmentation")
@@ -128,8 +131,8 @@ def read_coco(
         flat.crowd.append(crowd)
         flat.place.append(i)
         shapes.append(shape)
-    for number_, count in sorted(unknown.items(), key=lambda pair: str(pair[0])):
-        report.miss(f"image id {number_}" + (f" ({count} annotations)" if count > 1 else ""))
+    for raw, count in sorted(unknown.items(), key=lambda pair: str(pair[0])):
+        report.miss(f"image id {raw}" + (f" ({count} annotations)" if count > 1 else ""))
 
     catalog = catalog_of(
         base,

@@ -65,7 +65,7 @@ def yes_or_no(value: Any) -> bool:
     Raises:
         BadValue: neither yes nor no.
     """
-    if value is None or isinstance(value, bool) or (isinstance(value, (int, float)) and value in (0, 1)):
+    if value is None or (isinstance(value, (int, float)) and value in (0, 1)):
         return bool(value)
     word = value.strip().lower() if isinstance(value, str) else None
     if word not in _YES + _NO:

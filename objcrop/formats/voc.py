@@ -158,17 +158,16 @@ def _images(
     for file in tracked(files, len(files), "reading annotations"):
         if limit is not None and len(claims) == limit:
             break
-        place = _shown_path(file, base)
         try:
             xml = read_voc_xml(file.path)
-            name, own_name = _photo(file, xml, photos[file.place], place, report)
+            name, own_name, remarks = _photo(file, xml, photos[file.place])
         except BadValue as error:
-            report.leave_out_entry(place, str(error))
+            report.leave_out_entry(_shown_path(file, base), str(error))
             continue
         for i, reason in xml.bad:
-            report.leave_out_entry(f"{place} object {i}", reason)
-        for remark in xml.remarks:
-            report.remark(place, remark)
+            report.leave_out_entry(f"{_shown_path(file, base)} object {i}", reason)
+        for remark in xml.remarks + remarks:
+            report.remark(_shown_path(file, base), remark)
         image = _Image(posixpath.normpath(f"{file.place}/{name}"), file, own_name, xml)
         claims[image.key].append(image)
 
@@ -186,26 +185,20 @@ def _images(
     return images
 
 
-def _photo(file: _File, xml: VocXml, photos: ImageNames, place: str, report: IndexReport) -> tuple[str, bool]:
-    """Return which photo of its year a file annotates, and whether it has the file's own name."""
+def _photo(file: _File, xml: VocXml, photos: ImageNames) -> tuple[str, bool, list[str]]:
+    """Return which photo of its year a file annotates, whether it has the file's own name, and remarks."""
     named = None
     with suppress(AmbiguousName):
         named = photos.find(xml.filename) if xml.filename else None
-    own = None
-    try:
-        own = photos.find(file.stem) or photos.find(posixpath.basename(file.stem))
-    except AmbiguousName:
-        # Two photos of its name: <filename> may say which.
-        if named is None or posixpath.splitext(named)[0] != file.stem:
-            raise
-        own = named
+    if named is not None and posixpath.splitext(named)[0] == file.stem:  # one of several photos of its name, too
+        return named, True, []
+    own = photos.find(file.stem) or photos.find(posixpath.basename(file.stem))
     if own is None:
-        return (named, False) if named else (f"{file.stem}.jpg", True)
+        return (named, False, []) if named else (f"{file.stem}.jpg", True, [])
+    remarks = []
     if named is not None and posixpath.splitext(posixpath.basename(named))[0] != posixpath.basename(file.stem):
-        report.remark(
-            place, f"its <filename> is {shown(xml.filename)}, but it counts for {shown(own)}, of its own name"
-        )
-    return own, posixpath.splitext(own)[0] == file.stem or own == file.stem
+        remarks.append(f"its <filename> is {shown(xml.filename)}, but it counts for {shown(own)}, of its own name")
+    return own, file.stem in (own, posixpath.splitext(own)[0]), remarks
 
 
 def _list_unannotated(photos: dict[str, ImageNames], files: list[_File], taken: set[str], report: IndexReport) -> None:

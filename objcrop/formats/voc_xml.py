@@ -47,7 +47,9 @@ def read_voc_xml(path: str) -> VocXml:
     tree = _tree(path)
     read = VocXml((tree.findtext("filename") or "").strip(), (0, 0), [], [], [])
     try:
-        width, height = (pixels((tree.findtext(f"size/{side}") or "").strip()) for side in ("width", "height"))
+        frame = tree.find("size")
+        sides = ("", "") if frame is None else (frame.findtext("width") or "", frame.findtext("height") or "")
+        width, height = (pixels(side.strip()) for side in sides)
         read = read._replace(size=(width, height) if width and height else (0, 0))
     except BadValue as error:
         read.remarks.append(f"its size is not used: {error}")
@@ -55,7 +57,8 @@ def read_voc_xml(path: str) -> VocXml:
     for i, thing in enumerate(tree.findall("object"), 1):
         try:
             label = printable((thing.findtext("name") or "").strip())
-            x0, y0, x1, y1 = (_edge(thing, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+            box = thing.find("bndbox")
+            x0, y0, x1, y1 = (_edge(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
             swapped += x0 > x1 or y0 > y1
             x0, x1 = (x1, x0) if x0 > x1 else (x0, x1)
             y0, y1 = (y1, y0) if y0 > y1 else (y0, y1)
@@ -96,8 +99,8 @@ def _tree(path: str) -> ElementTree.Element:
     return tree
 
 
-def _edge(thing: ElementTree.Element, side: str) -> float:
-    text = thing.findtext(f"bndbox/{side}")
+def _edge(box: ElementTree.Element | None, side: str) -> float:
+    text = None if box is None else box.findtext(side)
     if text is None or not text.strip():
         raise BadValue(f"there is no bndbox of four numbers: {side} is missing")
     try:
