@@ -68,7 +68,7 @@ def index(
         bool, typer.Option("--strict", help="End at the first file, entry or mask that cannot be used.")
     ] = False,
 ) -> None:
-    """Read a source of photos into a catalog."""
+    """Read a source of photos into a catalog; what cannot be used is left out and listed with place and reason."""
     from objcrop.formats import index_source
 
     options: dict[str, Any] = {"annotations": annotations, "root": root, "limit": limit}
