@@ -166,11 +166,8 @@ class Catalog:
             ]
         except (ValueError, RecursionError):
             raise self._damaged(f"a mask of row {row} is no JSON") from None
-        for mask in masks:
-            if mask is not None and not (
-                isinstance(mask, dict) and isinstance(mask.get("size"), list) and isinstance(mask.get("counts"), str)
-            ):
-                raise self._damaged(f"a mask of row {row} is no COCO RLE")
+        if not all(mask is None or _is_rle(mask) for mask in masks):
+            raise self._damaged(f"a mask of row {row} is no COCO RLE")
         return masks
 
     @staticmethod
@@ -383,6 +380,13 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
 
 def _moved() -> str:
     return way_out("say with --root where the images are now", "move it back, or index the images where they are now")
+
+
+def _is_rle(mask: Any) -> bool:
+    """Whether a mask has the form of a compressed COCO RLE; its counts are looked at by `object_mask`."""
+    size = mask.get("size") if isinstance(mask, dict) else None
+    sides = isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**31 for side in size)
+    return sides and isinstance(mask.get("counts"), str)
 
 
 def _int64(values: npt.ArrayLike | None, length: int) -> npt.NDArray[np.int64]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import outward
 from objcrop.errors import ObjcropError
+from objcrop.formats.coco_masks import why_broken
 
 # CIB 5.2: "Poor-Crop (objectness score < 20%), Precise-Crop (objectness score > 80%) and Coarse-Crop (the remaining)".
 POOR, PRECISE = 0.2, 0.8
@@ -62,7 +63,7 @@ def object_mask(catalog: Catalog, row: int) -> tuple[NDArray[np.uint8], str] | N
         an image that nobody annotated cannot be told from an empty one.
 
     Raises:
-        ObjcropError: a mask has another size than its image.
+        ObjcropError: a mask has another size than its image, or does not fill it.
     """
     size = catalog.sizes[row]
     masks = catalog.masks(row)
@@ -77,6 +78,9 @@ def object_mask(catalog: Catalog, row: int) -> tuple[NDArray[np.uint8], str] | N
                 f"{catalog.path(row)} is {size[0]}×{size[1]} pixels, but one of its masks is "
                 f"{mask['size'][1]}×{mask['size'][0]}: make the catalog again with `objcrop index`."
             )
+    for reason in why_broken(known, [(int(size[0]), int(size[1]))] * len(known)).values():
+        # pycocotools would write past its memory
+        raise ObjcropError(f"{catalog.path(row)}: {reason}; make the catalog again with `objcrop index`.")
     return mask_union(known), "masks"
 
 
