@@ -13,14 +13,15 @@ import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from objcrop.arrow_file import damaged, first_disorder, read_table, texts, write_table
+from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, write_table
+from objcrop.catalog_checks import inside, is_rle, known_classes, refuse_outside, refuse_twice
 from objcrop.errors import ObjcropError, UsageError, way_out
 
 VERSION = 1
@@ -119,7 +120,7 @@ class Catalog:
         """Return the keys of some neighbouring rows, of all where none are named."""
         some = range(len(self)) if rows is None else rows
         try:
-            return cast("list[str]", texts(self._key_column, some.start, some.stop))
+            return sound_texts(self._key_column, some.start, some.stop).to_pylist()
         except ValueError as error:
             which = f"row {some.start}" if len(some) == 1 else "a row"
             raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
@@ -140,11 +141,7 @@ class Catalog:
         # Positions first, first+1, ... of every row, one after the other.
         begin = np.cumsum(count) - count
         position = np.arange(count.sum()) + np.repeat(first - begin, count)
-        ids = values[position]
-        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.classes):
-            raise self._damaged(
-                f"labels run from {ids.min()} to {ids.max()}, but there are {len(self.classes)} classes"
-            )
+        ids = self._known(values[position])
         matrix = np.zeros((len(at), len(self.classes)), np.float32)
         matrix[np.repeat(np.arange(len(at)), count), ids] = 1.0
         return matrix
@@ -159,14 +156,12 @@ class Catalog:
 
     def masks(self, row: int) -> list[dict[str, Any] | None]:
         """Return, for each box of `row`, its mask as COCO RLE ({"size": [h, w], "counts": str}, upright) or None."""
-        begin, end = int(self.box_offsets[row]), int(self.box_offsets[row + 1])
+        texts = self._sound_masks(int(self.box_offsets[row]), int(self.box_offsets[row + 1])).to_pylist()
         try:
-            masks = [
-                None if text is None else json.loads(text) for text in texts(self._lists["masks"].values, begin, end)
-            ]
+            masks = [None if text is None else json.loads(text) for text in texts]
         except (ValueError, RecursionError):
             raise self._damaged(f"a mask of row {row} is no JSON") from None
-        if not all(mask is None or _is_rle(mask) for mask in masks):
+        if not all(mask is None or is_rle(mask) for mask in masks):
             raise self._damaged(f"a mask of row {row} is no COCO RLE")
         return masks
 
@@ -214,7 +209,7 @@ class Catalog:
         key_array = key_array.take(pa.array(order))
         if isinstance(key_array, pa.ChunkedArray):
             key_array = key_array.combine_chunks()
-        _refuse_twice(key_array)
+        refuse_twice(key_array)
         new_row = np.empty(n, np.int64)
         new_row[order] = np.arange(n)
 
@@ -229,15 +224,15 @@ class Catalog:
         rows = new_row[_int64(box_rows, m)]
         by_row = np.argsort(rows, kind="stable")
         rows, corners = rows[by_row], corners[by_row]
-        _refuse_outside(key_array, rows, corners, upright)
-        ids = _known_classes(_int64(box_classes, m)[by_row], classes)
+        refuse_outside(key_array, rows, corners, upright)
+        ids = known_classes(_int64(box_classes, m)[by_row], classes)
         offsets = _offsets(rows, n)
 
         if label_rows is None or label_classes is None:
             pairs = rows * len(classes) + ids
         else:
             pairs = _int64(label_classes, np.size(label_classes))
-            pairs = new_row[_int64(label_rows, len(pairs))] * len(classes) + _known_classes(pairs, classes)
+            pairs = new_row[_int64(label_rows, len(pairs))] * len(classes) + known_classes(pairs, classes)
         in_row, label = np.divmod(np.unique(pairs), max(len(classes), 1))
 
         mask_array = pa.nulls(m, pa.string()) if masks is None else pa.array(masks, pa.string())
@@ -285,6 +280,28 @@ class Catalog:
             raise ObjcropError(f"{path} expects {catalog.path(0)}, which is not there; {_moved()}.")
         return catalog
 
+    def _sound_masks(self, begin: int, end: int) -> pa.StringArray:
+        """Return the masks of the boxes `begin` up to `end`, as text."""
+        try:
+            return sound_texts(self._lists["masks"].values, begin, end)
+        except ValueError as error:
+            raise self._damaged(f"a mask is no text ({str(error).splitlines()[0]})") from None
+
+    @cached_property
+    def _label_offsets(self) -> npt.NDArray[np.int32]:
+        offsets = self._lists["labels"].offsets.to_numpy()
+        row = first_disorder(offsets, len(self._lists["labels"].values))
+        if row is not None:
+            raise self._damaged(f"the labels of row {row} do not lie in the file")
+        return offsets
+
+    def _known(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Return these labels, which must be classes."""
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.classes):
+            known = f"but there are {len(self.classes)} classes"
+            raise self._damaged(f"labels run from {ids.min()} to {ids.max()}, {known}")
+        return ids
+
     @cached_property
     def _key_column(self) -> pa.Array:
         return self._column("key")
@@ -311,10 +328,10 @@ class Catalog:
             part("difficult").to_numpy(zero_copy_only=False),
             part("crowd").to_numpy(zero_copy_only=False),
         )
-        inside = _inside(found.boxes, np.repeat(self.sizes[first:last], np.diff(offsets[first : last + 1]), axis=0))
+        within = inside(found.boxes, np.repeat(self.sizes[first:last], np.diff(offsets[first : last + 1]), axis=0))
         known = (found.classes >= 0) & (found.classes < len(self.classes))
-        if not (inside & known).all():
-            at = int((inside & known).argmin())
+        if not (within & known).all():
+            at = int((within & known).argmin())
             row = int(np.searchsorted(offsets, begin + at, side="right")) - 1
             box = f"the box {found.boxes[at].tolist()} of class {found.classes[at]}"
             raise self._damaged(f"row {row} of size {self.sizes[row].tolist()} has {box}")
@@ -351,10 +368,10 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         ids = np.array([classes.index(name) for name in catalog.classes], np.int64)
         row = np.arange(first_row, first_row + len(catalog))
         offsets, labels = catalog.box_offsets, catalog._lists["labels"]
-        label_offsets = labels.offsets.to_numpy()
+        label_offsets = catalog._label_offsets
         truth = catalog.all_annotations()
-        masks = catalog._lists["masks"].values.slice(int(offsets[0]), int(offsets[-1] - offsets[0]))
-        label = labels.values.to_numpy()[label_offsets[0] : label_offsets[-1]]
+        masks = catalog._sound_masks(int(offsets[0]), int(offsets[-1]))
+        label = catalog._known(labels.values.to_numpy()[label_offsets[0] : label_offsets[-1]])
         label_rows = np.repeat(row, np.diff(label_offsets))
         box_rows = np.repeat(row, np.diff(offsets))
         box_ids = ids[truth.classes]
@@ -382,13 +399,6 @@ def _moved() -> str:
     return way_out("say with --root where the images are now", "move it back, or index the images where they are now")
 
 
-def _is_rle(mask: Any) -> bool:
-    """Whether a mask has the form of a compressed COCO RLE; its counts are looked at by `object_mask`."""
-    size = mask.get("size") if isinstance(mask, dict) else None
-    sides = isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side < 2**31 for side in size)
-    return sides and isinstance(mask.get("counts"), str)
-
-
 def _int64(values: npt.ArrayLike | None, length: int) -> npt.NDArray[np.int64]:
     flat = np.zeros(0, np.int64) if values is None else np.asarray(values, np.int64).reshape(-1)
     if len(flat) != length:
@@ -398,36 +408,6 @@ def _int64(values: npt.ArrayLike | None, length: int) -> npt.NDArray[np.int64]:
 
 def _offsets(rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int32]:
     return np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n)))).astype(np.int32)
-
-
-def _refuse_twice(sorted_keys: pa.Array) -> None:
-    same = pc.equal(sorted_keys[1:], sorted_keys[:-1]).to_numpy(zero_copy_only=False)
-    if same.any():
-        raise ObjcropError(f"The image '{sorted_keys[int(same.argmax())]}' comes twice; every key must be there once.")
-
-
-def _refuse_outside(
-    keys: pa.Array, rows: npt.NDArray[np.int64], boxes: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32]
-) -> None:
-    inside = _inside(boxes, sizes[rows])
-    if not inside.all():
-        bad = int(inside.argmin())
-        size = sizes[rows[bad]].tolist()
-        raise ObjcropError(
-            f"{keys[int(rows[bad])]} of size {size} has the box {boxes[bad].tolist()}; clip boxes and drop empty ones."
-        )
-
-
-def _inside(boxes: npt.NDArray[np.float32], sizes: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
-    """Return which boxes (M, 4) have area and lie inside their images, whose sizes are (M, 2); NaN lies nowhere."""
-    low, high = boxes[:, :2], boxes[:, 2:]
-    return np.all((low >= 0) & (low < high) & (high <= sizes), axis=1)
-
-
-def _known_classes(ids: npt.NDArray[np.int64], classes: Sequence[str]) -> npt.NDArray[np.int64]:
-    if len(ids) and not 0 <= ids.min() <= ids.max() < len(classes):
-        raise ObjcropError(f"Class ids run from {ids.min()} to {ids.max()}, but there are {len(classes)} classes.")
-    return ids
 
 
 def _fingerprint(keys: pa.Array, sizes: npt.NDArray[np.int32], orientations: npt.NDArray[np.int8]) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import outward
@@ -63,12 +64,17 @@ def object_mask(catalog: Catalog, row: int) -> tuple[NDArray[np.uint8], str] | N
         an image that nobody annotated cannot be told from an empty one.
 
     Raises:
-        ObjcropError: a mask has another size than its image, or does not fill it.
+        ObjcropError: a mask has another size than its image, or does not fill it; or the image is too large to be one.
     """
     size = catalog.sizes[row]
     masks = catalog.masks(row)
     if not masks:
         return None
+    if int(size[0]) * int(size[1]) > 2 * (Image.MAX_IMAGE_PIXELS or 2**31):
+        raise ObjcropError(
+            f"{catalog.path(row)} has {size[0]}×{size[1]} pixels in the catalog, more than Pillow decodes: make the "
+            "catalog again with `objcrop index`."
+        )
     known = [mask for mask in masks if mask is not None]
     if len(known) < len(masks):
         return box_union(catalog.annotations(row).boxes, size), "boxes"

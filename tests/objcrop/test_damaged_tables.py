@@ -9,7 +9,7 @@ from PIL import Image
 
 from objcrop.boxes import SCHEMA as BOXES_SCHEMA
 from objcrop.boxes import BoxTable
-from objcrop.catalog import SCHEMA, Catalog
+from objcrop.catalog import SCHEMA, Catalog, join_catalogs
 from objcrop.errors import ObjcropError
 from objcrop.objectness import object_mask
 
@@ -58,6 +58,7 @@ USES = {
     "keys": lambda c: c.keys(),
     "labels": lambda c: c.label_matrix(range(4)),
     "annotations": lambda c: [c.annotations(row) for row in range(4)],
+    "join": lambda c: join_catalogs([c]),
     "all_annotations": lambda c: c.all_annotations(),
     "masks": lambda c: [c.masks(row) for row in range(4)],
     "object_mask": lambda c: [object_mask(c, row) for row in range(4)],
@@ -71,24 +72,39 @@ CATALOGS = [
     ("height", lambda: pa.array([30, 30, 30, 0], pa.int32()), ["sizes"], "row 3 has the size"),
     ("orientation", lambda: pa.array([1, 1, 9, 1], pa.int8()), ["orientations"], "row 2 has the orientation 9"),
     ("orientation", lambda: pa.array([1, 0, 1, 1], pa.int8()), ["orientations"], "row 1 has the orientation 0"),
-    ("labels", lambda: lists(pa.array([0, 1, 7, 1], pa.int32())), ["labels"], "labels run from 0 to 7"),
-    ("labels", lambda: lists(pa.array([0, 1, -1, 1], pa.int32())), ["labels"], "labels run from -1"),
-    ("labels", lambda: lists(pa.array([0] * 4, pa.int32()), (0, 3, 1, 3, 4)), ["labels"], "labels of row 1"),
+    ("labels", lambda: lists(pa.array([0, 1, 7, 1], pa.int32())), ["labels", "join"], "labels run from 0 to 7"),
+    ("labels", lambda: lists(pa.array([0, 1, -1, 1], pa.int32())), ["labels", "join"], "labels run from -1"),
+    ("labels", lambda: lists(pa.array([0] * 4, pa.int32()), (0, 3, 1, 3, 4)), ["labels", "join"], "labels of row 1"),
     ("labels", lambda: lists(pa.array([0, None, 1, 1], pa.int32())), None, "an entry of the column 'labels'"),
     ("labels", lambda: pa.array([[0], None, [1], [1]], pa.list_(pa.int32())), None, "a row of the column 'labels'"),
-    ("boxes", lambda: lists(corners([BOX, BOX, [1, np.nan, 3, 4], BOX])), ["annotations", "all_annotations"], "row 2"),
-    ("boxes", lambda: lists(corners([BOX, [1, 2, 41, 20], BOX, BOX])), ["annotations", "all_annotations"], "row 1"),
-    ("boxes", lambda: lists(corners([BOX, BOX, BOX, [9, 2, 3, 20]])), ["annotations", "all_annotations"], "row 3"),
+    (
+        "boxes",
+        lambda: lists(corners([BOX, BOX, [1, np.nan, 3, 4], BOX])),
+        ["annotations", "all_annotations", "join"],
+        "row 2",
+    ),
+    (
+        "boxes",
+        lambda: lists(corners([BOX, [1, 2, 41, 20], BOX, BOX])),
+        ["annotations", "all_annotations", "join"],
+        "row 1",
+    ),
+    (
+        "boxes",
+        lambda: lists(corners([BOX, BOX, BOX, [9, 2, 3, 20]])),
+        ["annotations", "all_annotations", "join"],
+        "row 3",
+    ),
     ("boxes", lambda: lists(corners([BOX] * 4), (0, 2, 1, 3, 4)), ["annotations", "masks"], "boxes of row 1"),
     ("box_classes", lambda: lists(pa.array([0, 1, 2, 1], pa.int32())), ["annotations"], "row 2 .* of class 2"),
     ("crowd", lambda: lists(pa.array([False, False, False]), (0, 1, 2, 3, 3)), ["annotations"], "boxes of row 3"),
     ("masks", lambda: lists(strings([b"{", b"{}", b"{}", b"{}"])), ["masks"], "mask of row 0 is no JSON"),
     ("masks", lambda: lists(strings([b"7", b"{}", b"{}", b"{}"])), ["masks"], "mask of row 0 is no COCO RLE"),
     ("masks", lambda: lists(strings([b"[" * 9999, b"", b"", b""])), ["masks"], "mask of row 0 is no JSON"),
-    ("masks", lambda: lists(strings([b"\xff", b"{}", b"{}", b"{}"])), ["masks"], "mask of row 0"),
+    ("masks", lambda: lists(strings([b"\xff", b"{}", b"{}", b"{}"])), ["masks", "join"], "mask is no text"),
     ("masks", lambda: lists(strings([b'{"size": [3, -4], "counts": "1"}', b"{}", b"{}", b"{}"])), ["masks"], "RLE"),
     ("masks", lambda: lists(strings([GARBAGE] * 4)), ["object_mask"], "a.png: the mask's counts"),
-    ("masks", lambda: lists(strings_out_of_order()), ["masks"], "mask of row 0"),
+    ("masks", lambda: lists(strings_out_of_order()), ["masks", "join"], "mask is no text"),
 ]
 
 

@@ -1,0 +1,189 @@
+"""Mutated files through the command line, in a process of their own: python tests/fuzz.py FOLDER COUNT FIRST FORMAT…
+
+Every input ends as "done" or as one sentence with exit code 1 or 2. A line of JSON says what did not; the line before
+an input is tried names it, so that a crash or a hang is known by the last one. Nothing but seeds decides the inputs.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import random
+import re
+import resource
+import shutil
+import sys
+import traceback
+import warnings
+from pathlib import Path
+
+import numpy as np
+import typer
+from PIL import Image
+
+MEMORY = 4 << 30  # bytes that an input may take beyond what the libraries hold
+HOSTILE = (
+    *(b"1e999", b"-1e999", b"NaN", b"-1", b"0", b"null", b"true", b'"text"', b'""', b"[]", b"{}", b"[[[[]]]]"),
+    *(b"1e308", b"9" * 30, b"-" + b"9" * 400, b"9223372036854775808", b"2147483648", b"0.1", b"1e-320", b"-0.0"),
+    *(b'"7"', b'"\\u0000"', b"\xff\xfe", b"[" * 3000, b'{"a":' * 1500, b"\xe2\x82\xac", b"\x00", b"inf", b"1_0"),
+    *(b"\xd9\xa3", b"'", b"&amp;", b"<a>"),
+)
+TOKEN = re.compile(rb'-?[0-9][0-9.eE+-]*|"[^"]*"|[A-Za-z_]\w*|[\[\]{},:<>/]')
+
+
+def mutated(data: bytes, rng: random.Random, text: bool) -> bytes:
+    """Return the bytes with one to four changes: of a token where it is text, else of bytes and lengths."""
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        kind = rng.random()
+        tokens = list(TOKEN.finditer(data)) if text else []
+        if tokens and kind < 0.75:
+            token = rng.choice(tokens)
+            other = rng.choice(HOSTILE) if rng.random() < 0.7 else rng.choice(tokens).group()
+            data = data[: token.start()] + other + data[token.end() :]
+        elif not data:
+            data = rng.randbytes(rng.randrange(40))
+        elif kind < 0.85:
+            at = rng.randrange(len(data))
+            data = data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
+        elif kind < 0.9:
+            at = rng.randrange(len(data))
+            data = data[:at] + rng.choice((b"\xff\xff\xff\x7f", b"\xff" * 8, bytes(8), b"\x80")) + data[at + 4 :]
+        elif kind < 0.94:
+            data = data[: rng.randrange(len(data))]
+        else:
+            begin, end = sorted(rng.randrange(len(data)) for _ in range(2))
+            data = data[:begin] + data[end:] if rng.random() < 0.5 else data[:end] + data[begin:end] + data[end:]
+    return data
+
+
+def seeds(folder: Path) -> None:
+    """Write sound files of every format into `folder`."""
+    from objcrop.boxes import BoxTable
+    from objcrop.formats import index_source
+
+    (folder / "images").mkdir(parents=True)
+    for i in range(4):
+        pixels = np.random.default_rng(i).integers(0, 255, (30 + i, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i}.png")
+    rle = {"size": [30, 40], "counts": [0, 300, 900]}
+    boxes = [
+        {"id": 1, "image_id": 0, "category_id": 3, "bbox": [1, 2, 20.5, 20], "iscrowd": 0, "area": 410},
+        {"id": 2, "image_id": 0, "category_id": 5, "bbox": [0, 0, 40, 8], "iscrowd": 1, "segmentation": rle},
+        {"id": 3, "image_id": 1, "category_id": 3, "bbox": [5, 5, 9, 9], "segmentation": [[5, 5, 14, 5, 14, 14]]},
+        {"id": 4, "image_id": 3, "category_id": 5, "segmentation": {"size": [33, 40], "counts": "P1b0<000Z9"}},
+    ]
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30 + i} for i in range(4)]
+    categories = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
+    coco = {"images": images, "annotations": boxes, "categories": categories}
+    (folder / "coco.json").write_text(json.dumps(coco))
+    catalog, _ = index_source(folder / "coco.json", "coco", root=folder / "images")
+    catalog.save(folder / "c.arrow")
+    catalog.save(folder / "c.parquet")
+    table = BoxTable.from_arrays(catalog, [[[1, 2, 20, 20]], [], [[0, 0, 9, 9], [3, 3, 30, 30]], [[5, 5, 6, 6]]])
+    table.save(folder / "b.arrow")
+    table.save(folder / "b.parquet")
+    found = [{"image_id": i, "category_id": 3, "bbox": [1, 2, 9, 9], "score": 0.5} for i in range(4)]
+    (folder / "import.json").write_text(json.dumps(found))
+    (folder / "import.csv").write_text("key,x0,y0,x1,y1,score\n0.png,1,2,9,9,0.5\n1.png,0,0,5.5,7,1\n2.png,,,,,\n")
+    np.save(folder / "import.npy", np.array([[0, 1, 2, 9, 9, 0.5], [3, 0, 0, 5, 5, 1]], np.float32))
+    (folder / "voc" / "Annotations").mkdir(parents=True)
+    shutil.copytree(folder / "images", folder / "voc" / "JPEGImages")
+    for i in range(4):
+        parts = "".join(f"<{n}>{v}</{n}>" for n, v in zip(("xmin", "ymin", "xmax", "ymax"), (2, 3, 20, 25)))
+        thing = f"<object><name>cat</name><difficult>0</difficult><bndbox>{parts}</bndbox></object>"
+        size = f"<size><width>40</width><height>{30 + i}</height><depth>3</depth></size>"
+        xml = f"<annotation><folder>voc</folder><filename>{i}.png</filename>{size}{thing}</annotation>"
+        (folder / "voc" / "Annotations" / f"{i}.xml").write_text(xml)
+    (folder / "run").mkdir()
+    lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
+    (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "recipe.yaml").write_text("method: moco-v2\ncrops: obj-obj\nsize: 64\nbase_lr: 0.03\nshift: [80, 100]\n")
+
+
+# A format: the sound file, whether it is text, and the commands that meet the mutated one; {} is where it lies.
+FORMATS = {
+    "coco": ("coco.json", True, ["index {x} --format coco --root {0}/images -o {o}.arrow"]),
+    "voc": ("voc/Annotations/1.xml", True, ["index {0}/voc --format voc -o {o}.arrow"]),
+    "catalog": (
+        "c.arrow",
+        False,
+        ["stats {x} --boxes {0}/b.arrow", "propose {x} --method gt -o {o}.arrow", "join {x} {x} -o {o}.arrow"],
+    ),
+    "catalog-parquet": ("c.parquet", False, ["stats {x} --boxes {0}/b.arrow", "propose {x} --method gt -o {o}.arrow"]),
+    "boxes": ("b.arrow", False, ["stats {0}/c.arrow --boxes {x} --crops obj-obj+dilate"]),
+    "boxes-parquet": ("b.parquet", False, ["stats {0}/c.arrow --boxes {x} --crops within-box"]),
+    "import-json": ("import.json", True, ["propose {0}/c.arrow --method import --source {x} -o {o}.arrow"]),
+    "import-csv": ("import.csv", True, ["propose {0}/c.arrow --method import --source {x} -o {o}.arrow"]),
+    "import-npy": ("import.npy", False, ["propose {0}/c.arrow --method import --source {x} -o {o}.arrow"]),
+    "run": ("run/metrics.jsonl", True, ["plot {0}/run -o {o}.svg"]),
+    "recipe": ("recipe.yaml", True, ["pretrain --recipe {x} --catalog {0}/c.arrow --boxes {0}/b.arrow -o {o}"]),
+}
+
+
+def try_one(words: list[str]) -> str:
+    """Run a command line; return "" where it ended as it must, else what is wrong with its end."""
+    from objcrop.cli import app, main
+    from objcrop.errors import options_named
+
+    said, failed, code = io.StringIO(), io.StringIO(), 0
+    try:
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(failed):
+            main(words)
+    except SystemExit as stop:
+        code = stop.code
+    except BaseException:
+        return traceback.format_exc()
+    sentences = [line for line in failed.getvalue().splitlines() if line.startswith("objcrop: ")]
+    if code not in (0, 1, 2) or len(sentences) != bool(code) or "Traceback" in failed.getvalue():
+        return f"code {code}: {failed.getvalue()}"
+    command = typer.main.get_command(app).commands[words[0]]
+    unknown = options_named("".join(sentences)) - {option for p in command.params for option in p.opts}
+    return f"advice that cannot be taken, {unknown}: {sentences}" if unknown else ""
+
+
+def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
+    """Try `count` inputs of each format, from seed `first` on; a line of JSON for each and for each that went wrong."""
+    seeds(folder)
+    for name in formats:
+        file, text, commands = FORMATS[name]
+        sound = folder / file
+        data = sound.read_bytes()
+        in_place = name in ("voc", "run")  # the command finds the file by itself
+        target = sound if in_place else folder / f"x{sound.suffix}"
+        for seed in range(first, first + count):
+            rng = random.Random(f"{name} {seed}")
+            target.write_bytes(mutated(data, rng, text))
+            print(json.dumps({"trying": f"{name} {seed}"}), flush=True)
+            for command in commands:
+                words = [w.format(folder, x=target, o=folder / "out") for w in command.split()]
+                wrong = try_one(words)
+                if wrong:
+                    print(json.dumps({"wrong": f"{name} {seed}: {' '.join(words)}\n{wrong}"}), flush=True)
+            for left in folder.glob("out*"):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        sound.write_bytes(data)
+
+
+def without_the_slow_parts() -> None:
+    """Leave out what the files cannot touch: building the command line anew, drawing, training."""
+    import objcrop.ssl.plot_run
+    import objcrop.ssl.trainer
+    from objcrop.cli import app
+
+    command = typer.main.get_command(app)
+    typer.main.get_command = lambda _: command
+
+    objcrop.ssl.plot_run.save_picture = lambda *_, **__: None  # type: ignore[assignment]
+    objcrop.ssl.trainer.pretrain = lambda *_, **__: Path()  # type: ignore[assignment]
+
+
+if __name__ == "__main__":
+    root, how_many, begin, *wanted = sys.argv[1:]
+    warnings.simplefilter("ignore")
+    logging.getLogger("objcrop").setLevel(logging.ERROR)
+    import torch  # noqa: F401  its libraries are in memory before the limit is set
+
+    without_the_slow_parts()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+    fuzz(Path(root), int(how_many), int(begin), wanted or list(FORMATS))
