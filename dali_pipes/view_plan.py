@@ -29,6 +29,7 @@ from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
 from objcrop.dali_pipes.random_resized_crop import random_resized_crop
 from objcrop.errors import UsageError, one_of
+from objcrop.option_value import seed_of
 
 _SCALE_SAMPLE = 20_000  # images that the mean box share is taken over: enough for two digits, no wait on millions
 
@@ -132,7 +133,7 @@ class ViewPlanner:
         if max_boxes < 1:
             raise UsageError(f"max_boxes is {max_boxes}, but at least one box must be left to draw from.")
         self.catalog, self.boxes, self.augment = catalog, boxes, augment
-        self.size, self.seed = size, seed
+        self.size, self.seed = size, seed_of(seed)
         self.delta, self.dilate_by, self.distance = delta, one_of(dilate_by, ("image", "box"), "dilate_by"), distance
         self.min_side, self.max_boxes = min_side, max_boxes
         self.policy = policy

@@ -17,6 +17,7 @@ from objcrop.cli_bench import bench_app
 from objcrop.cli_errors import run
 from objcrop.cli_options import (
     JSON,
+    SEEDS,
     TABLE,
     BoxesOption,
     CatalogFile,
@@ -112,7 +113,7 @@ def propose(
     ] = False,
     padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="random, discovery: the seed.")] = None,
+    seed: Annotated[int | None, typer.Option(**SEEDS, help="random, poor, discovery: the seed.")] = None,
     model: Annotated[
         str | None, typer.Option(help="bing, edge-boxes: a model of one's own; anchors: last.pt or untrained:ARCH.")
     ] = None,
@@ -153,7 +154,7 @@ def train_bing(
     output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.", callback=JSON)],
     canvas: Annotated[int, typer.Option(min=64, help="Side that images are resized to, pixels.")] = 320,
     images: Annotated[int, typer.Option(min=1, help="How many to learn from, at most.")] = 1500,
-    seed: Annotated[int, typer.Option(min=0, help="Of the sample and the negatives.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, help="Of the sample and the negatives.")] = 0,
     root: RootOption = None,
 ) -> None:
     """Train BING on a catalog's boxes; `propose --method bing --model` uses it."""
@@ -172,7 +173,7 @@ def stats(
     boxes: BoxesOption = None,
     crops: Annotated[str | None, typer.Option(help="Crop policy whose windows are looked at too.")] = None,
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
-    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, help="The run's seed.")] = 0,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Epochs of views to look at.")] = 1,
     output: Annotated[
@@ -208,11 +209,11 @@ def show(
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.", callback=writes(".png"))],
     boxes: BoxesOption = None,
     crops: Annotated[str, typer.Option(help="Crop policy.")] = "scene-scene",
-    augment: Annotated[str, typer.Option(help="moco-v2, byol or none.")] = "moco-v2",
+    augment: Annotated[str, typer.Option(help="moco-v2, byol, flip or none.")] = "moco-v2",
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
     images: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
     epoch: Annotated[int, typer.Option(min=0, help="Which epoch's views.")] = 0,
-    seed: Annotated[int, typer.Option(min=0, help="The run's seed.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, help="The run's seed.")] = 0,
     backend: Annotated[str, typer.Option(help="torch or dali.")] = "dali",
     root: RootOption = None,
 ) -> None:
@@ -253,7 +254,7 @@ def pretrain(
     root: RootOption = None,
     method: Annotated[str | None, typer.Option(help="moco-v2, byol or supervised.")] = None,
     crops: Annotated[str | None, typer.Option(help="Crop policy.")] = None,
-    augment: Annotated[str | None, typer.Option(help="moco-v2, byol or none.")] = None,
+    augment: Annotated[str | None, typer.Option(help="moco-v2, byol, flip or none.")] = None,
     arch: Annotated[str | None, typer.Option(help="Any torchvision ResNet, or timm/NAME.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Global batch, over all processes.")] = None,

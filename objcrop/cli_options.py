@@ -45,6 +45,9 @@ TABLE = writes(".arrow", ".parquet")
 JsonOption = Annotated[Path | None, typer.Option("--output", "-o", help="JSON to write.", callback=JSON)]
 
 
+SEEDS: Any = {"min": 0, "max": 2**64 - 1}
+
+
 def note_options(context: typer.Context) -> None:
     """Tell `way_out` the options of the command that is about to run; the callback of every group of commands."""
     group: Any = context.command

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import tracked
+from objcrop.option_value import seed_of
 from objcrop.whole_file import whole_file
 
 # fmt: off
@@ -61,7 +62,7 @@ def draw_scenes(
     Args:
         folder: made if it is not there; scenes of the same numbers are overwritten.
         n: number of scenes, at least 1.
-        seed: scenes depend on (seed, index) only, neither on `n` nor on `workers`.
+        seed: 0 to 2**64 - 1; scenes depend on (seed, index) only, neither on `n` nor on `workers`.
         size: (width, height) in pixels, at least 64 each.
         classes: use the first so many of `CLASSES`, 2 to 10.
         workers: processes; all cores for 200 scenes and more when left out, else this process alone.
@@ -70,11 +71,12 @@ def draw_scenes(
         UsageError: an option is out of range.
         ObjcropError: the folder cannot be written.
     """
-    if n < 1 or min(size) < 64 or not 2 <= classes <= len(CLASSES) or seed < 0 or (workers or 0) < 0:
+    if n < 1 or min(size) < 64 or not 2 <= classes <= len(CLASSES) or (workers or 0) < 0:
         raise UsageError(
-            f"draw_scenes got n={n}, seed={seed}, size={size}, classes={classes}, workers={workers}; it needs n >= 1, "
-            f"seed >= 0, sides >= 64, 2 to {len(CLASSES)} classes and workers >= 0."
+            f"draw_scenes got n={n}, size={size}, classes={classes}, workers={workers}; it needs n >= 1, sides >= 64, "
+            f"2 to {len(CLASSES)} classes and workers >= 0."
         )
+    seed = seed_of(seed)
     images = os.path.join(folder, "images")
     try:
         os.makedirs(images, exist_ok=True)
@@ -111,7 +113,7 @@ def draw_scene(
     """
     import cv2
 
-    rng = np.random.Generator(np.random.Philox(key=[seed, index]))
+    rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     width, height = size if rng.random() < 0.8 else size[::-1]
     shorter = min(size)
     weights, hue = THEMES[rng.integers(len(THEMES))]

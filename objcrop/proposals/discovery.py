@@ -21,6 +21,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.option_value import seed_of
 from objcrop.proposals.block_ascent import Matches, solutions
 from objcrop.proposals.edge_boxes import edge_boxes, shrunk
 from objcrop.proposals.hough_matching import confidence, listed, parents, standout
@@ -88,6 +89,7 @@ def discovery(
     for name, value in (("count", count), ("neighbours", neighbours)):
         if value < 1:
             raise UsageError(f"--{name} is {value}, but it must be 1 or more.")
+    seed = seed_of(seed)
     if rank_and_world_size()[1] > 1:
         raise UsageError("discovery compares all images in one process; run it without torchrun.")
     workers = (os.cpu_count() or 1) if workers is None else workers

@@ -8,6 +8,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.philox import blocks
 from objcrop.errors import UsageError
+from objcrop.option_value import seed_of
 
 SCALE = (0.05, 0.6)  # share of the image's area
 RATIO = (0.5, 2.0)  # width over height
@@ -31,6 +32,7 @@ def random_boxes(catalog: Catalog, count: int = 10, seed: int = 0) -> BoxTable:
 
 def by_chance(catalog: Catalog, count: int, seed: int, scale: tuple[float, float]) -> BoxTable:
     """Return `count` boxes an image whose area is uniform in `scale`, shares of the image's; see `random_boxes`."""
+    seed = seed_of(seed)
     rows = np.repeat(np.arange(len(catalog)), count)
     number = np.tile(np.arange(count), len(catalog))
     u = blocks(seed, 0, rows, number, "random_box")

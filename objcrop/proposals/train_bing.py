@@ -30,6 +30,7 @@ from objcrop.kernels.bing import (
     usable,
     window_boxes,
 )
+from objcrop.option_value import seed_of
 from objcrop.proposals.bing import REACH_OF_FEW
 from objcrop.proposals.canvas import on_canvas
 
@@ -52,7 +53,7 @@ def train_bing(
     Raises:
         ObjcropError: fewer than 20 objects to learn from.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed_of(seed))
     with_objects = [row for row in range(len(catalog)) if len(_objects(catalog, row))]
     rows = sorted(rng.permutation(with_objects)[:images].tolist())
     if sum(len(_objects(catalog, row)) for row in rows) < 20:

@@ -1,11 +1,10 @@
 """The climb finds the best of each option, and leaves defaults where nothing is clearly better."""
 
-import inspect
 from pathlib import Path
 
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.tune import climb, options_to_try, tune
-from objcrop.dali_pipes.load_views import load_views
+from objcrop.ssl.recipe import Recipe
 
 
 def test_a_hill_is_climbed_and_chance_is_not_followed():
@@ -34,8 +33,7 @@ def test_what_is_tried():
     assert options_to_try(1, "cpu") == {"threads": [1], "prefetch": [2, 1, 3, 4]}
     on_gpu = options_to_try(16, "cuda")
     assert on_gpu["threads"] == [16, 8, 4, 2] and on_gpu["decode"] == ["union", "whole"]
-    defaults = inspect.signature(load_views).parameters
-    assert all(values[0] == defaults[name].default for name, values in on_gpu.items() if name != "threads")
+    assert all(values[0] == getattr(Recipe(), name) for name, values in on_gpu.items() if name != "threads")
 
 
 def test_tiny(photos):

@@ -6,6 +6,8 @@ import torch
 from scipy import stats
 from torchvision.transforms import ColorJitter
 
+from objcrop.boxes import BoxTable
+from objcrop.catalog import Catalog
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES, augment_recipe
 from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner, colour_decisions
@@ -187,3 +189,34 @@ def test_bad_options_are_named(photos, options, word):
 def test_box_policy_without_boxes_says_what_to_do(photos):
     with pytest.raises(UsageError, match="objcrop propose"):
         planner((photos[0], None))
+
+
+def made_up(sizes_of_boxes, size=(400, 400)):
+    """A catalog without files, each image with square boxes of these sides; and its boxes."""
+    sizes = np.tile(np.array([size], np.int32), (len(sizes_of_boxes), 1))
+    catalog = Catalog.build("/", [f"{i}.jpg" for i in range(len(sizes))], sizes)
+    boxes = [np.array([[0, 0, side, side] for side in sides], np.float32).reshape(-1, 4) for sides in sizes_of_boxes]
+    return catalog, BoxTable.from_arrays(catalog, boxes)
+
+
+def test_images_without_boxes_do_not_count_for_s_min():
+    having = [[200, 300], [100], [400, 80, 300]]
+    assert planner(made_up(having)).scale_min == planner(made_up([*having, [], [], []])).scale_min
+    assert planner(made_up([[], []])).scale_min == 0.2  # nothing but whole frames
+
+
+def test_s_min_of_a_periodic_catalog_is_that_of_all_its_images(monkeypatch):
+    """Every 5th image differs, as sorted or interleaved folders have it: evenly spaced rows would see one kind only."""
+    monkeypatch.setattr("objcrop.dali_pipes.view_plan._SCALE_SAMPLE", 400)
+    photos = made_up([[360] if i % 5 == 0 else [180] for i in range(2000)])
+    exact = 0.2 / ((360**2 + 4 * 180**2) / 5 / 400**2)
+    assert planner(photos).scale_min == pytest.approx(exact, rel=0.06)
+
+
+def test_s_min_does_not_depend_on_the_order_of_adding():
+    """The sum is exact: rows in any order, as any number of lanes would add them, give the same digits."""
+    draw = np.random.default_rng(0)
+    sides = [draw.integers(60, 400, draw.integers(1, 9)).tolist() for _ in range(300)]
+    assert len({planner(made_up([sides[i] for i in draw.permutation(300)])).scale_min for _ in range(20)}) == 1
+    share = [np.mean([max(side, 64) ** 2 / 160_000 for side in image]) for image in sides]
+    assert planner(made_up(sides)).scale_min == round(0.2 / np.mean(share), 3)

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from objcrop.cli import main
@@ -218,3 +219,26 @@ def test_mutated_recipes_are_recipes_or_sentences():
         read += 1
         assert resolve(None, as_dict(recipe)) == recipe and 0 <= recipe.learning_rate < float("inf")
     assert read > 50 and refused > 150
+
+
+def test_one_range_of_seeds_everywhere(photos, tmp_path, capsys):
+    from objcrop.proposals import propose
+    from objcrop.sample_scenes import draw_scene, draw_scenes
+
+    catalog, _ = photos
+    catalog.save(tmp_path / "c.arrow")
+    large = (2**64 - 1, 2**64 - 2, 2**63 + 1)
+    assert len({propose(catalog, "random", seed=seed).fingerprint for seed in large}) == 3
+    assert len({draw_scene(seed, 0)[0].tobytes() for seed in large}) == 3
+    for seed in (-1, 2**64, 1.5):
+        with pytest.raises(UsageError, match="seed is"):
+            propose(catalog, "random", seed=seed)
+        with pytest.raises(UsageError, match="seed is"):
+            draw_scenes(tmp_path / "scenes", 4, seed=seed)
+    torch.manual_seed(2**64 - 1)
+    command = ["propose", str(tmp_path / "c.arrow"), "--method", "random", "-o", str(tmp_path / "b.arrow"), "--seed"]
+    main([*command, str(2**64 - 1)])
+    for seed in (2**64, -1):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, str(seed)])
+        assert stop.value.code == 2 and "--seed" in capsys.readouterr().err
