@@ -223,14 +223,12 @@ class ViewPlanner:
         samples = np.asarray(samples, dtype=np.int64)
         rows, which = self.locate(samples, epoch)
         regions = self._regions(samples, rows, which, epoch)
-        drawn = self._drawn
+        windows, drawn = regions, self._drawn
         if len(drawn) == len(self.policy.views):
             windows = random_resized_crop(regions, self._scales, samples, seed=self.seed, epoch=epoch)
-        else:
-            windows = regions.copy()
-            if drawn.size:
-                some = regions[:, drawn], self._scales[drawn], samples
-                windows[:, drawn] = random_resized_crop(*some, seed=self.seed, epoch=epoch, views=drawn)
+        elif drawn.size:
+            windows, some = regions.copy(), (regions[:, drawn], self._scales[drawn], samples)
+            windows[:, drawn] = random_resized_crop(*some, seed=self.seed, epoch=epoch, views=drawn)
         return ViewPlan(
             sample=samples,
             row=rows,

@@ -101,5 +101,5 @@ def test_sizes_and_context():
 
 @pytest.mark.parametrize("bad", [dict(n=0), dict(classes=1), dict(classes=11), dict(size=(500, 20)), dict(seed=-1)])
 def test_wrong_options(tmp_path, bad):
-    with pytest.raises(UsageError, match="draw_scenes|seed is -1"):
+    with pytest.raises(UsageError, match=r"draw_scenes|seed is -1"):
         draw_scenes(tmp_path, **({"n": 3} | bad))
