@@ -59,7 +59,9 @@ def process_group(backend: str) -> Iterator[None]:
     if place is None or place.world == 1:
         yield
         return
-    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world)
+    # The default, 10 minutes of NCCL, is over while one rank compiles or writes to a slow disk.
+    patience = timedelta(seconds=GIVE_UP_AFTER)
+    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world, timeout=patience)
     try:
         yield
     except RuntimeError as error:

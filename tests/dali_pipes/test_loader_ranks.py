@@ -3,11 +3,11 @@
 import json
 import os
 import pickle
-import socket
 import subprocess
 import sys
 
 import pytest
+from children import free_port, torchrun
 
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
@@ -55,11 +55,9 @@ def alone(photos):
         return [[batch.index.tolist() for batch in loader] for _ in range(2)]
 
 
-def run(folder, script, *launcher):
+def run(folder, script, command=(sys.executable, "loop.py")):
     (folder / "loop.py").write_text(BEGIN + script)
-    done = subprocess.run(
-        [sys.executable, *launcher, "loop.py"], cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL
-    )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -73,13 +71,6 @@ def assert_shared(folder, name, *epochs):
         assert [row for pair in zip(first, second, strict=True) for row in pair] == both
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
 UNDER_TORCHRUN = """
 import torch.distributed as dist
 rank = int(os.environ["RANK"])
@@ -94,7 +85,7 @@ dist.destroy_process_group()
 
 
 def test_torchrun_without_a_group_and_with_one_that_comes_late(data, alone):
-    run(data, UNDER_TORCHRUN, *TORCHRUN, "--master-port", free_port())
+    run(data, UNDER_TORCHRUN, torchrun("loop.py"))
     assert_shared(data, "no group", alone[0])
     assert_shared(data, "a group after building", alone[0])
     assert_shared(data, "a group between epochs", alone[1])
@@ -177,9 +168,10 @@ accelerator.end_training()
 @pytest.mark.slow
 def test_accelerate_launch(data, alone):
     pytest.importorskip("accelerate")
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", free_port()]
-    run(data, ACCELERATE, *launcher)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launcher += ["--num_machines", "1", "--main_process_port", str(free_port())]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    run(data, ACCELERATE, [*launcher, "loop.py"])
     assert_shared(data, "accelerate", alone[0])
 
 
@@ -355,9 +347,10 @@ def test_a_batch_that_cannot_be_shared_is_said_as_soon_as_it_is_known(photos, mo
         build(photos)
 
 
-@pytest.mark.parametrize("backend", ["torch", "dali"])
-def test_a_pickled_loader_is_built_anew_where_it_stood(photos, alone, backend):
-    with build(photos, backend=backend, threads=1) as loader:
+@pytest.mark.parametrize("processes", [dict(backend="torch", workers=0), dict(backend="dali", threads=1)])
+def test_a_pickled_loader_is_built_anew_where_it_stood(photos, alone, processes):
+    options = {name: value for name, value in OPTIONS.items() if name not in ("backend", "workers")}
+    with load_views(photos[0], boxes=photos[1], **options, **processes) as loader:
         next(iter(loader))
         loader.load_state_dict(loader.state_dict())
         there = pickle.loads(pickle.dumps(loader))

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from children import free_port
 
 from objcrop import ranks, waiting
 from objcrop.errors import ObjcropError
@@ -104,11 +105,7 @@ def test_world_size_without_rank_is_one_sentence(photos, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_group_that_does_not_come_together_says_who_is_missing(rank, monkeypatch, clock, caplog):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     for name, value in (("RANK", rank), ("WORLD_SIZE", 2), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
         monkeypatch.setenv(name, str(value))
     monkeypatch.setattr(ranks, "SAY_AFTER", 0.02)  # of the socket, which goes by a real clock
@@ -117,6 +114,19 @@ def test_a_group_that_does_not_come_together_says_who_is_missing(rank, monkeypat
     with pytest.raises(ObjcropError, match=f"gave up waiting for {expected}"), process_group("gloo"):
         raise AssertionError("nobody came")
     assert f"Waiting for {expected}" in caplog.text
+
+
+def test_a_slow_rank_is_no_dead_rank(monkeypatch):
+    import torch.distributed as dist
+
+    options = {}
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: options.update(given))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    monkeypatch.setattr(ranks, "_meet", lambda place: None)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with process_group("nccl"):
+        assert options["timeout"].total_seconds() == GIVE_UP_AFTER
 
 
 def test_a_launcher_that_names_no_meeting_point_is_one_sentence(monkeypatch):
