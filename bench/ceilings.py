@@ -1,19 +1,24 @@
 """What no loader can outrun on these files: reading alone, decoding alone, and handing over what is ready.
 
-Files lie in the page cache after the first pass, and names and windows are worked out beforehand, so that each ceiling
-is the price of one thing. Part of `objcrop bench loader`.
+Files lie in the page cache after the first pass, and windows are worked out beforehand, so that each ceiling is the
+price of one thing: reading and checking the files' bytes, or that and decoding them. Part of `objcrop bench loader`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count, cycle, islice, repeat
 from typing import Any, TypeVar, cast
 
 from objcrop.bench.rivals.wanted import Wanted
+from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
-from objcrop.dali_pipes.decode_crop_resize import feed_of, union_of
+from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of, union_of
+from objcrop.dali_pipes.read_image import NOTHING, BadImage, read_encoded
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
+from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.devices import resolve_device
 
@@ -65,56 +70,56 @@ def like(loader: ViewLoader, kind: type[Kind]) -> Kind:
     return cast(Kind, loader)
 
 
-def feeds(loader: ViewLoader) -> Iterator[Any]:
-    """Plan batch after batch without end; yield each as DALI takes it: names, and the unions of the windows (N, 4)."""
+def plans(loader: ViewLoader) -> Iterator[ViewPlan]:
+    """Plan batch after batch without end."""
     for epoch in count():
         for batch in range(len(loader)):
-            plan = loader.batches.plan((epoch, batch))
-            yield feed_of([loader.catalog.path(int(row)) for row in plan.row], union_of(plan.windows))
+            yield loader.batches.plan((epoch, batch))
 
 
-def part_of_the_graph(fed: Iterator[Any], wanted: Wanted, until: str) -> Any:
-    """Build the loader's DALI graph up to a stage.
+def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int) -> Any:
+    """Return a batch as DALI takes it: bytes, and the unions of the windows (N, 4) in the stored frame."""
+    found = read_encoded(catalog, plan.row.tolist(), set(), pool, threads)
+    images = [NOTHING if isinstance(image, BadImage) else image for image in found]
+    return feed_of(images, union_of(plan.windows)[:, None], catalog.sizes[plan.row])
+
+
+@contextmanager
+def part_of_the_loader(coming: Iterator[ViewPlan], wanted: Wanted, until: str) -> Iterator[Callable[[], Any]]:
+    """Read the images of plans, and decode them.
 
     Args:
-        fed: names and one window an image, batch after batch.
-        wanted: batch size, threads and device.
+        coming: a plan a batch.
+        wanted: catalog, batch size, threads and device.
         until: "read", "whole" (the decoded image) or "union" (the decoded window).
 
-    Returns:
-        A built `nvidia.dali.Pipeline` with one output.
+    Yields:
+        A function that returns the next batch of bytes or images.
     """
-    from nvidia.dali import fn, pipeline_def, types
+    with ThreadPoolExecutor(wanted.threads) as pool:
 
-    on_gpu = wanted.device == "cuda"
-    how: dict[str, Any] = {"device": "mixed", "jpeg_fancy_upsampling": True} if on_gpu else {"device": "cpu"}
+        def feed() -> Any:
+            return read(next(coming), wanted.catalog, pool, wanted.threads)
 
-    @pipeline_def(
-        batch_size=wanted.batch_size,
-        num_threads=wanted.threads,
-        device_id=resolve_device(wanted.device).index,
-        prefetch_queue_depth=2,
-    )
-    def graph() -> Any:
-        if until != "union":
-            names = fn.external_source(source=lambda: next(fed)[0], batch=True, dtype=types.UINT8, ndim=1)
-            encoded = fn.io.file.read(names)
-            return encoded if until == "read" else fn.decoders.image(encoded, **how)
-        names, window = fn.external_source(
-            source=lambda: next(fed), num_outputs=2, batch=True, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
+        if until == "read":
+            yield lambda: feed()[0]
+            return
+        pipe = decode_graph(
+            feed,
+            batch_size=wanted.batch_size,
+            threads=wanted.threads,
+            prefetch=2,
+            device=wanted.device,
+            device_id=resolve_device(wanted.device).index,
+            decode=until,
+            hw_decoder_load=0.0,
         )
-        encoded = fn.io.file.read(names)
-        low, high = fn.stack(window[1], window[0]), fn.stack(window[3], window[2])
-        return fn.decoders.image_slice(encoded, start=low, end=high, axes=[0, 1], **how)
-
-    pipe = graph()
-    pipe.build()
-    return pipe
+        yield lambda: pipe.run()[0]
 
 
 def _planned_beforehand(wanted: Wanted, until: str) -> Generator[Any, None, None]:
     with wanted.loader() as loader:
-        known = list(islice(feeds(loader), 32))
-    pipe = part_of_the_graph(cycle(known), wanted, until)
-    while True:
-        yield pipe.run()[0]
+        known = list(islice(plans(loader), 32))
+    with part_of_the_loader(cycle(known), wanted, until) as next_batch:
+        while True:
+            yield next_batch()

@@ -24,8 +24,8 @@ from rich.table import Table
 from objcrop.bench.rivals.opencv_bing import OpenCVBing
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.bad_images import open_upright
-from objcrop.errors import ObjcropError, one_of
+from objcrop.dali_pipes.read_image import BadImage, open_upright
+from objcrop.errors import one_of
 from objcrop.proposals import propose
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -123,8 +123,8 @@ def _looked(catalog: Catalog, name: str, make: Callable[[], Proposer], count: in
     pictures: list[Image] = []
     rows = []
     for row in measured_rows(catalog, count).tolist():  # as `stats` will
-        with contextlib.suppress(ObjcropError):
-            pictures.append(np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row]))))
+        with contextlib.suppress(BadImage):
+            pictures.append(np.asarray(open_upright(catalog, row)))
             rows.append(row)
     proposer = make()
     proposer(pictures[:2])  # warm

@@ -88,7 +88,7 @@ def _walk(name: str, catalog: Catalog, parts: list[range], device: str) -> Gener
 
 def _decoded(catalog: Catalog, parts: list[range], device: str) -> Iterator[range]:
     if device == "cuda":
-        graph = {"threads": len(os.sched_getaffinity(0)), "prefetch": 2, "device": device}
+        graph: dict[str, Any] = {"threads": len(os.sched_getaffinity(0)), "prefetch": 2, "device": device}
         graph["device_id"] = resolve_device(device).index
         for rows, _ in zip(parts, decode_whole(catalog, parts, **graph)):
             yield rows

@@ -2,7 +2,7 @@
 
     objcrop bench loader --where [--catalog voc.arrow --boxes gt.arrow] [--device cuda]
 
-The loader is run as chains that end a stage later each: planned and named; files read; the views' union decoded;
+The loader is run as chains that end a stage later each: planned; files read; the views' union decoded;
 resized; coloured, which is the whole loader. A stage costs what its chain takes more than the chain before, in
 milliseconds of processor time an image; stages much smaller than the spread may come out below 0. On a GPU that is the
 host's time alone, and the rates of the chains say where the device becomes the limit. Nothing is copied at the end:
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from objcrop.bench.ceilings import feeds, like, part_of_the_graph
+from objcrop.bench.ceilings import like, part_of_the_loader, plans
 from objcrop.bench.loader import asked_for, endless_views, lap
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
@@ -88,17 +88,15 @@ def stage_costs(chains: dict[str, float]) -> dict[str, float]:
     return costs
 
 
-def _planned(wanted: Wanted) -> Generator[list, None, None]:
+def _planned(wanted: Wanted) -> Generator[ViewPlan, None, None]:
     with wanted.loader() as loader:
-        for names, _ in feeds(loader):
-            yield names
+        yield from plans(loader)
 
 
 def _run(wanted: Wanted, until: str) -> Generator[Any, None, None]:
-    with wanted.loader() as loader:
-        pipe = part_of_the_graph(feeds(loader), wanted, until)
+    with wanted.loader() as loader, part_of_the_loader(plans(loader), wanted, until) as next_batch:
         while True:
-            yield pipe.run()[0]
+            yield next_batch()
 
 
 def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, None]:

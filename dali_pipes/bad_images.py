@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Container
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
@@ -19,32 +17,6 @@ from objcrop.whole_file import refuse_unwritable
 
 log = logging.getLogger("objcrop")
 ATTEMPTS = 64  # substitutes tried for one sample before the whole set is taken to be bad
-
-
-def open_upright(path: str, size: tuple[int, int]) -> Image.Image:
-    """Decode an image to RGB, turned upright.
-
-    Args:
-        path: the file.
-        size: width and height the catalog has for it, upright.
-
-    Raises:
-        ObjcropError: missing, undecodable, truncated, above PIL's decompression-bomb limit, or of another size than
-            when it was indexed; the message is the reason alone.
-    """
-    try:
-        # One read, then decode: a file replaced in between cannot give half of each.
-        image: Image.Image = Image.open(io.BytesIO(Path(path).read_bytes()))
-        image.load()
-        image = ImageOps.exif_transpose(image).convert("RGB")
-    except FileNotFoundError:
-        raise ObjcropError("the file is missing") from None
-    except Exception as error:  # PIL's decoders raise a dozen kinds, struct.error and SyntaxError among them
-        reason = str(error).replace(repr(path), "").strip() or type(error).__name__
-        raise ObjcropError(f"cannot be decoded ({type(error).__name__}: {reason})") from None
-    if image.size != size:
-        raise ObjcropError(f"is {image.width}×{image.height} now, but {size[0]}×{size[1]} in the catalog")
-    return image
 
 
 class BadImages:

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.bad_images import open_upright
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of
+from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
 from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
@@ -91,13 +91,16 @@ class CachedLoader(DaliLoader):
         )
         self._pixels = torch.empty(total, dtype=torch.uint8, device=self.place)
         parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
-        graph = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
-        for rows, decoded in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
-            if decoded is None:
+        graph: dict[str, Any] = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
+        for rows, part in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
+            if part.outputs is None:
                 self._read_with_pil(rows)
                 continue
-            for row, pixels in zip(rows, decoded[0]):
-                self._keep(row, torch.from_dlpack(pixels))
+            for row, pixels, orientation, reason in zip(rows, part.outputs[0], part.orientations, part.reasons):
+                if reason:
+                    self.bad_images.add(row, reason)
+                else:
+                    self._keep(row, upright_pixels(torch.from_dlpack(pixels), int(orientation)))
             if self.place.type == "cuda":
                 torch.cuda.current_stream(self.place).synchronize()  # before DALI takes its memory back
         return self._pixels
@@ -110,8 +113,8 @@ class CachedLoader(DaliLoader):
     def _read_with_pil(self, rows: range) -> None:
         for row in rows:
             try:
-                image = open_upright(self.catalog.path(row), tuple(self.catalog.sizes[row]))
-            except ObjcropError as error:
+                image = open_upright(self.catalog, row)
+            except BadImage as error:
                 self.bad_images.add(row, str(error))
                 continue
             self._keep(row, torch.from_numpy(np.array(image)).to(self.place))

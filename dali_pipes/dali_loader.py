@@ -1,30 +1,35 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
-A producer thread runs the graph of decode_crop_resize, finishes the views (CPU: torch's uint8 resize and the fused
-colour loop, one view a thread; GPU: colour on the device) and keeps `prefetch` batches ready. A batch in which DALI
-stumbles is looked at file by file with PIL: what PIL cannot read is substituted, what only PIL can read is handed to
-DALI as a lossless copy, and the graph is rebuilt at the same batch.
+A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: torch's uint8 resize
+and the fused colour loop, one view a thread; GPU: colour on the device) and keeps `prefetch` batches ready. What is no
+plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not.
+A batch in which DALI stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
 
 from __future__ import annotations
 
 import queue
-import shutil
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from objcrop.dali_pipes.bad_images import BadImages, open_upright, without_bad
-from objcrop.dali_pipes.decode_crop_resize import decodable, decode_graph, feed_of, union_of
+from objcrop.dali_pipes.bad_images import BadImages, without_bad
+from objcrop.dali_pipes.decode_crop_resize import decodable, decode_graph, feed_of, orientations_of, union_of
+from objcrop.dali_pipes.read_image import (
+    BadImage,
+    Encoded,
+    open_upright,
+    read_encoded,
+    upright_pixels,
+    upright_views,
+)
 from objcrop.dali_pipes.torch_loader import assemble
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
@@ -55,24 +60,16 @@ class DaliLoader(ViewLoader):
         self.decode, self.hw_decoder_load, self.decoder_padding = decode, hw_decoder_load, decoder_padding
         # A GPU's way: the graph resizes, and a batch is coloured at once. On a CPU each view for itself is faster.
         self.batchwise = self.device.type == "cuda"
-        # Files that only PIL reads: row to the lossless copy that DALI gets instead.
-        self._copies: dict[int, str] = {}
-        self._copies_folder: str | None = None
+        # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
+        self._by_pil: set[int] = set()
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
-        if self.device.type == "cpu":
-            self._pool: ThreadPoolExecutor | None = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
-        else:
-            self._pool = None
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
 
     def close(self) -> None:
-        """Stop the producer and the pool, remove the lossless copies."""
+        """Stop the producer and the pool."""
         super().close()
-        if self._pool is not None:
-            self._pool.shutdown()
-        if self._copies_folder is not None:
-            shutil.rmtree(self._copies_folder, ignore_errors=True)
-            self._copies, self._copies_folder = {}, None
+        self._pool.shutdown()
 
     def _stream(self, start: Position) -> Iterator[Views]:
         """Run `_produce` in a thread; whatever it raises is raised here."""
@@ -118,24 +115,19 @@ class DaliLoader(ViewLoader):
             run = _GraphRun(self, start)
             while True:
                 try:
-                    asked, plan, decoded = run.next_batch()
+                    asked, plan, images, decoded = run.next_batch()
                 except ObjcropError:
                     raise
                 except RuntimeError as error:
-                    start = run.oldest()
-                    self._rescue(self._planned(start)[1], str(error))
+                    start, _, plan, images = run.oldest()
+                    self._rescue(plan, images, str(error))
                     break
-                changed = self._changed(plan, np.asarray(decoded[0].as_tensor()))
-                if changed.size:
-                    for i in changed:
-                        self._reject(int(plan.row[i]))
-                    start = run.position
-                    break
+                orientations = orientations_of(images)
                 if self.batchwise:
-                    views = self._finish_batch(plan, decoded[1:])
+                    views = self._finish_batch(plan, decoded, orientations)
                 else:
                     corners = union_of(plan.windows)[:, None, :2]
-                    unions = [torch.from_dlpack(union) for union in decoded[1]]
+                    unions = [upright_pixels(torch.from_dlpack(u), int(o)) for u, o in zip(decoded[0], orientations)]
                     views = self._finish_cpu(plan, unions, plan.windows - np.tile(corners, 2))
                 yield self._assembled(plan, asked, views)
 
@@ -144,55 +136,38 @@ class DaliLoader(ViewLoader):
         asked = self.batches.plan(position)
         return asked, without_bad(asked, self.planner, position[0], self.bad_images.reasons)
 
-    def _path(self, row: int) -> str:
-        return self._copies.get(row) or self.catalog.path(row)
+    # ---- files
 
-    # ---- bad files
+    def _read(self, position: Position) -> tuple[ViewPlan, ViewPlan, list[Encoded]]:
+        """Return a batch's plan as asked for, as it is shown, and its images; bad ones are replaced on the way."""
+        asked, plan = self._planned(position)
+        held: dict[int, Encoded] = {}
+        while True:
+            rows = [row for row in dict.fromkeys(plan.row.tolist()) if row not in held]
+            for row, found in zip(rows, read_encoded(self.catalog, rows, self._by_pil, self._pool, self.threads)):
+                if isinstance(found, BadImage):
+                    self.bad_images.add(row, str(found))
+                else:
+                    held[row] = found
+            if all(row in held for row in rows):
+                return asked, plan, [held[row] for row in plan.row.tolist()]
+            plan = without_bad(asked, self.planner, position[0], self.bad_images.reasons)
 
-    def _changed(self, plan: ViewPlan, shapes: np.ndarray) -> np.ndarray:
-        """Return the positions whose file has another size than the catalog says; shapes: (N, 3) height first."""
-        return np.flatnonzero((shapes[:, 1::-1] != self.catalog.sizes[plan.row]).any(axis=1))
-
-    def _reject(self, row: int) -> bool:
-        """Note a row as bad if PIL agrees; return whether it did."""
-        try:
-            open_upright(self.catalog.path(row), tuple(self.catalog.sizes[row]))
-        except ObjcropError as error:
-            self.bad_images.add(row, str(error))
-            return True
-        self._copy(row)  # PIL and DALI disagree about its size: PIL rules
-        return False
-
-    def _rescue(self, plan: ViewPlan, error: str) -> None:
-        """Find out which files of a failed batch are at fault, and what to do with each."""
-        rows = [int(row) for row in np.unique(plan.row)]
-        at_fault = [row for row in rows if self._reject_unreadable(row)]
-        at_fault += [row for row in rows if row not in self.bad_images.reasons and self._copy_if_refused(row)]
+    def _rescue(self, plan: ViewPlan, images: Sequence[Encoded], error: str) -> None:
+        """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses."""
+        at_fault = 0
+        for row, image in dict(zip(plan.row.tolist(), images)).items():
+            try:
+                open_upright(self.catalog, row)
+            except BadImage as reason:
+                self.bad_images.add(row, str(reason))
+                at_fault += 1
+                continue
+            if row not in self._by_pil and not decodable(image):
+                self._by_pil.add(row)
+                at_fault += 1
         if not at_fault:
             raise ObjcropError(f"DALI failed on a batch whose files are all readable; it said: {error.strip()}")
-
-    def _reject_unreadable(self, row: int) -> bool:
-        try:
-            open_upright(self.catalog.path(row), tuple(self.catalog.sizes[row]))
-        except ObjcropError as error:
-            self.bad_images.add(row, str(error))
-            return True
-        return False
-
-    def _copy_if_refused(self, row: int) -> bool:
-        if row in self._copies or decodable(self.catalog.path(row)):
-            return False
-        self._copy(row)
-        return True
-
-    def _copy(self, row: int) -> None:
-        """Hand DALI an upright, lossless copy of a file that only PIL reads as it should."""
-        if self._copies_folder is None:
-            self._copies_folder = tempfile.mkdtemp(prefix="objcrop-")
-        image = open_upright(self.catalog.path(row), tuple(self.catalog.sizes[row]))
-        path = Path(self._copies_folder) / f"{row}.png"
-        image.save(path, compress_level=1)
-        self._copies[row] = str(path)
 
     # ---- pixels
 
@@ -215,7 +190,6 @@ class DaliLoader(ViewLoader):
                 view = resize_uint8(images[i][y0:y1, x0:x1], (size, size), augment[v].interpolation)
                 self._colour(view, plan, i, v, out[v][i])
 
-        assert self._pool is not None
         for _ in self._pool.map(one_sample, range(len(plan))):
             pass
         return [o.permute(0, 3, 1, 2).to(self.dtype) for o in out]
@@ -238,10 +212,13 @@ class DaliLoader(ViewLoader):
             out.numpy(),
         )
 
-    def _finish_batch(self, plan: ViewPlan, decoded: tuple[Any, ...]) -> list[torch.Tensor]:
+    def _finish_batch(
+        self, plan: ViewPlan, decoded: tuple[Any, ...], orientations: NDArray[np.int8]
+    ) -> list[torch.Tensor]:
         """Colour the resized views, which DALI hands out in the side stream's order; the host waits for nothing."""
         with torch.cuda.stream(self.side_stream):
-            views = self._colour_batch(plan, [torch.from_dlpack(each.as_tensor()) for each in decoded])
+            resized = [upright_views(torch.from_dlpack(each.as_tensor()), orientations) for each in decoded]
+            views = self._colour_batch(plan, resized)
         # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
         while self._read_later and self._read_later[0][0].query():
             self._read_later.popleft()
@@ -295,9 +272,8 @@ class _GraphRun:
 
     def __init__(self, loader: DaliLoader, start: Position) -> None:
         self.loader = loader
-        self.position = start
         self._positions = loader._positions(start)
-        self._in_flight: deque[tuple[Position, ViewPlan, ViewPlan]] = deque()
+        self._in_flight: deque[tuple[Position, ViewPlan, ViewPlan, list[Encoded]]] = deque()
         self._planning_error: BaseException | None = None
         augments = loader.planner.augment if loader.batchwise else ()
         self.pipe = decode_graph(
@@ -318,25 +294,25 @@ class _GraphRun:
         """DALI asks for the next batch, several ahead of the one it hands out."""
         position = next(self._positions)
         try:
-            asked, plan = self.loader._planned(position)
+            asked, plan, images = self.loader._read(position)
         except BaseException as error:
             self._planning_error = error
             raise
-        self._in_flight.append((position, asked, plan))
-        windows = plan.windows if self.loader.batchwise else union_of(plan.windows)
-        return feed_of([self.loader._path(int(row)) for row in plan.row], windows)
+        self._in_flight.append((position, asked, plan, images))
+        windows = plan.windows if self.loader.batchwise else union_of(plan.windows)[:, None]
+        return feed_of(images, windows, self.loader.catalog.sizes[plan.row])
 
-    def next_batch(self) -> tuple[ViewPlan, ViewPlan, tuple[Any, ...]]:
-        """Return the plan asked for, the plan shown, and the graph's outputs."""
+    def next_batch(self) -> tuple[ViewPlan, ViewPlan, list[Encoded], tuple[Any, ...]]:
+        """Return the plan asked for, the plan shown, its images as fed, and the graph's outputs."""
         try:
             decoded = self.pipe.run(self.loader.side_stream)
         except RuntimeError:
             if self._planning_error is not None:
                 raise self._planning_error from None
             raise
-        self.position, asked, plan = self._in_flight.popleft()
-        return asked, plan, decoded
+        _, asked, plan, images = self._in_flight.popleft()
+        return asked, plan, images, decoded
 
-    def oldest(self) -> Position:
+    def oldest(self) -> tuple[Position, ViewPlan, ViewPlan, list[Encoded]]:
         """Return the batch that failed: the oldest that was fed and not handed out."""
-        return self._in_flight[0][0]
+        return self._in_flight[0]

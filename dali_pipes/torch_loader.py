@@ -18,7 +18,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from objcrop.dali_pipes.augment import Augment
-from objcrop.dali_pipes.bad_images import BadImages, open_upright, stand_in
+from objcrop.dali_pipes.bad_images import BadImages, stand_in
+from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
@@ -26,6 +27,7 @@ from objcrop.errors import ObjcropError
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import colour_reference
 
+Made = tuple[Views, list[tuple[int, str]]]  # a batch, and the rows found bad on the way with the reason
 PIL_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -63,8 +65,11 @@ class TorchLoader(ViewLoader):
         found = self._without_reports(arriving)
         yield from _ahead(found, self.device) if on_gpu else found
 
-    def _without_reports(self, batches: Iterable[tuple[Views, list[tuple[int, str]]]]) -> Iterator[Views]:
-        for views, bad in batches:
+    def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:
+        for made in batches:
+            if isinstance(made, ObjcropError):
+                raise made
+            views, bad = made
             for row, reason in bad:
                 self.bad_images.add(row, reason)
             yield views
@@ -102,12 +107,18 @@ def _as_is(batch: Any) -> Any:
 
 
 class _Batches(Dataset):
-    """Position to one rank's batch and the rows found bad on the way, (row, reason) each."""
+    """Position to one rank's batch and the rows found bad on the way."""
 
     def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype) -> None:
         self.batches, self.colour, self.dtype = batches, colour, dtype
 
-    def __getitem__(self, position: Position) -> tuple[Views, list[tuple[int, str]]]:
+    def __getitem__(self, position: Position) -> Made | ObjcropError:
+        try:
+            return self._made(position)
+        except ObjcropError as error:  # as a value: PyTorch would put a traceback into its sentence
+            return error
+
+    def _made(self, position: Position) -> Made:
         planner = self.batches.planner
         plan = asked = self.batches.plan(position)
         out = [torch.empty(len(plan), planner.size, planner.size, 3) for _ in planner.augment]
@@ -118,8 +129,8 @@ class _Batches(Dataset):
             for i in pending:
                 row = int(plan.row[i])
                 try:
-                    image = open_upright(planner.catalog.path(row), tuple(planner.catalog.sizes[row]))
-                except ObjcropError as error:
+                    image = open_upright(planner.catalog, row)
+                except BadImage as error:
                     bad.append((row, str(error)))
                     failed.append(i)
                     continue

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
-from objcrop.dali_pipes.bad_images import open_upright
+from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.errors import ObjcropError
 from objcrop.whole_file import whole_file
@@ -84,10 +84,9 @@ def _with_windows(
     catalog: Catalog, row: int, plan: ViewPlan, i: int, wide: int, drawn: np.ndarray | None
 ) -> Image.Image:
     """Return the image fitted into wide × CELL, with box, regions and windows drawn on it."""
-    size = tuple(catalog.sizes[row])
     try:
-        image = open_upright(catalog.path(row), size)
-    except ObjcropError as error:
+        image = open_upright(catalog, row)
+    except BadImage as error:
         raise ObjcropError(f"{catalog.path(row)} {error}; it was there when the views were made.") from None
     scale = min(wide / image.width, CELL / image.height)
     image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)))

@@ -116,18 +116,18 @@ def _gpu() -> str:
 
 def _dali_decodes() -> str:
     """Decode a generated JPEG through the product's own graph."""
-    import tempfile
+    import io
 
     import numpy as np
     from PIL import Image
 
     from objcrop.dali_pipes.decode_crop_resize import decodable
+    from objcrop.dali_pipes.read_image import Encoded
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "grey.jpg")
-        Image.fromarray(np.full((32, 48, 3), 128, np.uint8)).save(path)
-        if not decodable(path):
-            raise RuntimeError("DALI cannot decode a plain JPEG here; use backend='torch'")
+    jpeg = io.BytesIO()
+    Image.fromarray(np.full((32, 48, 3), 128, np.uint8)).save(jpeg, "JPEG")
+    if not decodable(Encoded(np.frombuffer(jpeg.getvalue(), np.uint8), 1)):
+        raise RuntimeError("DALI cannot decode a plain JPEG here; use backend='torch'")
     return "a JPEG, on the CPU"
 
 

@@ -6,11 +6,16 @@ The *stored frame* is the grid of pixels in the file, the *upright frame* the on
 
 from __future__ import annotations
 
+import io
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
+
+from objcrop.catalog import Catalog
+from objcrop.pixels import PNG, can_be_decoded, decoded, png_head, to_rgb
+from objcrop.read_file import open_file, patiently
 
 # Stored to upright: mirror left-right, mirror top-bottom, then swap x and y.
 _MIRROR_X = np.isin(np.arange(9), (2, 3, 7, 8))
@@ -31,24 +36,40 @@ class Header(NamedTuple):
 def read_header(path: str, *, verify: bool = False) -> Header:
     """Read stored size and orientation of one image file, without decoding it.
 
-    Pillow turns TIFF and AVIF upright while decoding; for them the size is the upright one and the orientation 1.
-    Damaged EXIF data counts as orientation 1, as in image viewers.
+    The orientation is data of the catalog from here on: no decoder is asked for it again. The rule: the EXIF tag
+    0x0112, wherever in the file it lies (in a JPEG with several blocks the first; in a PNG also behind the pixels, or
+    as the text that ImageMagick writes), a number of any type; where there is none, XMP's tiff:Orientation; 1 where
+    neither says 1..8 or the data is damaged, as in image viewers. Pillow turns TIFF upright while decoding; for it the
+    size is the upright one and the orientation 1.
 
     Args:
         path: image file, of any format Pillow knows.
         verify: also decode every pixel and convert to RGB.
 
     Raises:
+        ObjcropError: the file system fails for long.
         Exception: whatever Pillow raises (OSError, SyntaxError, ValueError, DecompressionBombError, ...);
             `why_unreadable` makes a short sentence of it.
     """
-    with Image.open(path) as image:
-        header = Header(*image.size, orientation=_orientation(image))
-        if min(image.size) < 1:
-            raise ValueError(f"the header says {image.width}x{image.height} pixels")
-        if verify:
-            image.convert("RGB")
-    return header
+
+    def read() -> Header:
+        with open(open_file(path), "rb") as file:
+            is_png = file.read(8) == PNG
+            head = io.BytesIO(png_head(file)) if is_png else file
+            file.seek(0)
+            with Image.open(head) as image:
+                header = Header(*image.size, orientation=_orientation(image))
+                if min(image.size) < 1:
+                    raise ValueError(f"the header says {image.width}x{image.height} pixels")
+                if not can_be_decoded(image):
+                    raise ValueError(f"Pillow has no decoder for {image.format}")
+                if verify and not is_png:
+                    to_rgb(image)
+            if verify and is_png:
+                decoded(file.read())
+        return header
+
+    return patiently(path, read)
 
 
 def why_unreadable(error: Exception) -> str:
@@ -71,6 +92,38 @@ def upright_sizes(sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDAr
     stored = np.asarray(sizes, np.int32).reshape(-1, 2)
     swap = _SWAP[np.asarray(orientations)].reshape(-1, 1)
     return np.where(swap, stored[:, ::-1], stored)
+
+
+def stored_size(catalog: Catalog, row: int) -> tuple[int, int]:
+    """Return width and height of a catalog's image as they lie in its file."""
+    width, height = catalog.sizes[row].tolist()
+    return (height, width) if _SWAP[catalog.orientations[row]] else (width, height)
+
+
+def stored_windows(
+    windows: npt.NDArray[np.int32], sizes: npt.NDArray[np.int32], orientations: npt.NDArray[np.int8]
+) -> npt.NDArray[np.int32]:
+    """Turn windows from the upright frame to the stored frame, the way back of `upright_boxes`.
+
+    Args:
+        windows: (N, V, 4) x0,y0,x1,y1, half-open, pixels of the upright image.
+        sizes: (N, 2) upright width and height.
+        orientations: (N,) EXIF orientation 1..8.
+
+    Returns:
+        (N, V, 4) in pixels of the stored frame.
+    """
+    if (orientations == 1).all():
+        return windows
+    turned = orientations[:, None]
+    swap = _SWAP[turned]
+    x0, y0, x1, y1 = np.moveaxis(windows, -1, 0)
+    x0, y0 = np.where(swap, y0, x0), np.where(swap, x0, y0)
+    x1, y1 = np.where(swap, y1, x1), np.where(swap, x1, y1)
+    width, height = (np.where(swap, sizes[:, [1 - axis]], sizes[:, [axis]]) for axis in (0, 1))
+    x0, x1 = np.where(_MIRROR_X[turned], width - x1, x0), np.where(_MIRROR_X[turned], width - x0, x1)
+    y0, y1 = np.where(_MIRROR_Y[turned], height - y1, y0), np.where(_MIRROR_Y[turned], height - y0, y1)
+    return np.stack((x0, y0, x1, y1), axis=-1).astype(np.int32)
 
 
 def upright_boxes(boxes: npt.ArrayLike, sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -103,11 +156,11 @@ def upright_array(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any
 
 
 def _orientation(image: Image.Image) -> int:
-    # PNG may carry EXIF after the pixels, and Pillow would decode the whole file to look for it: headers only.
-    if image.format in ("TIFF", "AVIF") or (image.format == "PNG" and "exif" not in image.info):
+    if image.format == "TIFF":
         return 1
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+        # Of the class, since that of PNG decodes the pixels first, and the head given here ends before them.
+        value = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+        return int(value) if value in range(1, 9) else 1
     except Exception:  # anything at all can be wrong in EXIF bytes, and Pillow raises what it meets
         return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1

@@ -229,6 +229,8 @@ def _read_headers(root: str, keys: Sequence[str], verify: bool) -> list[Header |
         try:
             key.encode()
             return read_header(os.path.join(root, key), verify=verify)
+        except ObjcropError:  # the disk's fault, not the file's
+            raise
         except Exception as error:  # a damaged file can raise anything in Pillow; the reason is listed
             return why_unreadable(error)
 

@@ -20,9 +20,18 @@ import torch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole
+from objcrop.dali_pipes.read_image import upright_views
 from objcrop.devices import resolve_device
 from objcrop.errors import UsageError
-from objcrop.proposals.from_images import Found, Image, Outcome, found_in, propose_from_images, read_images
+from objcrop.proposals.from_images import (
+    NO_BOXES,
+    Found,
+    Image,
+    Outcome,
+    found_in,
+    propose_from_images,
+    read_images,
+)
 
 ROWS = 256  # of a part
 # Canvases scored at once; a GPU is given a whole part, since BING launches some thousand operations a batch.
@@ -117,8 +126,7 @@ def propose_on_canvas(
 def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: CanvasProposer) -> Iterator[Outcome]:
     """Propose for parts of a catalog, decoded and resized on the proposer's GPU.
 
-    A part in which DALI stumbles, or whose files have other sizes than the catalog says, is read with PIL, which says
-    what is wrong with which file.
+    A part in which DALI stumbles is read with PIL, which says what is wrong with which file.
 
     Args:
         catalog: the images.
@@ -128,7 +136,7 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
     Yields:
         What `propose_from_images` wants of each part.
     """
-    graph = {
+    graph: dict[str, Any] = {
         "threads": len(os.sched_getaffinity(0)),
         "prefetch": 2,
         "device": proposer.device.type,
@@ -136,15 +144,16 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
         "interpolation": ("bilinear",),
         "size": proposer.side,
     }
-    for rows, decoded in zip(parts, decode_whole(catalog, parts, **graph)):
-        if decoded is None:
+    for rows, part in zip(parts, decode_whole(catalog, parts, **graph)):
+        if part.outputs is None:
             yield found_in(proposer, read_images(catalog, rows))
             continue
-        canvases = torch.from_dlpack(decoded[0].as_tensor()).permute(0, 3, 1, 2)
+        views = upright_views(torch.from_dlpack(part.outputs[0].as_tensor()), part.orientations)
+        canvases = views.permute(0, 3, 1, 2)
         sizes = catalog.sizes[list(rows)].astype(np.float32)
         cuts = (slice(begin, begin + proposer.batch) for begin in range(0, len(rows), proposer.batch))
-        found = (proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)
-        yield list(chain.from_iterable(found)), [""] * len(rows)
+        found = chain.from_iterable(proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)
+        yield [NO_BOXES if reason else boxes for boxes, reason in zip(found, part.reasons)], part.reasons
 
 
 def refuse_out_of_range(count: int, most: int, nms: float) -> None:

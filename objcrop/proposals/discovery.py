@@ -19,8 +19,8 @@ from rich.progress import Progress
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.bad_images import open_upright
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.dali_pipes.read_image import BadImage, open_upright
+from objcrop.errors import UsageError
 from objcrop.option_value import seed_of
 from objcrop.proposals.block_ascent import Matches, solutions
 from objcrop.proposals.edge_boxes import edge_boxes, shrunk
@@ -135,8 +135,8 @@ def describe(catalog: Catalog, table: BoxTable, seed: int, pool: ThreadPoolExecu
 def _windows(catalog: Catalog, row: int, boxes: Floats) -> Windows | str:
     """Return the gradients of an image's boxes and, last, of its frame, or why it cannot be read."""
     try:
-        image = np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row])))
-    except ObjcropError as error:
+        image = np.asarray(open_upright(catalog, row))
+    except BadImage as error:
         return str(error)
     small, scale = shrunk(image, LONGEST)
     frame = np.array([[0, 0, small.shape[1], small.shape[0]]], np.float32)

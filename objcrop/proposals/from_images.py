@@ -26,7 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.bad_images import open_upright
+from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import ObjcropError
 from objcrop.ranks import rank_and_world_size
 from objcrop.waiting import listed, wait_until_none_missing
@@ -36,6 +36,7 @@ Image = npt.NDArray[np.uint8]
 Found = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 # From upright RGB images (H, W, 3) to boxes (k, 4), in pixels of the image, and scores (k,) of each, best first.
 Proposer = Callable[[Sequence[Image]], Sequence[Found]]
+NO_BOXES: Found = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
 # Of a part: boxes and scores of every image, and why an image has none ("" where it was read).
 Outcome = tuple[list[Found], list[str]]
 
@@ -197,8 +198,8 @@ def read_images(catalog: Catalog, rows: range, over: Callable[..., Any] = map) -
 
     def one(row: int) -> Image | str:
         try:
-            return np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row])))
-        except ObjcropError as error:
+            return np.asarray(open_upright(catalog, row))
+        except BadImage as error:
             return str(error)
 
     return list(over(one, rows))
@@ -207,8 +208,7 @@ def read_images(catalog: Catalog, rows: range, over: Callable[..., Any] = map) -
 def found_in(proposer: Proposer, batch: list[Image | str]) -> Outcome:
     """Propose for the images of a part that could be read."""
     found = iter(proposer([image for image in batch if not isinstance(image, str)]))
-    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    results = [nothing if isinstance(image, str) else next(found) for image in batch]
+    results = [NO_BOXES if isinstance(image, str) else next(found) for image in batch]
     return results, [image if isinstance(image, str) else "" for image in batch]
 
 

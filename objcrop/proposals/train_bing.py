@@ -19,7 +19,7 @@ from rich.progress import track
 from torchvision.ops import box_iou
 
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.bad_images import open_upright
+from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import ObjcropError
 from objcrop.kernels.bing import (
     NONE,
@@ -83,8 +83,8 @@ def _loaded(
         images, objects = [], []
         for row in rows:
             try:
-                images.append(np.asarray(open_upright(catalog.path(row), tuple(catalog.sizes[row]))))
-            except ObjcropError:
+                images.append(np.asarray(open_upright(catalog, row)))
+            except BadImage:
                 continue
             objects.append(_objects(catalog, row) * (canvas / torch.from_numpy(catalog.sizes[row]).repeat(2)))
         if images:

@@ -12,8 +12,9 @@ from nvidia.dali import Pipeline
 from PIL import Image, ImageOps
 
 from objcrop.dali_pipes.dali_loader import _GraphRun
-from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of
+from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of, orientations_of
 from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.read_image import encoded, upright_views
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
@@ -26,13 +27,14 @@ def test_views_are_windows_resized(photos, decode):
     low = np.floor(rng.uniform(0, 0.5, (12, 2, 2)) * sizes[:, None])
     high = low + np.ceil(rng.uniform(0.3, 0.5, (12, 2, 2)) * sizes[:, None])
     windows = np.concatenate([low, np.minimum(high, sizes[:, None])], 2).astype(np.int32)
-    names = [catalog.path(row) for row in range(12)]
+    images = [encoded(catalog, row) for row in range(12)]
+    assert {image.orientation for image in images} == {1, 6}
     how = dict(batch_size=12, threads=2, prefetch=1, interpolation=tuple(FILTERS), size=40, decode=decode)
-    shapes, *views = decode_graph(lambda: feed_of(names, windows), **how).run()
-    np.testing.assert_array_equal(np.asarray(shapes.as_tensor())[:, 1::-1], sizes)
+    outputs = decode_graph(lambda: feed_of(images, windows, sizes), **how).run()
+    views = [upright_views(torch.from_dlpack(each.as_tensor()), orientations_of(images)) for each in outputs]
     for v, name in enumerate(FILTERS):
         for row in range(12):
-            image = ImageOps.exif_transpose(Image.open(names[row])).convert("RGB")
+            image = ImageOps.exif_transpose(Image.open(catalog.path(row))).convert("RGB")
             expected = image.resize((40, 40), FILTERS[name], box=tuple(windows[row, v].tolist()))
             found = np.asarray(views[v][row]).astype(int)
             assert np.abs(found - np.asarray(expected)).mean() < 1.5, (row, name)
@@ -51,7 +53,7 @@ def test_the_side_stream_reaches_dali():
     """Once it was passed by keyword, which DALI takes for the name of an input."""
     run = object.__new__(_GraphRun)
     run.loader = SimpleNamespace(side_stream="the side stream")
-    run._in_flight = deque([((0, 0), "asked", "shown")])
+    run._in_flight = deque([((0, 0), "asked", "shown", [])])
     run.pipe = create_autospec(Pipeline, instance=True)
     run.next_batch()
     call = run.pipe.run.call_args

@@ -1,5 +1,6 @@
 """Canvases: DALI's way through a catalog holds what PIL's gives, whatever DALI stumbles over."""
 
+import io
 import json
 import os
 
@@ -36,14 +37,13 @@ class StandIn:
 
     def run(self):
         self.runs += 1
-        names, windows = self.feed()
+        images, windows = self.feed()
         try:
-            images = [np.asarray(Image.open(bytes(name).decode()).convert("RGB")) for name in names]
+            images = [np.asarray(Image.open(io.BytesIO(bytes(image))).convert("RGB")) for image in images]
         except Exception:
             raise RuntimeError("DALI cannot decode one of these") from None
-        shapes = np.array([image.shape for image in images])
         pixels = on_canvas([image[: w[3], : w[2]] for image, w in zip(images, windows)], SIDE)
-        return _List(shapes), _List(pixels.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous())
+        return (_List(pixels.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()),)
 
 
 @pytest.fixture
@@ -113,6 +113,19 @@ def test_bad_and_changed_files(tmp_path, save_photos, graphs):
     found = list(propose_with_dali(catalog, parts, proposer))
     assert same(found, propose_with_pil(catalog, parts, proposer))
     assert "cannot be decoded" in found[1][1][1] and "50×60 now" in found[2][1][1]
+    assert [graph.runs for graph in graphs] == [3]  # they are seen before the graph is given them
+
+
+def test_what_the_graph_stumbles_over(tmp_path, save_photos, graphs):
+    catalog, proposer = catalog_of(tmp_path / "p", save_photos), BingProposer(WEIGHTS, 4, 0.6, "cpu", True)
+    parts = parts_of(catalog)
+    assert catalog.path(5).endswith(".png")
+    with open(catalog.path(5), "r+b") as file:  # all chunks stay: it looks plain
+        file.seek(file.read().index(b"IDAT") + 200)
+        file.write(b"\0" * 40)
+    found = list(propose_with_dali(catalog, parts, proposer))
+    assert same(found, propose_with_pil(catalog, parts, proposer))
+    assert "cannot be decoded" in found[1][1][2]
     assert [graph.runs for graph in graphs] == [2, 1]  # the graph that failed is not used again
 
 

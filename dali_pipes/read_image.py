@@ -1,0 +1,159 @@
+"""From a row of the catalog to its pixels: bytes read, turned upright as the catalog says, never as a decoder thinks.
+
+PIL decodes for whoever wants an image; DALI gets the encoded bytes where they are of a plain kind, and of all else a
+lossless copy of what PIL made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.plain_image import plain_image
+from objcrop.errors import ObjcropError
+from objcrop.exif import stored_size
+from objcrop.pixels import decoded
+from objcrop.read_file import read_file
+
+
+class BadImage(ObjcropError):
+    """An image that cannot be used for what its file holds; the message is the reason alone."""
+
+
+def open_upright(catalog: Catalog, row: int) -> Image.Image:
+    """Decode an image to RGB (`objcrop.pixels`), turned upright as the catalog says.
+
+    Raises:
+        BadImage: missing, undecodable, truncated, above PIL's decompression-bomb limit, or of another size than when it
+            was indexed.
+        ObjcropError: the file system fails for long, or the memory does.
+    """
+    # One read, then decode: a file replaced in between cannot give half of each.
+    return _upright(catalog, row, _bytes_of(catalog, row))
+
+
+def _bytes_of(catalog: Catalog, row: int) -> bytes:
+    try:
+        return read_file(catalog.path(row))
+    except FileNotFoundError:
+        raise BadImage("the file is missing") from None
+    except OSError as error:
+        raise BadImage(f"cannot be read ({(error.strerror or str(error)).lower()})") from None
+
+
+def _upright(catalog: Catalog, row: int, data: bytes) -> Image.Image:
+    size, orientation = stored_size(catalog, row), int(catalog.orientations[row])
+    try:
+        image = decoded(data)
+    except MemoryError:
+        raise ObjcropError(
+            f"{catalog.path(row)} cannot be decoded for want of memory; free some, or use fewer workers and threads."
+        ) from None
+    except Exception as error:  # PIL's decoders raise a dozen kinds, struct.error and SyntaxError among them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"cannot be decoded ({type(error).__name__}: {reason})") from None
+    if image.size != size:
+        raise BadImage(f"is {image.width}×{image.height} now, but was {size[0]}×{size[1]} when it was indexed")
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Encoded(NamedTuple):
+    """What DALI decodes: data uint8 (n,), and the EXIF orientation 1..8 that turns its pixels upright."""
+
+    data: NDArray[np.uint8]
+    orientation: int
+
+
+NOTHING = Encoded(np.frombuffer(b"P6\n1 1\n255\n\0\0\0", np.uint8), 1)  # one black pixel, in place of a bad image
+
+
+def encoded(catalog: Catalog, row: int, by_pil: bool = False) -> Encoded:
+    """Return an image as DALI may be given it: itself where it is plain, else a lossless copy.
+
+    Args:
+        catalog: the images.
+        row: which.
+        by_pil: a copy in any case, for what DALI refused although it looks plain.
+
+    Raises:
+        BadImage: see `open_upright`.
+        ObjcropError: see `open_upright`.
+    """
+    data = _bytes_of(catalog, row)
+    plain = None if by_pil else plain_image(data)
+    if plain is not None and plain.size == stored_size(catalog, row):
+        return Encoded(plain.data, int(catalog.orientations[row]))
+    pixels = np.asarray(_upright(catalog, row, data))
+    head = b"P6\n%d %d\n255\n" % pixels.shape[1::-1]
+    return Encoded(np.concatenate([np.frombuffer(head, np.uint8), pixels.reshape(-1)]), 1)
+
+
+def read_encoded(
+    catalog: Catalog, rows: Iterable[int], by_pil: set[int], pool: ThreadPoolExecutor, threads: int
+) -> Iterator[Encoded | BadImage]:
+    """Read many images at once.
+
+    Args:
+        catalog: the images.
+        rows: which.
+        by_pil: rows of which PIL makes a copy; see `encoded`.
+        pool: where the reading runs.
+        threads: parts that the rows are cut into, since a task of its own for each would cost more than its reading.
+
+    Yields:
+        Each row's image in turn, or why it is bad.
+    """
+
+    def part(some: list[int]) -> list[Encoded | BadImage]:
+        found: list[Encoded | BadImage] = []
+        for row in some:
+            try:
+                found.append(encoded(catalog, row, row in by_pil))
+            except BadImage as error:
+                found.append(error)
+        return found
+
+    rows = list(rows)
+    share = max(-(-len(rows) // threads), 1)
+    for found in pool.map(part, [rows[at : at + share] for at in range(0, len(rows), share)]):
+        yield from found
+
+
+def upright_views(views: torch.Tensor, orientations: NDArray[np.int8]) -> torch.Tensor:
+    """Turn square views (N, S, S, C) upright that were made in the stored frame, one EXIF orientation (N,) each."""
+    turned = [int(orientation) for orientation in np.unique(orientations) if orientation != 1]
+    if not turned:
+        return views
+    upright = views.clone()
+    for orientation in turned:
+        where = torch.from_numpy(np.flatnonzero(orientations == orientation))
+        if views.is_cuda:
+            where = where.pin_memory().to(views.device, non_blocking=True)
+        upright[where] = upright_pixels(views[where], orientation)
+    return upright
+
+
+def upright_pixels(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
+    """Turn images (…, h, w, C) upright: `upright_array` for tensors, which have no negative strides."""
+    mirrored = [axis for axis, when in ((-2, (2, 3, 7, 8)), (-3, (3, 4, 6, 7))) if orientation in when]
+    pixels = pixels.flip(mirrored) if mirrored else pixels
+    return pixels.transpose(-3, -2) if orientation >= 5 else pixels
