@@ -5,6 +5,7 @@ an input is tried names it, so that a crash or a hang is known by the last one. 
 """
 
 import contextlib
+import faulthandler
 import io
 import json
 import logging
@@ -12,7 +13,9 @@ import random
 import re
 import resource
 import shutil
+import signal
 import sys
+import time
 import traceback
 import warnings
 from pathlib import Path
@@ -22,6 +25,7 @@ import typer
 from PIL import Image
 
 MEMORY = 4 << 30  # bytes that an input may take beyond what the libraries hold
+HANG = 60  # processor seconds of one input, which takes some hundredths: no busy machine makes them more
 HOSTILE = (
     *(b"1e999", b"-1e999", b"NaN", b"-1", b"0", b"null", b"true", b'"text"', b'""', b"[]", b"{}", b"[[[[]]]]"),
     *(b"1e308", b"9" * 30, b"-" + b"9" * 400, b"9223372036854775808", b"2147483648", b"0.1", b"1e-320", b"-0.0"),
@@ -153,6 +157,7 @@ def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
         for seed in range(first, first + count):
             rng = random.Random(f"{name} {seed}")
             target.write_bytes(mutated(data, rng, text))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + HANG, resource.RLIM_INFINITY))
             print(json.dumps({"trying": f"{name} {seed}"}), flush=True)
             for command in commands:
                 words = [w.format(folder, x=target, o=folder / "out") for w in command.split()]
@@ -184,6 +189,7 @@ if __name__ == "__main__":
     import torch  # noqa: F401  its libraries are in memory before the limit is set
 
     without_the_slow_parts()
+    faulthandler.register(signal.SIGXCPU, chain=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     fuzz(Path(root), int(how_many), int(begin), wanted or list(FORMATS))

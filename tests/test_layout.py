@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -56,6 +57,14 @@ def test_every_import_goes_through_objcrop(path):
 def test_no_file_grew_beyond_one_concept():
     long = {str(f): n for f in SOURCES if (n := len(f.read_text(encoding="utf-8").splitlines())) > 450}
     assert not long
+
+
+def test_no_test_waits_by_the_clock():
+    """A busy machine is slow, not wrong: tests/children.py says how to wait, and starts ranks where no port is lost."""
+    clock = re.compile(r"timeout=|\bsleep\((?!0\.0)|torch\.distributed\.run\b")
+    may = ("children.py", "test_children.py", "test_layout.py")
+    tests = [f for f in SOURCES if ROOT / "tests" in f.parents and f.name not in may]
+    assert not {f"{f}: {found[0]}" for f in tests if (found := clock.search(f.read_text(encoding="utf-8")))}
 
 
 HEAVY = {
