@@ -139,10 +139,11 @@ def load_views(
         seed=given["seed"],
         **{name: given[option] for option, name in PLANNED.items() if option in given},
     )
-    if planner.boxes_left_out:
+    left_out = planner.boxes_left_out
+    if left_out:
         logging.getLogger("objcrop").warning(
             "%d boxes are never drawn, because %d stand before each in its image: raise max_boxes to draw from all.",
-            planner.boxes_left_out,
+            left_out,
             planner.max_boxes,
         )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -261,6 +261,8 @@ class ViewLoader(ABC):
         """Draw from other boxes of the same catalog from the next `iter()` on; options already resolved stay."""
         if boxes.catalog_fingerprint != self.catalog.fingerprint:
             raise UsageError("set_boxes got boxes of another catalog; make them for this one with `objcrop propose`.")
+        if not self.policy.needs_boxes:
+            raise UsageError(f"set_boxes cannot act here: crops '{self.policy.name}' are not drawn from boxes.")
         self._stop()
         self._end_epoch()
         self._walk = None

@@ -74,7 +74,7 @@ def in_a_sentence(error: BaseException) -> str | None:
         return _os_sentence(error)
     if type(error).__name__ == "OutOfMemoryError":  # torch's and CuPy's; neither is imported here
         return "the GPU's memory is full; take a smaller batch, smaller views, or end what else runs on it."
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch's on a CPU is a RuntimeError
         return "the memory is full; take less at a time (a smaller batch, fewer workers), or end what else runs here."
     if isinstance(error, RecursionError):
         return "a file is nested too deep to be read; look at the annotations, recipe or JSON that was given."

@@ -137,6 +137,11 @@ def test_what_is_recorded_as_resolved_acted(photos):
         assert ("scale_min" in load(photos, crops).resolved) == (crops in ACTS["scale_min"])
 
 
+def test_new_boxes_are_refused_where_none_are_drawn(photos):
+    with pytest.raises(UsageError, match="set_boxes cannot act here"):
+        load(photos, "scene-scene").set_boxes(photos[1])
+
+
 def test_boxes_that_are_never_drawn_are_said(photos, caplog):
     counts = np.diff(photos[1].offsets)
     with caplog.at_level(logging.WARNING, "objcrop"):

@@ -1,10 +1,12 @@
 """Training for real, small: the loss falls, nothing collapses, a broken run resumes to the bit."""
 
 import json
+import logging
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
@@ -65,6 +67,38 @@ def test_wrong_use(photos, tmp_path, flags, word):
         pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=word):
         train(photos, tmp_path / "run", steps=1, **flags)
+
+
+def test_compiling_is_said_before_the_first_step(photos, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
+    monkeypatch.setattr(Run, "take_step", lambda self, batch: pytest.fail(caplog.text))
+    with caplog.at_level(logging.WARNING, "objcrop"), pytest.raises(pytest.fail.Exception, match="take minutes"):
+        train(photos, tmp_path / "run", steps=1, compile=True)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "flags", "word"),
+    [
+        ("online:anchors", {}, "boxes cannot act here: crops 'scene-scene'"),
+        ("b.arrow", {"crops": "centre"}, "boxes cannot act here: crops 'centre'"),
+        (None, {"rescore_every": 3}, "rescore_every .* cannot act here"),
+        ("b.arrow", {"crops": "obj-obj", "rescore_every": 3}, "rescore_every .* cannot act here"),
+    ],
+)
+def test_boxes_that_cannot_act_are_refused_before_any_work(photos, tmp_path, boxes, flags, word):
+    with pytest.raises(UsageError, match=word):
+        pretrain(resolve(None, {**SMALL, **flags}), photos[0], boxes, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_records_what_acted_and_its_recipe_resumes_it(photos, tmp_path):
+    train(photos, tmp_path / "run", steps=1, crops="obj-scene")
+    kept = tmp_path / "run" / "recipe.yaml"
+    said = yaml.safe_load(kept.read_text())
+    assert "scale_min" not in {**said, **said["resolved"]} and "dilate" not in said and said["min_side"] == "auto"
+    again = resolve(kept, {"steps": 2})
+    pretrain(again, *photos, tmp_path / "run", resume=True)
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
 
 
 def test_resume_refuses_another_architecture_and_nothing(photos, tmp_path):
