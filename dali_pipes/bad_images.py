@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, way_out
 from objcrop.whole_file import refuse_unwritable
 
 log = logging.getLogger("objcrop")
@@ -60,9 +60,10 @@ class BadImages:
                 )
                 self.listing = None
         if len(self.reasons) > self.max_bad * len(self.catalog):
+            verify = "leave such images out with `objcrop index --verify`"
             raise ObjcropError(
                 f"{len(self.reasons)} of {len(self.catalog)} images cannot be used (the last: {key} {reason}), more "
-                f"than the share max_bad={self.max_bad:g} allows; run `objcrop index --verify`, or raise --max-bad."
+                f"than the share max_bad={self.max_bad:g} allows; {way_out(f'{verify}, or raise --max-bad', verify)}."
             )
 
     def _listed(self) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from objcrop.dali_pipes.augment import RECIPES
 from objcrop.dali_pipes.crop_policy import POLICIES, CropPolicy
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, way_out
 from objcrop.option_value import SEED, Kind, brief, flag, number, or_auto, pair, text, value_of, whole, word
 
 
@@ -91,7 +91,10 @@ def _region_is_a_choice(at: Setting) -> str | None:
 
 def _backend_is(backend: str) -> Callable[[Setting], str | None]:
     def idle(at: Setting) -> str | None:
-        return None if at.backend == backend else f"it needs backend='{backend}' (--loader {backend})"
+        if at.backend == backend:
+            return None
+        needs = f"it needs backend='{backend}'"
+        return way_out(f"{needs} (--loader {backend})", f"{needs} (--backend {backend})", needs)
 
     return idle
 
@@ -103,7 +106,8 @@ def _batches_lie_ready(at: Setting) -> str | None:
 
 def _gpu_decodes_batches(at: Setting) -> str | None:
     if at.backend != "dali" or not at.device.startswith("cuda"):
-        return "it needs backend='dali' on a GPU (--loader dali --device cuda)"
+        needs = "it needs backend='dali' on a GPU"
+        return way_out(f"{needs} (--loader dali --device cuda)", needs)
     return None if at.cache is None else "a cache decodes each image once and whole"
 
 

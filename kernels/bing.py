@@ -107,7 +107,7 @@ def _published(folder: Path) -> BingModel:
     def matrix(name: str) -> torch.Tensor:
         path = folder / f"ObjNessB2W8MAXBGR.{name}.yml.gz"
         if not path.is_file():
-            raise ObjcropError(f"{path} is not there; a folder for --model must hold OpenCV's MAXBGR model.")
+            raise ObjcropError(f"{path} is not there; a folder as a model must hold OpenCV's MAXBGR model.")
         try:
             storage = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)  # its nodes live as long as it does
             return torch.from_numpy(storage.getNode("ObjNessB2W8MAXBGR").mat())

@@ -13,7 +13,7 @@ from datetime import timedelta
 from itertools import count
 from typing import TYPE_CHECKING
 
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, way_out
 from objcrop.launcher import Place, launched
 from objcrop.waiting import GIVE_UP_AFTER, SAY_AFTER, listed, wait_until_none_missing
 
@@ -66,10 +66,8 @@ def process_group(backend: str) -> Iterator[None]:
         yield
     except RuntimeError as error:
         if _is_a_lost_peer(str(error)):
-            raise ObjcropError(
-                "another process of this run has died, its own message says why; go on from the last checkpoint with "
-                "--resume."
-            ) from None
+            way = way_out("go on from the last checkpoint with --resume", "run it again")
+            raise ObjcropError(f"another process of this run has died, its own message says why; {way}.") from None
         raise
     finally:
         dist.destroy_process_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import regular_file
 
@@ -80,7 +80,8 @@ def _load(network: nn.Module, init: str) -> None:
     other = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if missing or foreign or other:
         what = (other and f"{sorted(other)[0]} has another shape") or f"{(missing + foreign)[0]} is on one side only"
-        raise ObjcropError(f"the weights in {init} are of another network ({what}); give --arch and --size of theirs.")
+        way = way_out("give --arch and --size of theirs", "give weights of this one")
+        raise ObjcropError(f"the weights in {init} are of another network ({what}); {way}.")
     network.load_state_dict(weights, strict=False)
 
 

@@ -28,7 +28,7 @@ from objcrop.dali_pipes.view_options import VIEW_OPTIONS
 from objcrop.dali_pipes.views import Views
 from objcrop.devices import resolve_device
 from objcrop.doctor import commit
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
@@ -216,12 +216,13 @@ class Run:
     def _warn(self) -> None:
         samples = self.loader.planner.samples
         if self.recipe.method == "moco-v2" and self.recipe.queue * 2 > samples:
+            most = max(samples // 2 // self.recipe.batch_size, 1) * self.recipe.batch_size
             logging.getLogger("objcrop").warning(
                 "The queue of %d keys is more than half of the %d samples: it will hold the positives' own images as "
-                "negatives; take --queue %d or less.",
+                "negatives; %s.",
                 self.recipe.queue,
                 samples,
-                max(samples // 2 // self.recipe.batch_size, 1) * self.recipe.batch_size,
+                way_out(f"take --queue {most} or less", f"take a queue of {most} or less"),
             )
 
     def _optimiser(self) -> torch.optim.Optimizer:
@@ -254,9 +255,9 @@ class Run:
                     # Asking the others costs a wait for the device, so on a GPU it is done where one waits anyway.
                     if (looks or self.device.type == "cpu") and any_rank(bool(stop.asked), self.device):
                         self._save()
+                        way = way_out("go on with --resume", "run the same command again")
                         raise Stopped(
-                            f"stopped after step {self.step} of {self.total} as asked and saved it; go on with "
-                            "--resume.",
+                            f"stopped after step {self.step} of {self.total} as asked and saved it; {way}.",
                             stop.asked or 15,
                         )
                     if recipe.checkpoint_every_steps and self.step % recipe.checkpoint_every_steps == 0:

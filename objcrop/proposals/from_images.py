@@ -27,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, way_out
 from objcrop.ranks import rank_and_world_size
 from objcrop.waiting import listed, wait_until_none_missing
 from objcrop.whole_file import refuse_unwritable, regular_file, whole_file
@@ -170,10 +170,10 @@ def _in_workers(
                 done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                 yield from (future.result() for future in done)
         except BrokenProcessPool:
-            raise ObjcropError(
-                "a worker process was killed, most often because memory ran out: give fewer --workers and run the same "
-                "command again; what is done is kept."
-            ) from None
+            way = way_out(
+                "give fewer --workers and run the same command again; what is done is kept", "end other programs"
+            )
+            raise ObjcropError(f"a worker process was killed, most often because memory ran out: {way}.") from None
         finally:
             pool.shutdown(cancel_futures=True)
 
