@@ -271,22 +271,28 @@ def _decoded(texts: list[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     """
     code = np.frombuffer("".join(texts).encode(), np.uint8) - np.uint8(48)
     ends = np.flatnonzero(code < 32)  # the last character of each number
-    begins = np.concatenate(([0], ends[:-1] + 1))
-    width = ends - begins + 1
+    width = np.diff(ends, prepend=-1)
     # Two's complement in as many characters as there are; no count of an image has more than eight.
-    value = -((code[ends] & 16) > 0).astype(np.int64) << 5 * np.minimum(width, 8)
-    for place in range(min(8, int(width.max()))):
-        has = np.flatnonzero(width > place) if place else slice(None)
-        value[has] += (code[begins[has] + place] & 31).astype(np.int64) << 5 * place
+    value = (code[ends] & 31).astype(np.int64)
+    value -= (value & 16) << 1
+    for place in range(1, min(8, int(width.max()))):
+        has = np.flatnonzero(width > place)
+        value[has] = (value[has] << 5) | (code[ends[has] - place] & 31)
     value[width > 8] = _TOO_MUCH
 
-    number_ends = np.searchsorted(ends, np.cumsum([len(text) for text in texts]) - 1) + 1
-    lengths = np.diff(number_ends, prepend=0)
-    starts = number_ends - lengths
-    at = np.arange(len(value)) - np.repeat(starts, lengths)
-    # Differences are added up along the odd counts of each mask, and along the even ones after the first.
-    for strand in (at % 2 == 1, (at % 2 == 0) & (at > 0)):
-        sums = np.concatenate(([0], np.cumsum(value[strand])))
-        per_mask = np.add.reduceat(strand, starts, dtype=np.int64)
-        value[strand] = sums[1:] - np.repeat(sums[np.cumsum(per_mask) - per_mask], per_mask)
-    return value, lengths
+    lengths = np.diff(np.searchsorted(ends, np.cumsum([len(text) for text in texts]) - 1) + 1, prepend=0)
+    # Differences are added up along the odd counts of each mask, and along the even ones after the first: two columns,
+    # in which every mask begins a row.
+    rows = (lengths + 1) // 2
+    first_row = np.cumsum(rows) - rows
+    at = np.arange(len(value)) + np.repeat(2 * first_row - (np.cumsum(lengths) - lengths), lengths)
+    columns = np.zeros((int(rows.sum()), 2), np.int64)
+    flat = columns.reshape(-1)
+    flat[at] = value
+    first = columns[first_row, 0]
+    columns[first_row, 0] = 0
+    sums = np.cumsum(columns, 0)
+    before = sums[first_row] - columns[first_row]
+    sums -= np.repeat(before, rows, axis=0)
+    sums[first_row, 0] = first
+    return sums.reshape(-1)[at], lengths

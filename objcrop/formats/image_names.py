@@ -8,6 +8,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from urllib.parse import unquote
 
 from PIL import Image
 
@@ -21,9 +22,10 @@ class AmbiguousName(BadValue):
 class ImageNames:
     """Finds the image that a name means.
 
-    A name means, the first that is there: the image of exactly that path; the same with `./`, backslashes for slashes
-    or the image folder's own name (or path) in front; the same with an ending of another case, with accents composed
-    otherwise, or without its ending; and, where `anywhere`, the only image whose path ends so.
+    A name means, the first that is there: the image of exactly that path; the same with `./`, backslashes for slashes,
+    spaces around it, `%20` and the like, or the image folder's own name (or path) in front; the same with an ending of
+    another case, with accents composed otherwise, or without its ending; and, where `anywhere`, the only image whose
+    path ends so.
 
     Args:
         keys: POSIX paths, relative to the image folder, of the images that are there.
@@ -62,7 +64,8 @@ class ImageNames:
 
     def _spellings(self, name: str) -> Iterator[str]:
         slashed = name.replace("\\", "/")
-        for spelling in dict.fromkeys((posixpath.normpath(name), posixpath.normpath(slashed))):
+        for written in dict.fromkeys((name, slashed, slashed.strip(), unquote(slashed))):
+            spelling = posixpath.normpath(written)
             yield spelling
             while spelling.startswith("../"):
                 spelling = spelling[3:]

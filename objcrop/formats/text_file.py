@@ -70,7 +70,7 @@ def _declared(raw: bytes) -> str | None:
     if not match:
         return None
     try:
-        name = codecs.lookup(match.group(1).decode("ascii")).name
+        name = codecs.lookup(match.group(1).decode("ascii").lower().removeprefix("x-")).name
         "".encode(name)  # zip, hex and the like are codecs too
     except (LookupError, ValueError, UnicodeError):
         return None

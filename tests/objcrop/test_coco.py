@@ -86,6 +86,8 @@ PLAIN = {
     "the folder's name": each("images", "file_name", "images/{}".format),
     "the folder's name, backslashes": each("images", "file_name", "images\\{}".format),
     "out of the folder and in again": each("images", "file_name", "../images/{}".format),
+    "spaces around": each("images", "file_name", " {} ".format),
+    "percent signs": each("images", "file_name", lambda name: name.replace(".", "%2E")),
     "no ending": each("images", "file_name", lambda name: name[0]),
     "another ending's case": each("images", "file_name", lambda name: f"{name[0]}.JPG"),
     "the same image twice": changed("images", [*BASE["images"], BASE["images"][0]]),

@@ -60,6 +60,8 @@ def declared(encoding, text="", written=None):
         declared("gb18030"),
         declared("big5", xml("a.jpg", ("貓", BOX))),
         declared("shift_jis", xml("a.jpg", ("犬と猫", BOX))),
+        declared("x-sjis", xml("a.jpg", ("犬と猫", BOX)), "cp932"),
+        declared("cp936"),
         declared("euc-jp", xml("a.jpg", ("犬と猫", BOX))),
         declared("euc-kr", xml("a.jpg", ("고양이", BOX))),
         declared("windows-1251", xml("a.jpg", ("кошка", BOX))),
