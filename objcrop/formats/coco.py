@@ -32,8 +32,9 @@ from objcrop.read_file import patiently
 
 
 class _Image(NamedTuple):
-    place: str
+    number: int
     id: Any
+    name: str
     key: str
     size: tuple[int, int]
 
@@ -112,7 +113,10 @@ def read_coco(
                     unknown[raw] += 1
             if row is None or row < 0:
                 continue
-            label = _class(note, class_of, category_id)
+            raw = note.get("category_id")
+            label = class_of.get(raw) if type(raw) is int else None
+            if label is None:
+                label = _class(raw, class_of, category_id)
             shape = note.get("segmentation")
             corners = corners_of_bbox(note.get("bbox"))
             if corners is None:
@@ -120,7 +124,9 @@ def read_coco(
                 if corners is None:
                     raise BadValue(f"bbox is {shown(note.get('bbox'))}, and there is no mask that it follows from")
                 follows.add(len(shapes))
-            difficult, crowd = yes_or_no(note.get("difficult")), yes_or_no(note.get("iscrowd"))
+            hard, crowd = note.get("difficult"), note.get("iscrowd")
+            difficult = not (hard is None or hard == 0) and yes_or_no(hard)
+            crowd = not (crowd is None or crowd == 0) and yes_or_no(crowd)
         except BadValue as error:
             report.leave_out_entry(flat.place_of(i), str(error))
             continue
@@ -165,7 +171,6 @@ def _images(entries: list[Any], base: str, short: str, report: IndexReport) -> l
     """Return the images that can be used, with the keys that their names mean."""
     found: list[_Image] = []
     for i, entry in enumerate(entries):
-        place = f"{short} images[{i}]"
         try:
             if not isinstance(entry, dict):
                 raise BadValue(f"the entry is {shown(entry)}")
@@ -176,28 +181,27 @@ def _images(entries: list[Any], base: str, short: str, report: IndexReport) -> l
             if not isinstance(name, str) or not name.strip():
                 raise BadValue(f"file_name is {shown(name)}")
         except BadValue as error:
-            report.leave_out_entry(place, str(error))
+            report.leave_out_entry(f"{short} images[{i}]", str(error))
             continue
         try:
             size = pixels(entry.get("width")), pixels(entry.get("height"))
         except BadValue as error:
-            report.remark(place, f"a size is not used: {error}")
+            report.remark(f"{short} images[{i}]", f"a size is not used: {error}")
             size = (0, 0)
-        found.append(_Image(place, entry["id"], name, size if all(size) else (0, 0)))
+        found.append(_Image(i, entry["id"], name, posixpath.normpath(name), size if all(size) else (0, 0)))
 
-    there = _there(base, {posixpath.normpath(image.key) for image in found})
+    there = _there(base, {image.key for image in found})
     names: ImageNames | None = None
     images = []
     for image in found:
-        key: str | None = posixpath.normpath(image.key)
-        if key not in there:
+        if image.key not in there:
             names = names or ImageNames(visible_files(base, base, IndexReport()), base)
             try:
-                key = names.find(image.key) or key_below(image.key.replace("\\", "/"))
+                image = image._replace(key=names.find(image.name) or key_below(image.name.replace("\\", "/")))
             except BadValue as error:
-                report.leave_out_entry(image.place, str(error))
+                report.leave_out_entry(f"{short} images[{image.number}]", str(error))
                 continue
-        images.append(image._replace(key=key))
+        images.append(image)
     return images
 
 
@@ -234,9 +238,10 @@ def _classes(
             pairs.append((entry["id"], printable(str(name).strip())))
         except BadValue as error:
             report.leave_out_entry(f"{short} categories[{i}]", str(error))
-    used = [note.get("category_id") for note in notes if isinstance(note, dict)]
-    if not pairs:
-        for raw in used:
+    used = (note.get("category_id") for note in notes if isinstance(note, dict))
+    classless = any(isinstance(note, dict) for note in notes) and all(raw is None for raw in used)
+    if not pairs and not classless:
+        for raw in (note.get("category_id") for note in notes if isinstance(note, dict)):
             if type(raw) is int or (isinstance(raw, str) and raw.strip()):
                 pairs.append((raw, str(raw).strip()))
         if pairs:
@@ -252,18 +257,18 @@ def _classes(
             same = ", ".join(str(key) for key in ids if names[key] == name)
             report.remark(short, f"the categories {same} are all named {shown(name)}: one class")
     class_of: dict[Id | None, int] = {key: classes.index(names[key]) for key in ids}
-    if used and all(raw is None for raw in used):
+    if classless:
         classes = classes if len(classes) == 1 else [ONE_CLASS]
         class_of[None] = 0
         report.remark(short, f"no annotation has a category_id; all are of the class {shown(classes[0])}")
     return classes, class_of, key_of
 
 
-def _class(note: dict[str, Any], class_of: dict[Id | None, int], category_id: Callable[[Any], Id]) -> int:
-    raw = note.get("category_id")
-    label = class_of.get(raw if type(raw) is int or raw is None else _entry_id(note, "category_id", category_id))
-    if label is None and raw is not None:
-        label = class_of.get(category_id(raw))
+def _class(raw: Any, class_of: dict[Id | None, int], category_id: Callable[[Any], Id]) -> int:
+    try:
+        label = class_of.get(None if raw is None else category_id(raw))
+    except BadValue:
+        raise BadValue(f"category_id is {shown(raw)}") from None
     if label is None:
         raise BadValue(f"category_id is {shown(raw)}, which is not listed")
     return label
