@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.bad_images import BadImages, stand_in
@@ -66,13 +66,48 @@ class TorchLoader(ViewLoader):
         yield from _ahead(found, self.device) if on_gpu else found
 
     def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:
-        for made in batches:
-            if isinstance(made, ObjcropError):
-                raise made
-            views, bad = made
-            for row, reason in bad:
-                self.bad_images.add(row, reason)
-            yield views
+        try:
+            for made in batches:
+                if isinstance(made, ObjcropError):
+                    raise made
+                views, bad = made
+                for row, reason in bad:
+                    self.bad_images.add(row, reason)
+                yield views
+        except (RuntimeError, OSError) as error:
+            said = lost_worker(error) if self.workers else None
+            if said is None:
+                raise
+            raise said from None
+
+    def __exit__(self, *raised: object) -> None:
+        super().__exit__(*raised)
+        if "DataLoader worker" in str(raised[1]):  # PyTorch tells of a dead one by a signal, wherever the loop then is
+            said = lost_worker(raised[1])
+            if said is not None:
+                raise said from None
+
+
+def lost_worker(error: object) -> ObjcropError | None:
+    """Return the sentence for PyTorch's error about a worker process; None for any other error."""
+    text = str(error)
+    if not isinstance(error, (RuntimeError, OSError)) or isinstance(error, ObjcropError):
+        return None
+    if "Bus error" in text or "shared memory" in text or "</torch_" in text:
+        return ObjcropError(
+            "the loader's workers ran out of shared memory: give --workers 0 (workers=0), or make /dev/shm larger "
+            "(docker run --shm-size 8g)."
+        )
+    if "Too many open files" in text or "ancdata" in text:
+        return ObjcropError(
+            "the loader's workers ran out of open files: give --workers 0 (workers=0), or raise the limit (ulimit -n)."
+        )
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+        return ObjcropError(
+            "a worker process of the loader was killed, most often because memory ran out: give fewer workers, "
+            "--workers 0 (workers=0) for none."
+        )
+    return None
 
 
 def _ahead(batches: Iterator[Views], device: torch.device) -> Iterator[Views]:
@@ -100,6 +135,11 @@ class _From(Sampler):
 
     def __iter__(self) -> Iterator[Position]:
         return self.positions
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    """Move it to shared memory now: where PyTorch does it, a failure is printed and the batch waited for for ever."""
+    return tensor.share_memory_() if tensor.numel() else tensor
 
 
 def _as_is(batch: Any) -> Any:
@@ -140,7 +180,8 @@ class _Batches(Dataset):
                 break
             pending = np.array(failed)
             plan = stand_in(plan, asked, pending, planner, position[0], attempt)
-        return assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(self.dtype) for o in out]), bad
+        views = assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(self.dtype) for o in out])
+        return views if get_worker_info() is None else views.map(_shared), bad
 
 
 def _view(image: Image.Image, plan: ViewPlan, i: int, v: int, augment: Augment, size: int, colour: str) -> torch.Tensor:

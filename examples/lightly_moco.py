@@ -1,18 +1,22 @@
 """lightly: its MoCo parts (projection head, memory bank, momentum update) on views from objcrop's loader.
 
 python examples/lightly_moco.py photos.arrow boxes.arrow --device cuda
+
+Under torchrun each process gets its share of every batch and keeps a memory bank of its own keys.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import os
 
 import torch
 from lightly.loss import NTXentLoss
 from lightly.models.modules import MoCoProjectionHead
 from lightly.models.utils import deactivate_requires_grad, update_momentum
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
 import objcrop
@@ -30,9 +34,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     options = parser.parse_args()
 
+    several = "LOCAL_RANK" in os.environ  # torchrun started this process
+    if several:
+        if options.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group()
     backbone = resnet18()
     backbone.fc = nn.Identity()
     online = nn.Sequential(backbone, MoCoProjectionHead(512, 512, 128)).to(options.device)
+    model = DistributedDataParallel(online) if several else online  # first: it makes the weights of all ranks the same
     momentum = copy.deepcopy(online)
     deactivate_requires_grad(momentum)
     info_nce = NTXentLoss(temperature=0.2, memory_bank_size=(options.queue, 128)).to(options.device)
@@ -51,11 +61,14 @@ def main() -> None:
             for batch in loader:
                 query, key = batch.views
                 update_momentum(online, momentum, m=0.99)
-                loss = info_nce(online(query), momentum(key).detach())
+                loss = info_nce(model(query), momentum(key).detach())
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            print(f"epoch {epoch}: loss {loss.item():.3f}")
+            if loader.rank == 0:
+                print(f"epoch {epoch}: loss {loss.item():.3f}")
+    if several:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

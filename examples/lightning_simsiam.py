@@ -1,13 +1,17 @@
 """PyTorch Lightning: SimSiam (Chen and He 2021) as a LightningModule, fed by objcrop's loader.
 
     python examples/lightning_simsiam.py photos.arrow boxes.arrow --accelerator gpu
+    python examples/lightning_simsiam.py photos.arrow boxes.arrow --accelerator gpu --devices 8
 
 A batch is an object with `.to`, so Lightning moves it by itself; the loader is iterable and sized, so `fit` takes it.
+It asks which process it is, and on which GPU, when `fit` begins to iterate, so that the processes that Lightning or
+torchrun starts get each its share; `--batch-size` is the global batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import pytorch_lightning as pl
 import torch
@@ -46,6 +50,8 @@ def main() -> None:
     parser.add_argument("catalog")
     parser.add_argument("boxes")
     parser.add_argument("--accelerator", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--devices", default=os.environ.get("LOCAL_WORLD_SIZE", "1"), help="processes a machine")
+    parser.add_argument("--nodes", type=int, default=int(os.environ.get("GROUP_WORLD_SIZE", "1")), help="machines")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--epochs", type=int, default=100)
@@ -61,7 +67,12 @@ def main() -> None:
     )
     with loader:
         trainer = pl.Trainer(
-            accelerator=options.accelerator, max_epochs=options.epochs, logger=False, enable_checkpointing=False
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=options.nodes,
+            max_epochs=options.epochs,
+            logger=False,
+            enable_checkpointing=False,
         )
         trainer.fit(SimSiam(), loader)
     print(f"loss {trainer.callback_metrics['loss']:.3f}")

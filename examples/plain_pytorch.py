@@ -1,16 +1,21 @@
 """A training loop of one's own: SimCLR's loss in plain PyTorch on views from objcrop's loader.
 
     python examples/plain_pytorch.py photos.arrow boxes.arrow --device cuda
+    torchrun --nproc-per-node 8 examples/plain_pytorch.py photos.arrow boxes.arrow --device cuda
 
-The loader takes the place of Dataset, transforms, sampler and DataLoader; under torchrun each process gets its share.
+The loader takes the place of Dataset, transforms, sampler and DataLoader; under torchrun each process gets its share of
+every batch, and DistributedDataParallel averages what they learn.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 
 import torch
+from torch import distributed
 from torch.nn.functional import cross_entropy, normalize
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.models import resnet18
 
 import objcrop
@@ -34,7 +39,13 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     options = parser.parse_args()
 
-    network = resnet18(num_classes=128).to(options.device, memory_format=torch.channels_last)
+    several = "LOCAL_RANK" in os.environ  # torchrun started this process
+    if several:
+        if options.device == "cuda":
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        distributed.init_process_group()
+    network: torch.nn.Module = resnet18(num_classes=128).to(options.device, memory_format=torch.channels_last)
+    model = DistributedDataParallel(network) if several else network
     optimiser = torch.optim.SGD(network.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
     loader = objcrop.load_views(
         options.catalog,
@@ -48,14 +59,18 @@ def main() -> None:
     with loader:
         for epoch in range(options.epochs):
             for batch in loader:
-                a, b = (network(view) for view in batch.views)
+                a, b = model(torch.cat(batch.views)).chunk(2)
                 loss = nt_xent(a, b)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
-            # loader.state_dict() beside the weights is all that resuming takes, in the middle of an epoch too.
-            torch.save({"network": network.state_dict(), "loader": loader.state_dict()}, "plain_pytorch.pt")
-            print(f"epoch {epoch}: loss {loss.item():.3f}")
+            if loader.rank == 0:
+                # loader.state_dict() beside the weights is all that resuming takes, in the middle of an epoch and with
+                # another number of processes too.
+                torch.save({"network": network.state_dict(), "loader": loader.state_dict()}, "plain_pytorch.pt")
+                print(f"epoch {epoch}: loss {loss.item():.3f}")
+    if several:
+        distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every example runs, on a CPU, on a handful of pictures."""
 
+import json
 import os
 import pathlib
 import socket
@@ -25,15 +26,51 @@ def data(photos, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "more"), [("plain_pytorch", ()), ("lightning_simsiam", ()), ("lightly_moco", ("--queue", "16"))]
-)
-def test_loops(data, name, more):
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "photos.arrow", "boxes.arrow"]
-    command += ["--size", "32", "--batch-size", "8", "--epochs", "2", *more]
-    run = subprocess.run(command, cwd=data, capture_output=True, text=True)
+LOOPS = {"plain_pytorch": (), "lightning_simsiam": (), "lightly_moco": ("--queue", "16")}
+# Runs an example and keeps the rows that its process was handed.
+RECORD = """
+import json, os, runpy, sys
+from objcrop.dali_pipes.view_loader import ViewLoader
+rows, walk = [], ViewLoader.__iter__
+def recorded(loader):
+    for batch in walk(loader):
+        rows.append(batch.index.tolist())
+        yield batch
+ViewLoader.__iter__ = recorded
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+with open(f"rows.{os.environ['RANK']}.json", "w") as file:
+    json.dump(rows, file)
+"""
+
+
+def loop(name):
+    options = ("--size", "32", "--batch-size", "8", "--epochs", "2", *LOOPS[name])
+    return [str(EXAMPLES / f"{name}.py"), "photos.arrow", "boxes.arrow", *options]
+
+
+@pytest.mark.parametrize("name", [pytest.param("plain_pytorch", marks=pytest.mark.slow), *list(LOOPS)[1:]])
+def test_loops(data, name):
+    run = subprocess.run([sys.executable, *loop(name)], cwd=data, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "loss " in run.stdout and "nan" not in run.stdout
+
+
+@pytest.mark.parametrize("name", ["plain_pytorch", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LOOPS)[1:])])
+def test_loops_under_torchrun(data, name):
+    (data / "record.py").write_text(RECORD)
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, "record.py", *loop(name)]
+    run = subprocess.run(command, cwd=data, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "loss " in run.stdout and "nan" not in run.stdout
+    shares = [json.loads((data / f"rows.{rank}.json").read_text()) for rank in range(2)]
+    assert [len(batch) for share in shares for batch in share] == [4] * 12
+    for epoch in range(2):
+        rows = [row for share in shares for batch in share[3 * epoch : 3 * epoch + 3] for row in batch]
+        assert len(set(rows)) == 24 or name == "lightly_moco"  # whose samples are boxes: several of an image
+    assert all(a != b for a, b in zip(*shares, strict=True))
 
 
 def pretrain(output):
