@@ -59,7 +59,7 @@ def test_loops(data, name):
 @pytest.mark.parametrize("name", ["plain_pytorch", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LOOPS)[1:])])
 def test_loops_under_torchrun(data, name):
     (data / "record.py").write_text(RECORD)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", free_port()]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *launcher, "record.py", *loop(name)]
     run = subprocess.run(command, cwd=data, env=environment, capture_output=True, text=True)
