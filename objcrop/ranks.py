@@ -5,11 +5,13 @@ torch.distributed where it runs, else what the launcher left in the environment,
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -33,7 +35,23 @@ def known_rank() -> tuple[int, int] | None:
         if dist.is_available() and dist.is_initialized():
             return dist.get_rank(), dist.get_world_size()
     place = launched()
-    return place and (place.rank, place.world)
+    if place is None:
+        return None
+    if place.world > 1 and place.launcher.name != "torchrun":
+        _say_who(place)
+    return place.rank, place.world
+
+
+@cache
+def _say_who(place: Place) -> None:
+    """Say it once: srun and mpirun also start runs that have nothing to do with each other."""
+    logging.getLogger("objcrop").warning(
+        "%s says that this is process %d (from 0) of %d, which share the work; set WORLD_SIZE=1 in the environment "
+        "where each does its own.",
+        place.launcher.name,
+        place.rank,
+        place.world,
+    )
 
 
 def rank_and_world_size() -> tuple[int, int]:

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -92,7 +93,12 @@ def draw_scenes(
             scenes: Iterator[Any] = pool.map(write, range(n), chunksize=16)
         else:
             scenes = map(write, range(n))
-        drawn = list(tracked(scenes, n, "drawing scenes"))
+        try:
+            drawn = list(tracked(scenes, n, "drawing scenes"))
+        except BrokenProcessPool:
+            raise ObjcropError(
+                "a process that drew scenes was killed, most often because memory ran out: draw fewer at a time."
+            ) from None
     _write_instances(os.path.join(folder, "instances.json"), drawn, classes, seed)
 
 

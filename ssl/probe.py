@@ -17,6 +17,7 @@ import torch
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.ranks import rank_and_world_size
 from objcrop.same_classes import same_classes
 from objcrop.ssl.average_precision import average_precision, average_precision_11_point, judged_labels
 from objcrop.ssl.frozen_features import features, frozen_backbone
@@ -52,9 +53,12 @@ def probe(
         difficult objects left out) and `…_per_class`, or `…_top1`; `chance_map` or `chance_top1`; the counts and size.
 
     Raises:
-        UsageError: the catalogs have no class in common, or `single` and an image with none or several.
+        UsageError: the catalogs have no class in common, `single` and an image with none or several, or this process is
+            one of several ranks.
         ObjcropError: no labels, or an unusable checkpoint.
     """
+    if rank_and_world_size()[1] > 1:
+        raise UsageError("a probe measures in one process; run it without torchrun.")
     train, test = same_classes(train, test)
     if not train.classes:
         raise ObjcropError(f"the catalog of {train.root} has no labels to learn; index it with its annotations.")

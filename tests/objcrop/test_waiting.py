@@ -150,3 +150,36 @@ def test_a_wait_between_ranks_says_who_and_until_what(monkeypatch, clock, caplog
     for rank in (0, 2):
         store.set(f"objcrop/wait/1/{rank}", "")
     wait_for_ranks("all have read it")
+
+
+def test_a_killed_worker_of_propose_is_one_sentence(photos, tmp_path, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    class Killed(ThreadPoolExecutor):
+        def __init__(self, *arguments):
+            super().__init__(1)
+
+        def submit(self, call, *arguments):
+            def die():
+                raise BrokenProcessPool("A process in the process pool was terminated abruptly …")
+
+            return super().submit(die)
+
+    monkeypatch.setattr(from_images, "ProcessPoolExecutor", Killed)
+    with pytest.raises(ObjcropError, match=r"was killed.*fewer --workers.*what is done is kept") as caught:
+        propose_from_images(photos[0], "one", {}, None, parts=tmp_path / "parts", rows=4, workers=2)
+    assert "\n" not in str(caught.value)
+
+
+def test_srun_and_mpirun_are_said_once(monkeypatch, caplog):
+    ranks._say_who.cache_clear()
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    assert [ranks.known_rank() for _ in range(3)] == [(1, 2)] * 3
+    assert [record.getMessage() for record in caplog.records] == [
+        "Open MPI says that this is process 1 (from 0) of 2, which share the work; set WORLD_SIZE=1 in the environment "
+        "where each does its own."
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert ranks.rank_and_world_size() == (0, 1)

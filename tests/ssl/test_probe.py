@@ -156,7 +156,12 @@ def test_single_label(scenes, photos):
     assert "linear_map" not in result
 
 
-def test_wrong_use(scenes, photos):
+def test_wrong_use(scenes, photos, monkeypatch):
+    with monkeypatch.context() as launched:
+        launched.setenv("RANK", "1")
+        launched.setenv("WORLD_SIZE", "2")
+        with pytest.raises(UsageError, match="without torchrun"):
+            probe("untrained:resnet18", scenes, scenes)
     with pytest.raises(ObjcropError, match="no labels"):
         probe("untrained:resnet18", photos[0], photos[0])
     with pytest.raises(UsageError, match="different classes"):
