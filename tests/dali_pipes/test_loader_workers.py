@@ -19,7 +19,7 @@ OPTIONS = dict(crops="obj-obj", size=64, batch_size=8, backend="torch", augment=
 
 
 def build(photos, **options):
-    return load_views(photos[0], boxes=photos[1], **{**OPTIONS, "workers": 1, "prefetch": 1, **options})
+    return load_views(photos[0], boxes=photos[1], **{**OPTIONS, "workers": 1, **options})
 
 
 def test_a_killed_worker_is_one_sentence(photos):
