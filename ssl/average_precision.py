@@ -5,9 +5,14 @@
 - `average_precision_11_point`: of the VOC2007 challenge (Everingham et al. 2010, section 4.2): the mean, over recalls
   0, 0.1, …, 1, of the highest precision at that recall or beyond; an image in which every object of a class is marked
   difficult neither helps nor harms that class.
+
+Both look at the order of the scores alone, never at their size. Images of equal score have one rank, that of the last
+of them: where they stand in the catalog makes no difference.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +21,7 @@ import torch
 from objcrop.catalog import Catalog
 
 IGNORED = -1
+Whole = npt.NDArray[np.int64]
 
 
 def judged_labels(catalog: Catalog, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
@@ -36,31 +42,50 @@ def average_precision(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float
     """Return the mean over the classes that occur, and each class's average precision (NaN where none occurs).
 
     Args:
-        scores: float (N, C).
+        scores: float (N, C); what is not a number comes last.
         labels: (N, C), 1 or 0; -1 is left out.
     """
-    from torchmetrics.functional.classification import binary_average_precision
-
-    present = (labels == 1).any(0)
-    per_class = torch.full((labels.shape[1],), torch.nan)
-    for c in present.nonzero().flatten().tolist():
-        per_class[c] = float(binary_average_precision(scores[:, c], labels[:, c].int(), ignore_index=IGNORED))
-    return float(per_class[present].mean()), per_class.tolist()
+    return _over_classes(_average, scores, labels)
 
 
 def average_precision_11_point(scores: torch.Tensor, labels: torch.Tensor) -> tuple[float, list[float]]:
     """Return the same two by the 11-point rule; arguments as of `average_precision`."""
-    per_class = [_eleven_points(*each) for each in zip(scores.T.numpy(), labels.T.numpy())]
+    return _over_classes(_eleven_points, scores, labels)
+
+
+def _over_classes(
+    rule: Callable[[Whole, Whole], float], scores: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, list[float]]:
+    per_class = []
+    for score, label in zip(scores.double().T.numpy(), labels.T.numpy(), strict=True):
+        judged = label != IGNORED
+        found, looked_at = _found(score[judged], label[judged] == 1)
+        per_class.append(rule(found, looked_at) if len(found) and found[-1] else float("nan"))
     return float(np.nanmean(per_class)) if not np.all(np.isnan(per_class)) else float("nan"), per_class
 
 
-def _eleven_points(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> float:
-    judged = labels != IGNORED
-    hit = labels[judged][np.argsort(-scores[judged], kind="stable")] == 1
-    if not hit.any():
-        return float("nan")
-    found = np.cumsum(hit)
-    precision = found / np.arange(1, len(hit) + 1)
+def _found(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> tuple[Whole, Whole]:
+    """Return how many positives are found among the images down to each distinct score, and how many images those are.
+
+    Args:
+        scores: (n,).
+        positive: (n,).
+
+    Returns:
+        int64 (distinct scores,) each, the best score first.
+    """
+    scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    order = np.argsort(-scores, kind="stable")
+    last = np.flatnonzero(np.append(scores[order][1:] != scores[order][:-1], True)) if len(order) else order
+    return np.cumsum(positive[order], dtype=np.int64)[last], last + 1
+
+
+def _average(found: Whole, looked_at: Whole) -> float:
+    return float((np.diff(found, prepend=0) * (found / looked_at)).sum() / found[-1])
+
+
+def _eleven_points(found: Whole, looked_at: Whole) -> float:
+    precision = found / looked_at
     # Recall r is reached once r × positives are found; in whole numbers, so that 0.1 × 10 is 1.
     needed = [-(-tenth * found[-1] // 10) for tenth in range(11)]
-    return float(np.mean([precision[np.searchsorted(found, n) :].max() if n else precision.max() for n in needed]))
+    return float(np.mean([precision[np.searchsorted(found, n) :].max() for n in needed]))

@@ -33,8 +33,7 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     """
     name = str(checkpoint)
     if name.startswith("untrained:"):
-        torch.manual_seed(0)
-        return backbone(name.split(":", 1)[1], size or 224)[0], size or 224
+        return _untrained(name.split(":", 1)[1], size or 224), size or 224
     saved = load_checkpoint(checkpoint, BACKBONE)
     trained = int(saved["recipe"]["size"])
     network, _ = backbone(saved["recipe"]["arch"], trained)
@@ -46,6 +45,17 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
             f"{checkpoint} does not hold the weights of its {saved['recipe']['arch']} ({what})."
         ) from None
     return network, size or trained
+
+
+def _untrained(arch: str, size: int) -> nn.Module:
+    """Return a network of random weights, drawn in float64: in float32 processors draw other last digits."""
+    torch.manual_seed(0)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return backbone(arch, size)[0].float()
+    finally:
+        torch.set_default_dtype(before)
 
 
 @torch.no_grad()

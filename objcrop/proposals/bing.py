@@ -73,11 +73,10 @@ class BingProposer(CanvasProposer):
         top, reach = (self.count if self.nms == 1 else 1000), (REACH_OF_FEW if self.count <= FEW else 2)
         boxes, scores = bing_batch(canvases, self.model, top, reach)
         if self.nms < 1:
-            # Suppression takes what is no candidate as a score below 0, so log-odds are lifted above.
-            lift = scores.clamp(min=NONE / 2).amin() - 1
-            kept, _ = nms_topk(
-                torch.where(scores > NONE, scores - lift, -1.0), boxes.round().int(), self.count, self.nms
-            )
+            # Suppression takes what is no candidate as a score below 0, which log-odds are too: it gets their ranks.
+            ranks = torch.arange(scores.shape[1], 0, -1, device=scores.device)
+            candidates = torch.where(scores > NONE, ranks, -1)
+            kept, _ = nms_topk(candidates, boxes.round().int(), self.count, self.nms)
             at = kept.clamp(min=0).long()
             boxes = boxes.gather(1, at[..., None].expand(-1, -1, 4))
             scores = torch.where(kept >= 0, scores.gather(1, at), NONE)

@@ -76,7 +76,7 @@ class BlockAscent:
         """Take the τ images whose kept boxes match this one's best, x_iᵀ S_ij x_j."""
         pair, side = self.pairs_of[image]
         own, theirs = self._sides(pair, side)
-        worth = (self.matches.scores[pair] * (self.x[image, own] & theirs)).sum(1)
+        worth = (self.matches.scores[pair] * (self.x[image, own] & theirs)).sum(1, dtype=np.float64)
         best = np.argsort(-worth, kind="stable")[: self.neighbours]
         self.e[pair, side] = False
         self.e[pair[best], side[best]] = True

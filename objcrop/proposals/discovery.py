@@ -25,7 +25,7 @@ from objcrop.option_value import seed_of
 from objcrop.proposals.block_ascent import Matches, solutions
 from objcrop.proposals.edge_boxes import edge_boxes, shrunk
 from objcrop.proposals.hough_matching import confidence, listed, parents, standout
-from objcrop.proposals.whitened_hog import NO_WINDOWS, Whitening, Windows, hog, whiten, whitening
+from objcrop.proposals.whitened_hog import NO_WINDOWS, STEPS, Whitening, Windows, hog, whiten, whitening
 from objcrop.ranks import rank_and_world_size
 
 LONGEST = 500  # pixels; larger images are shrunk to see what their boxes look like
@@ -43,14 +43,14 @@ Made = TypeVar("Made")
 class View(NamedTuple):
     """What is matched of an image.
 
-    size (2,) width and height; boxes float32 (k, 4); looks float16 (k, KEPT) of the boxes; frame float32 (KEPT,) of the
-    whole image, of length 1; around: the boxes' parents, see `listed`; bad: why it cannot be read, or "".
+    size (2,) width and height; boxes float32 (k, 4); looks int16 (k, KEPT) of the boxes; frame int16 (KEPT,) of the
+    whole image; around: the boxes' parents, see `listed`; bad: why it cannot be read, or "".
     """
 
     size: npt.NDArray[np.int32]
     boxes: Floats
-    looks: npt.NDArray[np.float16]
-    frame: Floats
+    looks: npt.NDArray[np.int16]
+    frame: npt.NDArray[np.int16]
     around: tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
     bad: str
 
@@ -80,7 +80,8 @@ def discovery(
         count: boxes an image, at most; two overlap (intersection over union) by a half at most.
         neighbours: images that each is matched with, those that look most like it as a whole.
         seed: of the random orders and samples.
-        workers: processes and threads; None is the number of cores. The boxes do not depend on it.
+        workers: processes and threads; None is the number of cores. The boxes do not depend on it. Processors differ
+            in OpenCV's gradients, by a float's last digit, and may then differ in a box.
 
     Raises:
         UsageError: an option is out of range, or this process is one of several ranks.
@@ -150,9 +151,7 @@ def _view(catalog: Catalog, table: BoxTable, learned: Whitening, row: int) -> Vi
     if isinstance(windows, str):
         boxes, windows = boxes[:0], np.zeros((1, *NO_WINDOWS.shape[1:]), np.float32)
     looks = whiten(windows, learned)
-    frame = looks[-1].astype(np.float32)
-    frame /= max(float(np.linalg.norm(frame)), 1e-6)
-    return View(catalog.sizes[row], boxes, looks[:-1], frame, listed(parents(boxes, SMALLER)), bad)
+    return View(catalog.sizes[row], boxes, looks[:-1], looks[-1], listed(parents(boxes, SMALLER)), bad)
 
 
 def nearest(views: Sequence[View], neighbours: int) -> npt.NDArray[np.int32]:
@@ -160,10 +159,11 @@ def nearest(views: Sequence[View], neighbours: int) -> npt.NDArray[np.int32]:
     rows = np.array([row for row, view in enumerate(views) if len(view.boxes)], np.int64)
     if len(rows) < 2:
         return np.zeros((0, 2), np.int32)
-    frames = np.stack([views[row].frame for row in rows])
+    frames = np.stack([views[row].frame for row in rows]).astype(np.float64)
+    length = np.sqrt(np.maximum((frames * frames).sum(1), 1))
     pairs = []
     for at, row in enumerate(rows):
-        alike = frames @ frames[at]
+        alike = frames @ frames[at] / length  # of whole numbers, hence exact; the cosine but for this frame's length
         alike[at] = -np.inf
         near = rows[np.argsort(-alike, kind="stable")[: min(neighbours, len(rows) - 1)]]
         pairs.append(np.stack([np.minimum(near, row), np.maximum(near, row)], 1))
@@ -172,8 +172,8 @@ def nearest(views: Sequence[View], neighbours: int) -> npt.NDArray[np.int32]:
 
 def _confidence(views: Sequence[View], pair: npt.NDArray[np.int32]) -> Floats:
     one, two = views[pair[0]], views[pair[1]]
-    likeness = one.looks.astype(np.float32) @ two.looks.astype(np.float32).T
-    return confidence(likeness, (one.boxes, two.boxes), np.stack([one.size, two.size]))
+    likeness = one.looks.astype(np.float32) @ two.looks.astype(np.float32).T  # exact
+    return confidence(likeness / np.float32(STEPS**2), (one.boxes, two.boxes), np.stack([one.size, two.size]))
 
 
 def match(views: Sequence[View], pairs: npt.NDArray[np.int32], pool: ThreadPoolExecutor) -> Matches:

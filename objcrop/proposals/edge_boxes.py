@@ -1,4 +1,8 @@
-"""EdgeBoxes (Zitnick and Dollár 2014) through OpenCV: windows that hold whole contours, few that cross the border."""
+"""EdgeBoxes (Zitnick and Dollár 2014) through OpenCV: windows that hold whole contours, few that cross the border.
+
+An image's boxes do not depend on the images beside it, on threads or workers. OpenCV itself adds up floats, so that
+another processor or version of it may settle a close call another way.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.proposals.from_images import Found, Image, propose_from_images
 
+EQUAL = 2**-6  # strengths closer than this are equal, of at most 1443
 LONGEST = 640  # longer sides are shrunk to this, pixels: photos of 12 megapixels would take a minute each
 
 
@@ -110,7 +115,7 @@ def gradient_edges(image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
     """Return thinned edge strength 0..1 and the angle of the edge's normal, 0..π, both float32 (H, W).
 
     Of the three channels the one that changes most, lightly blurred; a pixel stays where its strength is the greatest
-    along the normal.
+    along the normal, by whole numbers and margins that no last digit decides.
     """
     import cv2
 
@@ -118,20 +123,17 @@ def gradient_edges(image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
     gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
     strongest = (gx**2 + gy**2).argmax(2)[..., None]
     x, y = (np.take_along_axis(g, strongest, 2)[..., 0] for g in (gx, gy))
-    strength = np.hypot(x, y)
-    normal = np.mod(np.arctan2(y, x), np.pi).astype(np.float32)
-    # Compare with the strength one pixel along the normal on either side, interpolated.
+    strength = np.sqrt(x**2 + y**2)  # of a whole number
+    normal = np.mod(np.arctan2(y.astype(np.float64), x), np.pi).astype(np.float32)
+    # Compare with the strength one pixel along the normal on either side, interpolated; of equal ones both stay.
     at_y, at_x = np.mgrid[0 : image.shape[0], 0 : image.shape[1]].astype(np.float32)
+    along_x, along_y = (part / np.maximum(strength, 1) for part in (x, y))
     thin = strength > 0
     for side in (1, -1):
         beside = cv2.remap(
-            strength,
-            at_x + side * np.cos(normal),
-            at_y + side * np.sin(normal),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
+            strength, at_x + side * along_x, at_y + side * along_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        thin &= strength >= beside
+        thin &= strength >= beside - EQUAL
     strongest_edge = np.percentile(strength, 99.5)
     return np.where(thin, np.minimum(strength / max(strongest_edge, 1e-6), 1), 0).astype(np.float32), normal
 

@@ -19,7 +19,7 @@ Parents = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # where each box'
 PLACES = 2000  # bins of a plane twice as wide and high as the image
 SIZES = 20  # bins of how many times larger, from 1/16 to 16, on a logarithmic scale
 ASPECT = 2.0  # boxes whose aspects differ by more do not match
-SMOOTHING = np.array([0.0644, 0.2447, 0.3818, 0.2447, 0.0644], np.float32)  # of the bins along each axis
+SMOOTHING = np.array([0.0644, 0.2447, 0.3818, 0.2447, 0.0644])  # of the bins along each axis
 INSIDE = 0.8  # share of a box that lies in its parent
 
 
@@ -46,9 +46,11 @@ def _one_way(alike: Matrix, boxes: Boxes, others: Boxes, size: npt.NDArray[Any],
     cell = float(max(np.sqrt(4 * other[0] * other[1] / PLACES), 5))
     shape = (int(np.ceil(2 * other[1] / cell)), int(np.ceil(2 * other[0] / cell)), SIZES)
     votes, bins = _vote(alike, boxes, others, size / 2.0, other / 2.0, cell, *shape)
-    plane = cv2.sepFilter2D(votes.reshape(shape), -1, SMOOTHING, SMOOTHING, borderType=cv2.BORDER_CONSTANT)
-    band = sum(weight * np.eye(SIZES, k=step, dtype=np.float32) for step, weight in zip(range(-2, 3), SMOOTHING))
-    smooth = np.append((plane.reshape(-1, SIZES) @ band).reshape(-1), np.float32(0))
+    # In float64, whose last digits float32 then drops: they depend on the processor and the number of threads.
+    plane = votes.reshape(shape).astype(np.float64)
+    plane = cv2.sepFilter2D(plane, -1, SMOOTHING, SMOOTHING, borderType=cv2.BORDER_CONSTANT)
+    band = sum(weight * np.eye(SIZES, k=step) for step, weight in zip(range(-2, 3), SMOOTHING))
+    smooth = np.append((plane.reshape(-1, SIZES) @ band).reshape(-1), 0).astype(np.float32)
     return alike * smooth[bins]
 
 

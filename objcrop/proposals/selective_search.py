@@ -1,4 +1,8 @@
-"""Selective Search (Uijlings et al. 2013), its fast mode, through OpenCV: segments merged step by step."""
+"""Selective Search (Uijlings et al. 2013), its fast mode, through OpenCV: segments merged step by step.
+
+An image's boxes do not depend on the images beside it, on threads or workers. OpenCV itself compares floats, so that
+another processor or version of it may merge in another order.
+"""
 
 from __future__ import annotations
 

@@ -25,7 +25,9 @@ from objcrop.kernels.bing import (
     NONE,
     SIZES,
     BingModel,
+    in_whole_numbers,
     shrunk_gradients,
+    shrunk_rows,
     stage_one,
     usable,
     window_boxes,
@@ -103,7 +105,7 @@ def _windows(
     positives, negatives, of_size = [], [], np.zeros(len(SIZES), np.int64)
     for images, objects in _loaded(catalog, batches, canvas, "stage I", progress):
         for size in sizes:
-            gradients = shrunk_gradients(images, size)[:, 0]
+            gradients = shrunk_gradients(shrunk_rows(images, size), size)[:, 0]
             patches = gradients.unfold(1, 8, 1).unfold(2, 8, 1)  # (B, h, w, 8, 8), a view
             shape = (patches.shape[1], patches.shape[2])
             places = window_boxes(size, shape, canvas)
@@ -144,8 +146,9 @@ def _calibrate(
     """Return scale and offset of each size; offset -inf for sizes that found nothing."""
     seen: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
     hits: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
+    whole, unit = in_whole_numbers(template)
     for images, objects in _loaded(catalog, batches, canvas, "stage II", progress):
-        scores, boxes, numbers = stage_one(images, template, sizes, reach=REACH_OF_FEW)
+        scores, boxes, numbers = stage_one(images, whole, sizes, reach=REACH_OF_FEW)
         for image, truth in enumerate(objects):
             found = scores[image] > NONE
             best, at = torch.where(found[:, None], box_iou(boxes[image], truth), 0).max(0)
@@ -157,7 +160,7 @@ def _calibrate(
                 hits[size].append(hit[chosen])
     scale, offset = torch.ones(len(SIZES)), torch.full((len(SIZES),), -torch.inf)
     for size in sizes:
-        x, y = torch.cat(seen[size]).double(), torch.cat(hits[size]).double()
+        x, y = torch.cat(seen[size]).double() / unit, torch.cat(hits[size]).double()
         if y.any():
             scale[size], offset[size] = _logistic(x, y)
     return scale, offset

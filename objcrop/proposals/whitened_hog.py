@@ -2,6 +2,9 @@
 
 Every gradient of a box is likely next to another one like it; whitening takes out what is to be expected of any
 window, so that the inner product of two boxes says how much of what is special about them they share.
+
+Looks are whole numbers, made in float64 and rounded far above its last digits, so that their inner products are exact
+and no number of threads changes what resembles what.
 """
 
 from __future__ import annotations
@@ -17,11 +20,12 @@ SIDE = (CELLS + 2) * PIXELS  # with a cell of surroundings, which the outer cell
 ORIENTATIONS = 18  # of 20°, light-to-dark apart from dark-to-light
 CHANNELS = ORIENTATIONS + 4
 KEPT = 256  # directions of greatest variance; those after hold noise and cost memory
+STEPS, MOST = 32, 255  # of a look from 0 to 1; the most: KEPT · MOST² lies below 2^24, what float32 sums exactly
 RIDGE = 0.05  # of the mean variance, added to each: rare directions are not blown up
 
 Windows = npt.NDArray[np.float32]
 NO_WINDOWS: Windows = np.zeros((0, CELLS, CELLS, CHANNELS), np.float32)
-Whitening = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # mean (D,) and projection (D, KEPT)
+Whitening = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]  # mean (D,) and projection (D, KEPT)
 
 
 def hog(image: Image, boxes: npt.NDArray[np.float32]) -> Windows:
@@ -76,8 +80,8 @@ def whitening(windows: Windows) -> Whitening:
 
     size = CELLS * CELLS * CHANNELS
     if not len(windows):
-        return np.zeros(size, np.float32), np.zeros((size, KEPT), np.float32)
-    mean = windows.mean((0, 1, 2))
+        return np.zeros(size), np.zeros((size, KEPT))
+    mean = windows.mean((0, 1, 2), dtype=np.float64)
     off = (windows - mean).reshape(-1, size)
     measured = (off.T @ off / len(off)).reshape(CELLS, CELLS, CHANNELS, CELLS, CELLS, CHANNELS)
     known = np.empty_like(measured)
@@ -93,7 +97,8 @@ def whitening(windows: Windows) -> Whitening:
     return np.tile(mean, CELLS * CELLS), directions[:, -KEPT:] / spread
 
 
-def whiten(windows: Windows, learned: Whitening) -> npt.NDArray[np.float16]:
-    """Return windows (k, CELLS, CELLS, CHANNELS) as float16 (k, KEPT), whose inner product is their likeness."""
+def whiten(windows: Windows, learned: Whitening) -> npt.NDArray[np.int16]:
+    """Return windows (k, CELLS, CELLS, CHANNELS) as int16 (k, KEPT); inner products are likenesses times STEPS²."""
     mean, projection = learned
-    return ((windows.reshape(-1, len(mean)) - mean) @ projection).astype(np.float16)
+    looks = (windows.reshape(-1, len(mean)) - mean) @ projection
+    return np.rint(looks * STEPS).clip(-MOST, MOST).astype(np.int16)

@@ -15,11 +15,14 @@ from objcrop.kernels.bing import (
     SIZES,
     BingModel,
     bing,
+    in_whole_numbers,
     load_bing,
     normed_gradients,
     only_peaks,
     shrunk_gradients,
+    shrunk_rows,
     stage_one,
+    usable,
     window_boxes,
 )
 from objcrop.proposals import propose
@@ -55,17 +58,35 @@ def test_enough_rounds_are_the_greedy_rule(reach):
 def test_a_window_scores_what_its_patch_does():
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(0, 256, (2, 3, 96, 96), generator=generator).float()
-    template = torch.randn(8, 8, generator=generator)
+    template, unit = in_whole_numbers(torch.randn(8, 8, generator=generator))
+    assert torch.equal(template, template.round()) and 2**21 < 255 * template.abs().sum() <= 2**22 + 2**13 and unit > 1
     size = SIZES.index((32, 64))
     scores, boxes, numbers = stage_one(images, template, [size], per_size=6)
     assert (numbers == size).all() and (scores.diff(dim=1) <= 0).all()
-    gradients = shrunk_gradients(images, size)
+    gradients = shrunk_gradients(shrunk_rows(images, size), size)
     assert gradients.shape[-2:] == (12, 24)  # 96 pixels, a window of 32 × 64 to 8 × 8
     for image in range(2):
         for score, (x0, y0, x1, y1) in zip(scores[image].tolist(), boxes[image].tolist()):
             x, y = round(x0 / 4), round(y0 / 8)
-            assert score == pytest.approx(float((gradients[image, 0, y : y + 8, x : x + 8] * template).sum()), rel=1e-4)
+            assert score == int((gradients[image, 0, y : y + 8, x : x + 8] * template).long().sum())
             assert (x1, y1) == (min(x0 + 32, 96), min(y0 + 64, 96))
+
+
+@pytest.mark.parametrize("canvas", [320, 96, 100, 257])
+def test_shrunk_images_are_torchs(canvas):
+    images = torch.randint(0, 256, (1, 3, canvas, canvas), generator=torch.Generator().manual_seed(3)).float()
+    for size in filter(lambda size: usable(size, canvas), range(36)):
+        sides = [max(8, round(8 * canvas / min(side, canvas))) for side in SIZES[size][::-1]]
+        theirs = torch.nn.functional.interpolate(images, size=sides, mode="bilinear", align_corners=False)
+        ours = shrunk_gradients(shrunk_rows(images, size), size)
+        assert ours.shape[-2:] == theirs.shape[-2:] and torch.equal(ours, ours.round())
+        off = (ours - normed_gradients(theirs.round())).abs()
+        assert float(off.max()) <= (0 if canvas == 320 else 8)  # where each pixel lies between two, it is torch's own
+
+
+def test_a_template_of_nothing_scores_nothing():
+    template, unit = in_whole_numbers(torch.zeros(8, 8))
+    assert not template.any() and unit == 1
 
 
 def test_windows_beyond_the_canvas_are_the_canvas():
@@ -114,8 +135,14 @@ def test_published_models_are_read(tmp_path):
 def test_wrong_models(tmp_path):
     (tmp_path / "no.json").write_text('{"canvas": 3}')
     (tmp_path / "text.json").write_text("BING")
+    (tmp_path / "nan.json").write_text(WEIGHTS.read_text().replace("-0.0006194", "NaN"))
     (tmp_path / "empty").mkdir()
-    for name, word in (("no.json", "no BING model"), ("text.json", "no BING model"), ("empty", "OpenCV's MAXBGR")):
+    for name, word in (
+        ("no.json", "no BING model"),
+        ("text.json", "no BING model"),
+        ("nan.json", "not finite"),
+        ("empty", "OpenCV's MAXBGR"),
+    ):
         with pytest.raises(ObjcropError, match=word) as caught:
             load_bing(tmp_path / name)
         assert "\n" not in str(caught.value)
@@ -139,7 +166,7 @@ def test_training_on_some_scenes_finds_objects_in_others(tmp_path):
     model = train_bing(train, canvas=256, progress=False)
     model.save(tmp_path / "m.json", "a test")
     again = train_bing(train, canvas=256, progress=False)
-    assert torch.equal(model.template, again.template)
+    torch.testing.assert_close(model.template, again.template, rtol=1e-3, atol=1e-6)  # summed in float32
     found = recall(test, propose(test, "bing", model=tmp_path / "m.json", count=50, nms=1.0, workers=0))
     by_chance = recall(test, propose(test, "random", count=50))
     assert found > by_chance + 0.2

@@ -95,7 +95,7 @@ def test_kernels_get_what_their_sources_ask_for(call, monkeypatch):
 def test_torchs_operations_stay_on_the_gpu(call, monkeypatch):
     """A size that a GPU was asked for, one after another, once had it waited for 36 times a batch."""
     monkeypatch.setattr(nvrtc, "available", lambda: False)
-    assert MODEL.sizes  # known before it moves
+    assert MODEL.sizes and MODEL.whole_template  # known before it moves
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert all(tensor.device == GPU for tensor in call())
 

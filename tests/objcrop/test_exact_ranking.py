@@ -12,14 +12,20 @@ import subprocess
 import sys
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.proposals.anchors import RANKS, AnchorProposer, feature_maps
+from objcrop.proposals.bing import WEIGHTS, BingProposer
+from objcrop.proposals.edge_boxes import gradient_edges
+from objcrop.ssl.knn import neighbour_scores
 
 PROPOSERS = {
+    "bing, 10": functools.partial(BingProposer, WEIGHTS, 10, 0.6),
+    "bing, 1000": functools.partial(BingProposer, WEIGHTS, 1000, 1.0),
     "anchors": functools.partial(AnchorProposer, "untrained:resnet18", RANKS[0], 5, 0.5),
     **{f"centre-prior, {rank}": functools.partial(AnchorProposer, None, rank, 5, 0.5) for rank in RANKS},
 }
@@ -95,7 +101,7 @@ def threads(count):
 @pytest.mark.parametrize("name", PROPOSERS)
 def test_last_digits_decide_nothing(name):
     images = canvases(proposer(name).side)
-    for seed in range(1 if name == "anchors" else 5):
+    for seed in range(1 if name.startswith(("anchors", "bing")) else 5):
         with LastDigits(seed) as digits:
             assert boxes_of(name, images) == expected(name)
         assert digits.changed
@@ -111,6 +117,32 @@ def test_company_and_threads_decide_nothing(name):
         assert boxes_of(name, images[3:6]) == expected(name)[3:6]
     with threads(1):
         assert [boxes_of(name, image[None])[0] for image in images] == expected(name)
+
+
+def test_last_digits_do_not_choose_neighbours():
+    rng = np.random.default_rng(0)
+    photos = torch.tensor(rng.integers(-3, 4, (6, 32)), dtype=torch.float32)
+    x, y = photos.repeat(30, 1), torch.eye(180)
+    expected = neighbour_scores(x, y, photos, k=7) > 0
+    for seed in range(5):
+        with LastDigits(seed):
+            assert torch.equal(neighbour_scores(x, y, photos, k=7) > 0, expected)
+
+
+@pytest.mark.parametrize("image", range(8))
+def test_last_digits_thin_no_edges(image, monkeypatch):
+    """Of edges as strong as the ones beside them, flat or periodic, all stay or none does."""
+    picture, remap, rng = canvases(96)[image].numpy(), cv2.remap, np.random.default_rng(0)
+    expected = gradient_edges(picture)
+
+    def nearly(*arguments, **options):
+        found = remap(*arguments, **options)
+        return found * (1 + rng.integers(-1, 2, found.shape) * np.float32(2**-22)).astype(np.float32)
+
+    monkeypatch.setattr(cv2, "remap", nearly)
+    for _ in range(3):
+        for found, there in zip(gradient_edges(picture), expected, strict=True):
+            np.testing.assert_array_equal(found, there)
 
 
 def test_last_digits_change_a_networks_maps():

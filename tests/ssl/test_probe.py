@@ -1,5 +1,7 @@
 """Probes against naive loops, closed forms and scikit-style definitions written out."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -40,6 +42,66 @@ def test_the_11_point_rule_by_a_naive_loop(positives):
     expected = np.mean([max(p for r, p, _ in points if r * positives >= t * positives / 10 - 1e-9) for t in range(11)])
     value, _ = average_precision_11_point(torch.tensor(scores)[:, None], torch.tensor(labels)[:, None])
     assert value == pytest.approx(expected)
+
+
+def by_thresholds(scores, labels):
+    """Recall and precision of the images that reach each score, as scikit-learn has them; 0 first."""
+    points = [(0.0, 1.0)]
+    for threshold in sorted(set(scores), reverse=True):
+        reach = [label for score, label in zip(scores, labels) if score >= threshold]
+        points.append((sum(reach) / sum(labels), sum(reach) / len(reach)))
+    return points
+
+
+@pytest.mark.parametrize("values", [3, 12, 1000])
+def test_equal_scores_have_one_rank(values):
+    rng = np.random.default_rng(values)
+    scores, labels = rng.integers(0, values, 80) / 7.0, (rng.random(80) < 0.2).astype(int)
+    points = by_thresholds(scores.tolist(), labels.tolist())
+    mean = sum((r - before) * p for (before, _), (r, p) in itertools.pairwise(points))
+    highest = [max(p for r, p in points[1:] if r >= tenth / 10 - 1e-9) for tenth in range(11)]
+    for order in (np.arange(80), np.arange(80)[::-1], np.argsort(labels)):  # nor does the order of the images count
+        s, y = torch.tensor(scores[order].copy())[:, None], torch.tensor(labels[order].copy())[:, None]
+        assert average_precision(s, y)[0] == pytest.approx(mean, rel=1e-12)
+        assert average_precision_11_point(s, y)[0] == pytest.approx(np.mean(highest), rel=1e-12)
+
+
+@pytest.mark.parametrize("measure", [average_precision, average_precision_11_point])
+def test_the_size_of_the_scores_says_nothing(measure):
+    """A sigmoid, as some libraries put on scores outside 0..1, makes 1 of all scores above 17 in float32."""
+    assert average_precision(
+        torch.tensor([30.0, 40, 50, 20, 60])[:, None], torch.tensor([[1], [0], [1], [0], [0]])
+    ) == (
+        0.5,
+        [0.5],
+    )
+    rng = np.random.default_rng(5)
+    scores, labels = torch.tensor(rng.normal(size=(90, 4))), torch.tensor(rng.random((90, 4)) < 0.3).int()
+    expected = measure(scores, labels)
+    for mapped in (
+        scores * 100,
+        scores * 1e300,
+        scores + 1e6,
+        scores.exp(),
+        -1 / scores.exp(),
+        scores.argsort(0).argsort(0),
+    ):
+        assert measure(mapped, labels) == expected
+    best, last = scores == scores.amax(0), scores == scores.amin(0)
+    assert measure(torch.where(best, torch.inf, scores), labels) == expected
+    for nothing in (-torch.inf, torch.nan):
+        assert measure(torch.where(last, nothing, scores), labels) == expected
+    constant = torch.zeros(90, 4)
+    assert measure(constant, labels)[1] == pytest.approx(labels.double().mean(0).tolist())
+
+
+@pytest.mark.parametrize("measure", [average_precision, average_precision_11_point])
+def test_nothing_to_measure(measure):
+    for images in (0, 5):
+        value, per_class = measure(torch.rand(images, 2), torch.zeros(images, 2, dtype=torch.int8))
+        assert np.isnan(value) and np.isnan(per_class).all()
+    assert np.isnan(measure(torch.rand(3, 1), torch.full((3, 1), -1))[0])
+    assert measure(torch.tensor([[1.0], [0.0]], dtype=torch.bfloat16), torch.tensor([[1.0], [0.0]]))[0] == 1
 
 
 @pytest.mark.parametrize("measure", [average_precision, average_precision_11_point])
@@ -113,6 +175,18 @@ def test_neighbours_by_a_naive_loop():
     scores = neighbour_scores(*map(torch.tensor, (x, y, x_test)), k=6, temperature=0.1)
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
     assert neighbour_scores(*map(torch.tensor, (x, y, x_test)), k=99).shape == (7, 3)
+
+
+def test_of_equally_near_neighbours_the_first_vote():
+    rng = np.random.default_rng(1)
+    x = torch.tensor(rng.normal(size=(5, 64)), dtype=torch.float32).repeat(40, 1)  # each photo forty times
+    y, x_test = torch.eye(200), torch.tensor(rng.normal(size=(9, 64)), dtype=torch.float32)
+    together = neighbour_scores(x, y, x_test, k=7)
+    nearest = (torch.nn.functional.normalize(x[:5]) @ x_test.T).argmax(0)
+    for row, at in zip(together, nearest.tolist()):
+        assert row.nonzero().flatten().tolist() == [at + 5 * copy for copy in range(7)]
+    alone = torch.cat([neighbour_scores(x, y, one[None], k=7) for one in x_test])
+    torch.testing.assert_close(together, alone)
 
 
 @pytest.fixture(scope="module")
