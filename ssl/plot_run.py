@@ -53,7 +53,7 @@ def plot_run(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[s
     for ax, (title, names) in zip(axes, panels):
         for k, (run_name, lines) in enumerate(curves.items()):
             for name, style in zip(names, ("-", "--")):
-                points = [(line["step"], line[name]) for line in lines if name in line]
+                points = [(_drawable(line["step"]), _drawable(line[name])) for line in lines if name in line]
                 label = " ".join(
                     ([run_name] if len(curves) > 1 else []) + ([name.split("_")[0]] if len(names) > 1 else [])
                 )
@@ -68,3 +68,8 @@ def plot_run(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[s
     for ax in axes[max(len(panels) - across, 0) : len(panels)]:
         ax.set_xlabel("step", fontsize=8)
     save_picture(figure, output, dpi=140)
+
+
+def _drawable(value: float) -> float:
+    """Return a number that axes can hold: one near a float's end leaves a gap, as NaN does."""
+    return float(value) if abs(value) < 1e300 else float("nan")

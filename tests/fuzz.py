@@ -1,4 +1,5 @@
 """Mutated files through the command line, in a process of their own: python tests/fuzz.py FOLDER COUNT FIRST FORMAT…
+(or COMMANDS.json, to try these).
 
 Every input ends as "done" or as one sentence with exit code 1 or 2. A line of JSON says what did not; the line before
 an input is tried names it, so that a crash or a hang is known by the last one. Nothing but seeds decides the inputs.
@@ -182,8 +183,17 @@ def without_the_slow_parts() -> None:
     objcrop.ssl.trainer.pretrain = lambda *_, **__: Path()  # type: ignore[assignment]
 
 
+def try_commands(file: str) -> None:
+    """Try the command lines of a JSON file, a list of lists of words; a line of JSON for each that went wrong."""
+    for words in json.loads(Path(file).read_text()):
+        print(json.dumps({"trying": " ".join(words)}), flush=True)
+        wrong = try_one(words)
+        if wrong:
+            print(json.dumps({"wrong": f"{' '.join(words)}\n{wrong}"}), flush=True)
+
+
 if __name__ == "__main__":
-    root, how_many, begin, *wanted = sys.argv[1:]
+    root, *more = sys.argv[1:]
     warnings.simplefilter("ignore")
     logging.getLogger("objcrop").setLevel(logging.ERROR)
     import torch  # noqa: F401  its libraries are in memory before the limit is set
@@ -192,4 +202,7 @@ if __name__ == "__main__":
     faulthandler.register(signal.SIGXCPU, chain=True)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    fuzz(Path(root), int(how_many), int(begin), wanted or list(FORMATS))
+    if root.endswith(".json"):
+        try_commands(root)
+    else:
+        fuzz(Path(root), int(more[0]), int(more[1]), more[2:] or list(FORMATS))

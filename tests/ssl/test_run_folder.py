@@ -70,6 +70,14 @@ def test_a_last_line_cut_by_a_kill_is_no_fault(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == GOOD
 
 
+@pytest.mark.parametrize("value", ["1e308", "-1e308", "1e-320", "NaN", "Infinity", "-Infinity", "9" * 300, "0"])
+def test_any_number_can_be_drawn(tmp_path, value):
+    lines = [f'{{"step": {step}, "loss": {value if step == 2 else step}, "lr": {value}}}\n' for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_text("".join(lines))
+    plot_run([tmp_path], tmp_path / "x.png")
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("make", [os.mkdir, a_pipe])
 def test_plot_never_waits(tmp_path, make):
     make(tmp_path / "metrics.jsonl")
