@@ -23,7 +23,7 @@ from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, way_out
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import colour_reference
 
@@ -93,19 +93,17 @@ def lost_worker(error: object) -> ObjcropError | None:
     text = str(error)
     if not isinstance(error, (RuntimeError, OSError)) or isinstance(error, ObjcropError):
         return None
+    none = way_out("give --workers 0 (workers=0)", "take workers=0")
     if "Bus error" in text or "shared memory" in text or "</torch_" in text:
         return ObjcropError(
-            "the loader's workers ran out of shared memory: give --workers 0 (workers=0), or make /dev/shm larger "
-            "(docker run --shm-size 8g)."
+            f"the loader's workers ran out of shared memory; {none}, or make /dev/shm larger (`docker run "
+            "--shm-size=8g …`)."
         )
     if "Too many open files" in text or "ancdata" in text:
-        return ObjcropError(
-            "the loader's workers ran out of open files: give --workers 0 (workers=0), or raise the limit (ulimit -n)."
-        )
+        return ObjcropError(f"the loader's workers ran out of open files; {none}, or raise the limit (`ulimit -n`).")
     if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
         return ObjcropError(
-            "a worker process of the loader was killed, most often because memory ran out: give fewer workers, "
-            "--workers 0 (workers=0) for none."
+            f"a worker process of the loader was killed, most often because memory ran out; {none}, or fewer workers."
         )
     return None
 

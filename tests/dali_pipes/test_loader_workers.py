@@ -41,7 +41,7 @@ def test_no_shared_memory_is_one_sentence(photos, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
     with (
         build(photos) as loader,
-        pytest.raises(ObjcropError, match="ran out of shared memory: give --workers 0") as caught,
+        pytest.raises(ObjcropError, match="ran out of shared memory; give --workers 0") as caught,
     ):
         next(iter(loader))
     assert "\n" not in str(caught.value)
