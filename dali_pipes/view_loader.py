@@ -9,6 +9,7 @@ torch.distributed is up, and Lightning starts its processes after that.
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import known_rank
 
 Position = tuple[int, int]  # epoch, global batch
+log = logging.getLogger("objcrop")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class ViewLoader(ABC):
         self._resuming = False
         self._running: Iterator[Views] | None = None
         self._next: Position | None = None
-        self._walk: object = None
+        self._walk: object = None  # the one that may go on
+        self._open: object = None  # the one that has not ended
         self._settled_in: int | None = None  # the process that asked for its rank, once it did
         self._firmly = False  # whether an epoch was walked or a state loaded with that rank
         if batch_size < 1:
@@ -213,7 +216,16 @@ class ViewLoader(ABC):
 
     def __iter__(self) -> Iterator[Views]:
         self._settle()
-        walk = self._walk = object()
+        if self._open is not None:  # within another walk, or that one was left and is still held somewhere
+            log.warning("A walk of a loader begins while an earlier one is still open; that one ends here.")
+        walk = self._walk = self._open = object()
+        try:
+            yield from self._batches(walk)
+        finally:
+            if self._open is walk:
+                self._open = None
+
+    def _batches(self, walk: object) -> Iterator[Views]:
         if not self._resuming:
             self._end_epoch()
             self._batch = 0

@@ -26,11 +26,11 @@ def expected(loader):
     return [[loader.batches.plan((epoch, batch)).row.tolist() for batch in range(3)] for epoch in range(3)]
 
 
-def test_a_walk_within_a_walk_is_refused(loader):
+def test_a_walk_within_a_walk_is_refused(loader, caplog):
     with pytest.raises(ObjcropError, match="build a second loader"):
         for _ in loader:
             for _ in loader:
-                pass
+                assert "while an earlier one is still open" in caplog.text  # said at once
 
 
 def test_two_walks_alive_at_once_are_refused(loader):
@@ -42,13 +42,14 @@ def test_two_walks_alive_at_once_are_refused(loader):
     assert len(list(second)) == 2  # the later one goes on
 
 
-def test_an_abandoned_walk_is_forgotten(loader):
+def test_an_abandoned_walk_is_forgotten(loader, caplog):
     """Left by break, by an error, or still held somewhere, as a notebook's last traceback holds it."""
     for _ in loader:
         break
     with pytest.raises(KeyError):
         for _ in loader:
             raise KeyError
+    assert not caplog.records
     held = iter(loader)
     next(held)
     assert [walk(loader), walk(loader)] == expected(loader)[:2]
