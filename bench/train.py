@@ -77,12 +77,14 @@ def bench_train(
     """
     batch_size = int(flags.get("batch_size", 256))
     # As many keys as by default, or the next smaller number that batches fill.
-    flags = {"queue": max(65536 // batch_size, 1) * batch_size, **flags, "steps": 1_000_000}
+    keys = {"queue": max(65536 // batch_size, 1) * batch_size} if flags.get("method", "moco-v2") == "moco-v2" else {}
+    flags = {**keys, **flags, "steps": 1_000_000}
     recipe = resolve(None, flags)
     device = device_of(recipe.device)
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
         photos, table = load_or_draw(catalog, boxes, Path(name) / "scenes", max(2 * batch_size, 64))
-        loader = views_for(recipe, photos, table, name, device)
+        drawn_from = table if recipe.policy.needs_boxes else None
+        loader = views_for(recipe, photos, drawn_from, name, device)
         if type(loader) is DaliLoader:  # and no variant of it
             loader = like(loader, CountedLoader)
         # Before a stretch as many batches go by as may lie ready, so that it begins with none for nothing.

@@ -52,9 +52,9 @@ def test_where():
 
 @pytest.mark.parametrize("loader", ["dali", "torch"])
 def test_train(loader):
-    flags = dict(
-        arch="timm/test_resnet", size=32, batch_size=4, queue=8, device="cpu", loader=loader, crops="obj-obj+dilate"
-    )
+    flags = dict(arch="timm/test_resnet", size=32, batch_size=4, device="cpu", loader=loader)
+    # One with boxes and keys, one with neither.
+    flags |= dict(crops="obj-obj+dilate", queue=8) if loader == "dali" else dict(crops="scene-scene", method="byol")
     result = bench_train(flags=flags, steps=2, repeats=1)
     assert 0 <= result["figures"]["starvation"]["median"] <= 1
     assert (result["ready"] is None) == (loader == "torch") and len(result["verdict"]) == 2
