@@ -79,9 +79,10 @@ def plans(loader: ViewLoader) -> Iterator[ViewPlan]:
 
 def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int) -> Any:
     """Return a batch as DALI takes it: bytes, and the unions of the windows (N, 4) in the stored frame."""
-    found = read_encoded(catalog, plan.row.tolist(), set(), pool, threads)
+    unions = union_of(plan.windows)
+    found = read_encoded(catalog, plan.row.tolist(), unions, (), pool, threads)
     images = [NOTHING if isinstance(image, BadImage) else image for image in found]
-    return feed_of(images, union_of(plan.windows)[:, None], catalog.sizes[plan.row])
+    return feed_of(images, unions[:, None], catalog.sizes[plan.row])
 
 
 @contextmanager

@@ -141,17 +141,20 @@ class DaliLoader(ViewLoader):
     def _read(self, position: Position) -> tuple[ViewPlan, ViewPlan, list[Encoded]]:
         """Return a batch's plan as asked for, as it is shown, and its images; bad ones are replaced on the way."""
         asked, plan = self._planned(position)
-        held: dict[int, Encoded] = {}
+        images: dict[int, Encoded] = {}
+        wanted = np.arange(len(plan))
         while True:
-            rows = [row for row in dict.fromkeys(plan.row.tolist()) if row not in held]
-            for row, found in zip(rows, read_encoded(self.catalog, rows, self._by_pil, self._pool, self.threads)):
-                if isinstance(found, BadImage):
-                    self.bad_images.add(row, str(found))
+            rows, unions = plan.row[wanted].tolist(), union_of(plan.windows[wanted])
+            found = read_encoded(self.catalog, rows, unions, self._by_pil, self._pool, self.threads)
+            for i, row, image in zip(wanted.tolist(), rows, found):
+                if isinstance(image, BadImage):
+                    self.bad_images.add(row, str(image))
                 else:
-                    held[row] = found
-            if all(row in held for row in rows):
-                return asked, plan, [held[row] for row in plan.row.tolist()]
-            plan = without_bad(asked, self.planner, position[0], self.bad_images.reasons)
+                    images[i] = image
+            before, plan = plan, without_bad(asked, self.planner, position[0], self.bad_images.reasons)
+            wanted = np.flatnonzero(plan.sample != before.sample)
+            if not wanted.size:
+                return asked, plan, [images[i] for i in range(len(plan))]
 
     def _rescue(self, plan: ViewPlan, images: Sequence[Encoded], error: str) -> None:
         """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses."""

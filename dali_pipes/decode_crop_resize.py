@@ -38,9 +38,10 @@ def feed_of(
         sizes: int32 (N, 2) upright width and height.
 
     Returns:
-        The images' bytes, and the windows in the stored frame, int32 (N, 4 V).
+        The images' bytes, and the windows in pixels of what they hold, in the stored frame, int32 (N, 4 V).
     """
     stored = stored_windows(windows, sizes, orientations_of(images))
+    stored = stored - np.tile(np.array([image.corner for image in images], np.int32), 2)[:, None]
     return [image.data for image in images], np.ascontiguousarray(stored.reshape(len(images), -1))
 
 
@@ -221,7 +222,7 @@ class _PartReader:
     def next(self) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
         rows = next(self.parts)
         try:
-            found = list(read_encoded(self.catalog, rows, set(), self.pool, self.threads))
+            found = read_encoded(self.catalog, rows, None, (), self.pool, self.threads)
         except ObjcropError as error:
             self.failed = error
             raise

@@ -6,7 +6,7 @@ lossless copy of what PIL made of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -77,21 +77,27 @@ _TURNS = {
 
 
 class Encoded(NamedTuple):
-    """What DALI decodes: data uint8 (n,), and the EXIF orientation 1..8 that turns its pixels upright."""
+    """What DALI decodes.
+
+    data uint8 (n,); orientation: EXIF's 1..8, what turns its pixels upright; corner: x0, y0 of its pixels in the image,
+    (0, 0) but for the copy of a part.
+    """
 
     data: NDArray[np.uint8]
     orientation: int
+    corner: tuple[int, int] = (0, 0)
 
 
 NOTHING = Encoded(np.frombuffer(b"P6\n1 1\n255\n\0\0\0", np.uint8), 1)  # one black pixel, in place of a bad image
 
 
-def encoded(catalog: Catalog, row: int, by_pil: bool = False) -> Encoded:
+def encoded(catalog: Catalog, row: int, window: NDArray[np.int32] | None = None, by_pil: bool = False) -> Encoded:
     """Return an image as DALI may be given it: itself where it is plain, else a lossless copy.
 
     Args:
         catalog: the images.
         row: which.
+        window: (4,) x0, y0, x1, y1: a copy holds this part of the upright image only; None for all of it.
         by_pil: a copy in any case, for what DALI refused although it looks plain.
 
     Raises:
@@ -102,40 +108,44 @@ def encoded(catalog: Catalog, row: int, by_pil: bool = False) -> Encoded:
     plain = None if by_pil else plain_image(data)
     if plain is not None and plain.size == stored_size(catalog, row):
         return Encoded(plain.data, int(catalog.orientations[row]))
-    pixels = np.asarray(_upright(catalog, row, data))
-    head = b"P6\n%d %d\n255\n" % pixels.shape[1::-1]
-    return Encoded(np.concatenate([np.frombuffer(head, np.uint8), pixels.reshape(-1)]), 1)
+    image = _upright(catalog, row, data)
+    x0, y0, x1, y1 = (0, 0, *image.size) if window is None else window.tolist()
+    pixels = np.asarray(image)[y0:y1, x0:x1]
+    head = b"P6\n%d %d\n255\n" % (x1 - x0, y1 - y0)
+    return Encoded(np.concatenate([np.frombuffer(head, np.uint8), pixels.reshape(-1)]), 1, (x0, y0))
 
 
 def read_encoded(
-    catalog: Catalog, rows: Iterable[int], by_pil: set[int], pool: ThreadPoolExecutor, threads: int
-) -> Iterator[Encoded | BadImage]:
+    catalog: Catalog,
+    rows: Sequence[int],
+    windows: NDArray[np.int32] | None,
+    by_pil: Container[int],
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> list[Encoded | BadImage]:
     """Read many images at once.
 
     Args:
         catalog: the images.
-        rows: which.
+        rows: N of them.
+        windows: (N, 4), or None for the whole images; see `encoded`.
         by_pil: rows of which PIL makes a copy; see `encoded`.
         pool: where the reading runs.
         threads: parts that the rows are cut into, since a task of its own for each would cost more than its reading.
 
-    Yields:
-        Each row's image in turn, or why it is bad.
+    Returns:
+        Each image, or why it is bad.
     """
 
-    def part(some: list[int]) -> list[Encoded | BadImage]:
-        found: list[Encoded | BadImage] = []
-        for row in some:
-            try:
-                found.append(encoded(catalog, row, row in by_pil))
-            except BadImage as error:
-                found.append(error)
-        return found
+    def one(i: int) -> Encoded | BadImage:
+        try:
+            return encoded(catalog, rows[i], None if windows is None else windows[i], rows[i] in by_pil)
+        except BadImage as error:
+            return error
 
-    rows = list(rows)
     share = max(-(-len(rows) // threads), 1)
-    for found in pool.map(part, [rows[at : at + share] for at in range(0, len(rows), share)]):
-        yield from found
+    parts = [range(at, min(at + share, len(rows))) for at in range(0, len(rows), share)]
+    return [image for part in pool.map(lambda part: [one(i) for i in part], parts) for image in part]
 
 
 def upright_views(views: torch.Tensor, orientations: NDArray[np.int8]) -> torch.Tensor:
