@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.read_image import open_upright
 from objcrop.errors import ObjcropError
@@ -133,3 +134,15 @@ def test_every_odd_file_among_real_photos(test_data, tmp_path, backend):
     assert sorted(requested) == list(range(len(catalog)))
     assert {keys[r] for r, s in zip(requested, substituted) if s} == unreadable - left_out
     assert all(torch.isfinite(b.views[0]).all() for b in batches)
+
+
+def test_a_list_that_cannot_be_written_ends_no_run(photos, tmp_path, caplog):
+    catalog, _ = photos
+    bad = BadImages(catalog, 1.0, tmp_path / "bad.txt")
+    (tmp_path / "bad.txt").mkdir()
+    with caplog.at_level("WARNING", "objcrop"):
+        bad.add(0, "is torn")
+        bad.add(1, "is torn")
+    assert len(bad.reasons) == 2 and caplog.text.count("cannot be written") == 1
+    with pytest.raises(ObjcropError, match=r"bad\.txt is a folder"):
+        BadImages(catalog, 1.0, tmp_path / "bad.txt")
