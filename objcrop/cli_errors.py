@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextvars import copy_context
 from typing import Any
 
 import typer
@@ -31,9 +32,7 @@ def run(app: typer.Typer, words: list[str]) -> None:
         if hasattr(stream, "reconfigure"):  # a name or a sign that the terminal cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
     try:
-        # Not app(): it would answer a broken pipe itself, whichever pipe it was.
-        with typer.main.get_command(app).make_context("objcrop", list(words)) as context:
-            context.command.invoke(context)
+        copy_context().run(_invoke, app, words)  # what it notes of the command ends with the command
         sys.stdout.flush()
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
@@ -47,6 +46,12 @@ def run(app: typer.Typer, words: list[str]) -> None:
             sentence = " ".join(line.strip() for line in sentence.splitlines())  # one line, whatever it quotes
             Console(stderr=True, soft_wrap=True).print(f"objcrop: {sentence}", markup=False, highlight=False)
         sys.exit(code)
+
+
+def _invoke(app: typer.Typer, words: list[str]) -> None:
+    # Not app(): it would answer a broken pipe itself, whichever pipe it was.
+    with typer.main.get_command(app).make_context("objcrop", list(words)) as context:
+        context.command.invoke(context)
 
 
 def _answer(error: Any) -> tuple[str, int]:

@@ -8,6 +8,7 @@ import pytest
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.errors import options_at_hand
 
 
 def a_process(*arguments, cwd=None):
@@ -107,3 +108,9 @@ def test_doctor_looks_at_everything(objcrop):
     assert run.returncode == 0, run.stderr
     for what in ("torch", "DALI", "CuPy", "NVIDIA driver", "shared memory", "load_views"):
         assert what in run.stdout
+
+
+def test_a_command_leaves_nothing_to_the_program_that_ran_it(objcrop):
+    """Once the library's advice was that for the last command, and other tests of the same process failed."""
+    assert objcrop("plot", "none").returncode == 1
+    assert options_at_hand.get() is None

@@ -219,5 +219,5 @@ def test_run_folders(tmp_path):
     with pytest.raises(ObjcropError, match="without --resume"):
         RunFolder(tmp_path / "b", resume=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ObjcropError, match="cannot be made"):
+    with pytest.raises(ObjcropError, match="file/run cannot be written"):
         RunFolder(tmp_path / "file" / "run", resume=False)
