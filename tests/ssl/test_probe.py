@@ -230,6 +230,23 @@ def test_single_label(scenes, photos):
     assert "linear_map" not in result
 
 
+def test_a_class_absent_from_one_catalog_is_joined_by_name(photos):
+    catalog, _ = photos
+    n = len(catalog)
+
+    def labelled(classes, ids):
+        facts = (catalog.root, catalog.keys(), catalog.sizes, catalog.orientations)
+        return Catalog.build(*facts, classes=classes, label_rows=range(n), label_classes=ids)
+
+    whole = labelled(["a", "b", "c"], [row % 2 * 2 for row in range(n)])
+    lacking = labelled(["c", "a"], [1 - row % 2 for row in range(n)])  # the same labels, other numbers
+    for single, figure in ((True, "linear_top1"), (False, "linear_map")):
+        same = probe("untrained:resnet18", whole, whole, size=32, single=single)
+        for pair in ((whole, lacking), (lacking, whole)):
+            result = probe("untrained:resnet18", *pair, size=32, single=single)
+            assert result[figure] == pytest.approx(same[figure], abs=1e-3)
+
+
 def test_wrong_use(scenes, photos, monkeypatch):
     with monkeypatch.context() as launched:
         launched.setenv("RANK", "1")
