@@ -9,7 +9,7 @@ import sys
 from contextlib import ExitStack
 
 import pytest
-from children import free_port, running
+from children import free_port, running, torchrun
 
 from objcrop.ssl.checkpoint import load_checkpoint
 
@@ -59,9 +59,8 @@ def test_loops(data, name):
 @pytest.mark.parametrize("name", ["plain_pytorch", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LOOPS)[1:])])
 def test_loops_under_torchrun(data, name):
     (data / "record.py").write_text(RECORD)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *launcher, "record.py", *loop(name)]
+    command = torchrun("record.py", *loop(name))
     run = subprocess.run(command, cwd=data, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "loss " in run.stdout and "nan" not in run.stdout
