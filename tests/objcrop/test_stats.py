@@ -211,8 +211,8 @@ def test_errors_say_what_to_do(annotated, photos):
         stats(catalog, boxes)
     with pytest.raises(UsageError, match="crops 'obj-scene' are drawn from boxes"):
         stats(annotated, crops="obj-scene")
-    with pytest.raises(UsageError, match="crops is 'scene', but it must be one of"):
-        stats(annotated, crops="scene")
+    with pytest.raises(UsageError, match="crops is 'scenes', but it must be one of"):
+        stats(annotated, crops="scenes")
     for name in ("images", "draws", "size", "bootstrap"):
         with pytest.raises(UsageError, match=f"{name} is -1, but it must be at least"):
             stats(annotated, crops="scene-scene", **{name: -1})
