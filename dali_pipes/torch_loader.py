@@ -74,7 +74,7 @@ class TorchLoader(ViewLoader):
                 for row, reason in bad:
                     self.bad_images.add(row, reason)
                 yield views
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             said = lost_worker(error) if self.workers else None
             if said is None:
                 raise
@@ -91,8 +91,12 @@ class TorchLoader(ViewLoader):
 def lost_worker(error: object) -> ObjcropError | None:
     """Return the sentence for PyTorch's error about a worker process; None for any other error."""
     text = str(error)
-    if not isinstance(error, (RuntimeError, OSError)) or isinstance(error, ObjcropError):
+    if not isinstance(error, (RuntimeError, OSError, EOFError)) or isinstance(error, ObjcropError):
         return None
+    # One that dies while it hands over a tensor is met as a broken connection, or as a socket that is gone.
+    cut = isinstance(error, (ConnectionError, EOFError)) or (
+        isinstance(error, FileNotFoundError) and error.filename is None
+    )
     none = way_out("give --workers 0 (workers=0)", "take workers=0")
     if "Bus error" in text or "shared memory" in text or "</torch_" in text:
         return ObjcropError(
@@ -101,7 +105,7 @@ def lost_worker(error: object) -> ObjcropError | None:
         )
     if "Too many open files" in text or "ancdata" in text:
         return ObjcropError(f"the loader's workers ran out of open files; {none}, or raise the limit (`ulimit -n`).")
-    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+    if cut or ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)):
         return ObjcropError(
             f"a worker process of the loader was killed, most often because memory ran out; {none}, or fewer workers."
         )
