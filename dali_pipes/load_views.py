@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -139,13 +140,9 @@ def load_views(
         seed=given["seed"],
         **{name: given[option] for option, name in PLANNED.items() if option in given},
     )
-    left_out = planner.boxes_left_out
-    if left_out:
-        logging.getLogger("objcrop").warning(
-            "%d boxes are never drawn, because %d stand before each in its image: raise max_boxes to draw from all.",
-            left_out,
-            planner.max_boxes,
-        )
+    if planner.boxes_left_out:
+        assert boxes is not None
+        _say_left_out(boxes.fingerprint, planner.boxes_left_out, planner.max_boxes)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     contract: dict[str, Any] = {name: given[name] for name in ("batch_size", "shuffle", "drop_last")}
     contract |= {"prefetch": given.get("prefetch", 2), "device": device, "dtype": TENSOR_TYPES[dtype]}
@@ -166,3 +163,13 @@ def load_views(
         contract |= {"cache": cache, "cache_side": given.get("cache_side")}
         return CachedLoader(planner, bad, threads=given.get("threads", cores), **contract)
     return DaliLoader(planner, bad, threads=given.get("threads", cores), **contract)
+
+
+@lru_cache
+def _say_left_out(boxes: str, left_out: int, most: int) -> None:
+    """Warn once of boxes (by their fingerprint) that are never drawn, however many loaders draw from the table."""
+    logging.getLogger("objcrop").warning(
+        "%d boxes are never drawn, because %d stand before each in its image: raise max_boxes to draw from all.",
+        left_out,
+        most,
+    )

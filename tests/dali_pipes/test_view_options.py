@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
-from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.load_views import _say_left_out, load_views
 from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Setting
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.errors import UsageError
@@ -144,9 +144,11 @@ def test_new_boxes_are_refused_where_none_are_drawn(photos):
 
 def test_boxes_that_are_never_drawn_are_said(photos, caplog):
     counts = np.diff(photos[1].offsets)
+    _say_left_out.cache_clear()
     with caplog.at_level(logging.WARNING, "objcrop"):
-        load(photos, "obj-obj", max_boxes=2)
-        assert f"{np.maximum(counts - 2, 0).sum()} boxes are never drawn" in caplog.text
+        for _ in range(2):  # a bench builds many loaders: it is said once
+            load(photos, "obj-obj", max_boxes=2)
+        assert caplog.text.count(f"{np.maximum(counts - 2, 0).sum()} boxes are never drawn") == 1
         caplog.clear()
         load(photos, "obj-obj", max_boxes=int(counts.max()))
         load(photos, "within-box")
