@@ -16,6 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from objcrop.pixels import PNG
+
 
 class PlainImage(NamedTuple):
     """data uint8 (n,): the encoded image without metadata; size: width and height of its pixels as stored."""
@@ -102,7 +104,6 @@ def _frame(data: bytes, at: int, length: int) -> tuple[int, int] | None:
 
 # ---- PNG (third edition)
 
-PNG = b"\x89PNG\r\n\x1a\n"
 _OF_THE_PIXELS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 

@@ -7,7 +7,7 @@ The *stored frame* is the grid of pixels in the file, the *upright frame* the on
 from __future__ import annotations
 
 import io
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -54,22 +54,37 @@ def read_header(path: str, *, verify: bool = False) -> Header:
 
     def read() -> Header:
         with open(open_file(path), "rb") as file:
-            is_png = file.read(8) == PNG
-            head = io.BytesIO(png_head(file)) if is_png else file
-            file.seek(0)
-            with Image.open(head) as image:
-                header = Header(*image.size, orientation=_orientation(image))
-                if min(image.size) < 1:
-                    raise ValueError(f"the header says {image.width}x{image.height} pixels")
-                if not can_be_decoded(image):
-                    raise ValueError(f"Pillow has no decoder for {image.format}")
-                if verify and not is_png:
-                    to_rgb(image)
-            if verify and is_png:
+            if file.read(8) != PNG:
+                file.seek(0)
+                with Image.open(file) as image:
+                    header = _header(image)
+                    if verify:
+                        to_rgb(image)
+                return header
+            try:
+                header = _png_header(file, texts=True)
+            except ValueError:  # of a text that is too long for Pillow
+                header = _png_header(file, texts=False)
+            if verify:
+                file.seek(0)
                 decoded(file.read())
-        return header
+            return header
 
     return patiently(path, read)
+
+
+def _png_header(file: IO[bytes], texts: bool) -> Header:
+    file.seek(len(PNG))
+    with Image.open(io.BytesIO(png_head(file, texts))) as image:
+        return _header(image)
+
+
+def _header(image: Image.Image) -> Header:
+    if min(image.size) < 1:
+        raise ValueError(f"the header says {image.width}x{image.height} pixels")
+    if not can_be_decoded(image):
+        raise ValueError(f"Pillow has no decoder for {image.format}")
+    return Header(*image.size, orientation=_orientation(image))
 
 
 def why_unreadable(error: Exception) -> str:

@@ -20,7 +20,6 @@ import numpy as np
 from PIL import Image, ImageCms, ImageFile
 
 PNG = b"\x89PNG\r\n\x1a\n"
-_LONG_TEXT = 1 << 20  # bytes; Pillow refuses a PNG for longer text
 
 
 def can_be_decoded(image: Image.Image) -> bool:
@@ -75,47 +74,31 @@ def _srgb(image: Image.Image) -> Image.Image:
     return turned
 
 
-def png_head(file: IO[bytes]) -> bytes:
-    """Return a PNG's header and metadata without its pixels, in an order in which Pillow reads all of it.
+def png_head(file: IO[bytes], texts: bool = True) -> bytes:
+    """Return of a PNG what tells its size, colours and orientation, in an order in which Pillow reads all of it.
 
-    Metadata may lie behind the pixels, and Pillow would decode them to come there; text too long for it is left out.
+    Metadata may lie behind the pixels, and Pillow would decode them to come there.
 
     Args:
         file: behind the signature; is left anywhere.
+        texts: whether the texts that may hold an orientation are in it; Pillow refuses a PNG where one is too long.
     """
     head = [PNG]
-    while len(start := file.read(8)) == 8:
+    while len(start := file.read(8)) == 8 and start[4:] != b"IEND":
         length, name = int.from_bytes(start[:4], "big"), start[4:]
-        if name == b"IEND":
-            break
-        if name in (b"IDAT", b"fdAT") or (length > _LONG_TEXT and name != b"iCCP"):
+        if name in _OF_THE_HEAD or (texts and name in _TEXTS):
+            body = file.read(length + 4)
+            if len(body) == length + 4 and (name in _OF_THE_HEAD or body.split(b"\0", 1)[0] in _ORIENTING):
+                head.append(start + body)
+        else:
             file.seek(length + 4, io.SEEK_CUR)
-            continue
-        body = file.read(length + 4)
-        if len(body) == length + 4 and not (name in _TEXTS and _is_long(name, body[:-4])):
-            head.append(start + body)
     return b"".join([*head, _EMPTY_IDAT])
 
 
+_OF_THE_HEAD = (b"IHDR", b"PLTE", b"tRNS", b"eXIf")
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt")
+_ORIENTING = (b"Raw profile type exif", b"XML:com.adobe.xmp")  # keywords
 _EMPTY_IDAT = b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
-
-
-def _is_long(name: bytes, body: bytes) -> bool:
-    """Whether a text chunk unpacks to more than Pillow takes, which then refuses the whole image."""
-    if name == b"tEXt":
-        return False
-    unpacking = zlib.decompressobj()
-    at = body.find(b"\0") + 2  # behind the keyword's end: the method, for iTXt the flag and the method
-    if name == b"iTXt":
-        if body[at - 1 : at] != b"\1":
-            return False
-        at = body.find(b"\0", body.find(b"\0", at + 1) + 1) + 1  # behind the language and the translated keyword
-    try:
-        unpacking.decompress(body[at:], _LONG_TEXT)
-    except zlib.error:
-        return False
-    return bool(unpacking.unconsumed_tail)
 
 
 def _without_text(data: bytes) -> bytes:

@@ -80,6 +80,8 @@ LONG_TEXT = PngImagePlugin.PngInfo()
 LONG_TEXT.add_text("Comment", "x" * (1 << 21), zip=True)
 LONG_ITXT = PngImagePlugin.PngInfo()
 LONG_ITXT.add_itxt("Comment", "x" * (1 << 21), zip=True)
+LONG_XMP = PngImagePlugin.PngInfo()
+LONG_XMP.add_itxt("XML:com.adobe.xmp", xmp(6) + " " * (1 << 21), zip=True)
 XMP_TEXT = PngImagePlugin.PngInfo()
 XMP_TEXT.add_itxt("XML:com.adobe.xmp", xmp(6))
 
@@ -104,6 +106,7 @@ TURNED = {
     "exif.webp": (bytes_of(Image.fromarray(scene()), "WEBP", lossless=True, exif=exif_block(6)), 6),
     "xmp.webp": (bytes_of(Image.fromarray(scene()), "WEBP", lossless=True, xmp=xmp(7).encode()), 7),
     "long_text.png": (bytes_of(Image.fromarray(scene()), "PNG", pnginfo=LONG_TEXT), 1),
+    "long_xmp.png": (bytes_of(Image.fromarray(scene()), "PNG", pnginfo=LONG_XMP), 1),  # Pillow refuses to read it
     "long_itxt.png": (bytes_of(Image.fromarray(scene()), "PNG", pnginfo=LONG_ITXT), 1),
 }
 GREY16 = (scene()[..., 2].astype(np.uint16) << 8) + 7
