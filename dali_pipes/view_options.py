@@ -13,8 +13,8 @@ from typing import Any
 
 from objcrop.dali_pipes.augment import RECIPES
 from objcrop.dali_pipes.crop_policy import POLICIES, CropPolicy
-from objcrop.errors import UsageError, way_out
-from objcrop.option_value import SEED, Kind, brief, flag, number, or_auto, pair, text, value_of, whole, word
+from objcrop.errors import UsageError, shown, way_out
+from objcrop.option_value import SEED, Kind, flag, number, or_auto, pair, text, value_of, whole, word
 
 
 @dataclass(frozen=True)
@@ -170,5 +170,5 @@ def refuse_idle(given: Mapping[str, Any], table: Mapping[str, Option], setting: 
         idle = table[name].idle
         reason = None if idle is None else idle(setting)
         if reason is not None:
-            shown = "" if name == "boxes" else f" ({brief(value)})"
-            raise UsageError(f"{name}{shown} cannot act here: {reason}; leave it out{way_back.format(name)}.")
+            told = "" if name == "boxes" else f" ({shown(value)})"
+            raise UsageError(f"{name}{told} cannot act here: {reason}; leave it out{way_back.format(name)}.")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import reprlib
 import tempfile
 from contextvars import ContextVar
+from typing import Any
 
 
 class ObjcropError(Exception):
@@ -22,6 +24,23 @@ class UsageError(ObjcropError):
     """The call itself was wrong: an unknown name, an option out of range, options that exclude each other."""
 
     exit_code = 2
+
+
+def shown(value: Any) -> str:
+    """Return a value as one short line, whatever it is: nested, endless, unprintable."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxlong = 2, 6, 3, 60, 30
+    try:
+        return printable(short.repr(value))
+    except Exception:  # repr of the user's own object, or Python's limit on the digits of a number
+        return f"a value of type {type(value).__name__} that is too long to show"
+
+
+def printable(name: str) -> str:
+    """Return a name with what is not UTF-8 or cannot be printed escaped, so that it takes one line."""
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def one_of(value: str, names: object, what: str) -> str:

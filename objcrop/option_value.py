@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, shown
 
 Kind = Callable[[Any], Any]
 
@@ -36,17 +35,7 @@ def value_of(name: str, value: Any, kind: Kind) -> Any:
     try:
         return kind(value)
     except Unfit as must:
-        raise UsageError(f"{name} is {brief(value)}, but it must be {must}.") from None
-
-
-def brief(value: Any) -> str:
-    """Return a value as one short line, whatever it is: nested, endless, unprintable."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxtuple, short.maxstring, short.maxlong = 2, 3, 3, 3, 60, 40
-    try:
-        return " ".join(short.repr(value).split())
-    except Exception:  # repr of the user's own object, or Python's limit on the digits of a number
-        return f"a value of type {type(value).__name__} that is too long to show"
+        raise UsageError(f"{name} is {shown(value)}, but it must be {must}.") from None
 
 
 def whole(low: int, high: int) -> Kind:

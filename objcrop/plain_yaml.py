@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from objcrop.errors import ObjcropError
-from objcrop.option_value import brief
+from objcrop.errors import ObjcropError, shown
 
 LARGEST = 1 << 20  # characters
 
@@ -28,7 +27,7 @@ class _Plain(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((key for at, key in enumerate(keys) if key in keys[:at]), None)
         if twice is not None:
-            raise yaml.YAMLError(f"{brief(twice)} stands in it twice")
+            raise yaml.YAMLError(f"{shown(twice)} stands in it twice")
         return super().construct_mapping(node, deep)
 
 

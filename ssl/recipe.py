@@ -14,8 +14,8 @@ from typing import Any
 
 from objcrop.dali_pipes.crop_policy import CropPolicy, crop_policy
 from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Option, Setting, read_options, refuse_idle
-from objcrop.errors import ObjcropError, UsageError
-from objcrop.option_value import brief, flag, number, text, whole, word
+from objcrop.errors import ObjcropError, UsageError, shown
+from objcrop.option_value import flag, number, text, whole, word
 from objcrop.plain_yaml import read_yaml
 
 FOLDER = Path(__file__).resolve().parent / "recipes"
@@ -290,7 +290,7 @@ def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> 
         if key not in OPTIONS:
             near = difflib.get_close_matches(str(key), OPTIONS, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known are: {', '.join(sorted(OPTIONS))}."
-            raise UsageError(f"{brief(key)} is not an option of a recipe: {hint}")
+            raise UsageError(f"{shown(key)} is not an option of a recipe: {hint}")
     flags = read_options(flags, OPTIONS) | {name: None for name, value in flags.items() if value is None}
     said = {name: value for name, value in read_options(said, OPTIONS).items() if name not in flags}
     if "steps" in flags and "epochs" not in flags:
@@ -309,12 +309,12 @@ def _read(recipe: str | os.PathLike[str]) -> dict[Any, Any]:
             path = FOLDER / f"{recipe}.yaml"
         if not path.is_file():
             names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-            raise UsageError(f"recipe {brief(os.fspath(recipe))} is neither a file nor one of: {names}.")
+            raise UsageError(f"recipe {shown(os.fspath(recipe))} is neither a file nor one of: {names}.")
         content = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ObjcropError(f"{path} is not YAML ({error}).") from None
     except OSError as error:
-        raise ObjcropError(f"recipe {brief(os.fspath(recipe))} cannot be read ({error.strerror}).") from None
+        raise ObjcropError(f"recipe {shown(os.fspath(recipe))} cannot be read ({error.strerror}).") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

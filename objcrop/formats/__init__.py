@@ -23,11 +23,10 @@ import numpy.typing as npt
 from PIL import Image
 
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError, UsageError, one_of
+from objcrop.errors import ObjcropError, UsageError, one_of, printable
 from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
 from objcrop.formats.coco_masks import upright_masks
 from objcrop.formats.index_report import IndexReport
-from objcrop.formats.plain_values import printable
 
 FORMATS = ("folder", "coco", "voc", "scenes")
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError
+from objcrop.errors import ObjcropError, printable, shown
 from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at
 from objcrop.formats.coco_masks import box_of
 from objcrop.formats.image_names import ImageNames, key_below
@@ -23,8 +23,6 @@ from objcrop.formats.plain_values import (
     number,
     pixels,
     plain_id,
-    printable,
-    shown,
     yes_or_no,
 )
 from objcrop.formats.visible_files import visible_files

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from objcrop.errors import shown
 from objcrop.exif import upright_array
-from objcrop.formats.plain_values import BadValue, number, pixels, shown
+from objcrop.formats.plain_values import BadValue, number, pixels
 
 Frame = tuple[int, int]  # width, height
 _CHUNK = 256  # masks checked together

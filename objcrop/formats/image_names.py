@@ -12,7 +12,8 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from objcrop.formats.plain_values import BadValue, shown
+from objcrop.errors import shown
+from objcrop.formats.plain_values import BadValue
 
 
 class AmbiguousName(BadValue):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from objcrop.errors import ObjcropError
-from objcrop.formats.plain_values import printable
+from objcrop.errors import ObjcropError, printable
 
 
 @dataclass

@@ -7,8 +7,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from objcrop.errors import ObjcropError
-from objcrop.formats.plain_values import shown
+from objcrop.errors import ObjcropError, shown
 from objcrop.formats.text_file import read_text
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import re
-import reprlib
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
+
+from objcrop.errors import shown
 
 T = TypeVar("T", bound=Hashable)
 Id = int | str
@@ -125,20 +126,3 @@ def id_table(pairs: Iterable[tuple[Any, T]]) -> tuple[dict[Id, T], Callable[[Any
             return table, key_of
     assert clash is not None
     raise clash
-
-
-def shown(value: Any) -> str:
-    """Return a value as one short line, whatever it is."""
-    short = reprlib.Repr()
-    short.maxlevel, short.maxlist, short.maxdict, short.maxstring, short.maxlong = 2, 6, 3, 60, 30
-    try:
-        return printable(short.repr(value))
-    except ValueError:  # Python's limit on the digits of a number
-        return "a number of very many digits"
-
-
-def printable(name: str) -> str:
-    """Return a name with what is not UTF-8 or cannot be printed escaped, so that it takes one line."""
-    if name.isprintable():
-        return name
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

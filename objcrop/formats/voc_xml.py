@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from objcrop.errors import printable, shown
 from objcrop.exif import why_unreadable
-from objcrop.formats.plain_values import BadValue, number, pixels, printable, shown, yes_or_no
+from objcrop.formats.plain_values import BadValue, number, pixels, yes_or_no
 from objcrop.formats.text_file import decoded
 from objcrop.read_file import read_file
 

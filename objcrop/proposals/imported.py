@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import math
 import os
 import re
 from collections import defaultdict
@@ -17,13 +18,13 @@ import numpy.typing as npt
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError, UsageError, shown
 from objcrop.formats.coco import corners_of_bbox
 from objcrop.formats.coco_masks import box_of
 from objcrop.formats.image_names import AmbiguousName, ImageNames
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.json_file import parsed_json, read_json
-from objcrop.formats.plain_values import BadValue, Id, id_table, number, plain_id, shown
+from objcrop.formats.plain_values import BadValue, Id, id_table, number, plain_id
 from objcrop.formats.text_file import read_text
 
 _COLUMNS = ("key", "x0", "y0", "x1", "y1")
@@ -91,7 +92,7 @@ def _usable(boxes: _Boxes, report: IndexReport) -> _Boxes:
     """Return the boxes with finite corners and scores, their corners in order."""
     kept = _Boxes([], [], [], [])
     for row, (x0, y0, x1, y1), score, place in zip(*boxes, strict=True):
-        if not np.isfinite((x0, y0, x1, y1, score)).all():
+        if not all(map(math.isfinite, (x0, y0, x1, y1, score))):
             report.leave_out_entry(place, f"the box {shown([x0, y0, x1, y1])} or its score {score:g} is not finite")
             continue
         if x0 > x1 or y0 > y1:
