@@ -6,11 +6,11 @@ collapsed embeddings are reported.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -217,8 +217,7 @@ def run_id(folder: RunFolder) -> str:
         kept = folder.wandb_id.read_text(encoding="utf-8").strip() if folder.wandb_id.is_file() else ""
         if kept.isascii() and kept.isalnum():
             return kept
-    where = f"{folder.path.resolve()!r} {time.time_ns()} {os.urandom(8)!r}"
-    made = hashlib.sha256(where.encode()).hexdigest()[:16]
+    made = secrets.token_hex(8)
     with whole_file(folder.wandb_id) as part:
         part.write_text(made + "\n", encoding="utf-8")
     return made

@@ -16,9 +16,10 @@ the map's peak alone; the paper's own crops are mostly coarse. On VOC2007 with b
 so mean-sqrt-area is the default here. Much of a random network's map is a prior for the centre; `centre-prior` is that
 prior alone, to be held against it.
 
-The same pixels get the same boxes on every processor, at every place in a batch and with any number of threads. A
-network's sums in float32 differ in the last digits between all of these, so a map is rounded to steps far above them;
-the few maps with a value so near the middle of two steps that those digits decide are made again in float64.
+The same pixels get the same boxes whatever kernels a processor has, at every place in a batch and with any number of
+threads. A network's sums in float32 differ in the last digits between all of these, so a map is rounded to steps far
+above them; the few maps with a value so near the middle of two steps that those digits decide are made again in
+float64.
 """
 
 from __future__ import annotations

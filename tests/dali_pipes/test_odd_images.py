@@ -197,10 +197,11 @@ def test_proposals_see_the_same_canvases(odd):
     canvases = []
     for walk in (propose_with_dali, propose_with_pil):
         seen = []
-        list(walk(odd, [range(0, 20), range(20, len(odd))], Looks(WEIGHTS, 4, 0.6, "cpu", True)))
+        found = list(walk(odd, [range(0, 20), range(20, len(odd))], Looks(WEIGHTS, 4, 0.6, "cpu", True)))
+        assert [len(boxes) for boxes, _ in found] == [20, len(odd) - 20] and not any("".join(bad) for _, bad in found)
         canvases.append(torch.cat(seen))
-    apart = (canvases[0] - canvases[1]).abs().mean((1, 2, 3))
-    assert apart.max() < 4, [keys_of(odd)[i] for i in (apart >= 4).nonzero().flatten()]
+    apart = (canvases[0] - canvases[1]).abs().mean((1, 2, 3))  # of 255: another filter
+    assert apart.max() < 2, [keys_of(odd)[i] for i in (apart >= 2).nonzero().flatten()]
 
 
 @pytest.fixture(scope="module")

@@ -87,24 +87,6 @@ def test_dali_gives_what_pil_gives(tmp_path, save_photos, graphs):
     assert [graph.runs for graph in graphs] == [3]
 
 
-def test_canvases_of_the_real_graph(tmp_path, save_photos):
-    save_photos(tmp_path, 10)
-    catalog = index_source(tmp_path, "folder")[0]
-
-    class Looks(BingProposer):
-        def of_canvases(self, canvases, sizes):
-            seen.append(canvases)
-            return super().of_canvases(canvases, sizes)
-
-    canvases = []
-    for walk in (propose_with_dali, propose_with_pil):
-        seen = []
-        found = list(walk(catalog, [range(6), range(6, 10)], Looks(WEIGHTS, 4, 0.6, "cpu", True)))
-        assert [len(boxes) for boxes, _ in found] == [6, 4] and not any("".join(bad) for _, bad in found)
-        canvases.append(torch.cat(seen))
-    assert (canvases[0] - canvases[1]).abs().mean((1, 2, 3)).max() < 2  # of 255: another filter
-
-
 def test_bad_and_changed_files(tmp_path, save_photos, graphs):
     catalog, proposer = catalog_of(tmp_path / "p", save_photos), BingProposer(WEIGHTS, 4, 0.6, "cpu", True)
     parts = parts_of(catalog)
