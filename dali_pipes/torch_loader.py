@@ -8,7 +8,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from itertools import count
 from typing import Any
 
@@ -63,7 +63,10 @@ class TorchLoader(ViewLoader):
         with torch.cuda.device(self.device) if on_gpu else nullcontext():  # that of the thread that pins memory
             arriving = iter(batches)
         found = self._without_reports(arriving)
-        yield from _ahead(found, self.device) if on_gpu else found
+        try:
+            yield from _ahead(found, self.device) if on_gpu else found
+        finally:
+            _end(arriving)
 
     def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:
         try:
@@ -86,6 +89,18 @@ class TorchLoader(ViewLoader):
             said = lost_worker(raised[1])
             if said is not None:
                 raise said from None
+
+
+def _end(arriving: Iterator[Any]) -> None:
+    """End the workers now: PyTorch raises, wherever the program then is, for one that dies while it counts as at work.
+
+    The error on its way may hold the iterator in a cycle, so that only the collector would end them; and a killed
+    worker's connections are closed before its end is signalled.
+    """
+    shut_down = getattr(arriving, "_shutdown_workers", None)  # with workers=0 there are none
+    if shut_down is not None:
+        with suppress(RuntimeError):  # the signal, which the shutting down outlives
+            shut_down()
 
 
 def lost_worker(error: object) -> ObjcropError | None:

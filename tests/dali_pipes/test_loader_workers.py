@@ -1,5 +1,6 @@
 """Worker processes of the torch loader that die or find no shared memory: one sentence, and no hang."""
 
+import multiprocessing
 import pathlib
 import re
 import shutil
@@ -45,6 +46,23 @@ def test_a_killed_worker_is_one_sentence(photos, tmp_path):
     assert run.returncode == 0, run.stderr[-2000:]
     sentence, batches = run.stdout.splitlines()
     assert re.search(r"was killed.*--workers 0 \(workers=0\)", sentence) and batches == "3"
+
+
+def test_workers_end_with_the_walk_and_not_with_its_error(photos, monkeypatch):
+    """A worker whose connection broke is still dying: counted as at work, its end is raised in whatever runs then."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter as Arriving
+
+    with build(photos, workers=2) as loader, pytest.raises(ObjcropError, match="was killed") as kept:
+        walk = iter(loader)
+        next(walk)
+        assert multiprocessing.active_children()
+        monkeypatch.setattr(Arriving, "_next_data", broken)
+        next(walk)
+    assert kept.value.__traceback__ is not None and not multiprocessing.active_children()
+
+
+def broken(self):
+    raise ConnectionResetError(104, "Connection reset by peer")
 
 
 def test_no_shared_memory_is_one_sentence(photos, monkeypatch):
