@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from contextvars import copy_context
 from typing import Any
 
@@ -50,7 +51,12 @@ def run(app: typer.Typer, words: list[str]) -> None:
 
 def _invoke(app: typer.Typer, words: list[str]) -> None:
     # Not app(): it would answer a broken pipe itself, whichever pipe it was.
-    with typer.main.get_command(app).make_context("objcrop", list(words)) as context:
+    with (
+        warnings.catch_warnings(),
+        typer.main.get_command(app).make_context("objcrop", list(words)) as context,
+    ):
+        # Pillow's remarks on files that it reads all the same; of those that it does not, objcrop says which and why.
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
         context.command.invoke(context)
 
 

@@ -114,3 +114,18 @@ def test_a_command_leaves_nothing_to_the_program_that_ran_it(objcrop):
     """Once the library's advice was that for the last command, and other tests of the same process failed."""
     assert objcrop("plot", "none").returncode == 1
     assert options_at_hand.get() is None
+
+
+def test_what_pillow_remarks_is_not_printed(objcrop, monkeypatch, recwarn):
+    def examine():
+        import warnings
+
+        warnings.warn_explicit("malformed MPO file", UserWarning, "PIL/JpegImagePlugin.py", 898, "PIL.JpegImagePlugin")
+        warnings.warn_explicit("one of ours", UserWarning, "objcrop/doctor.py", 1, "objcrop.doctor")
+        return [Finding("GPU in torch", False, ""), Finding("DALI decodes", False, "")]
+
+    from objcrop.doctor import Finding
+
+    monkeypatch.setattr("objcrop.doctor.examine", examine)
+    objcrop("doctor")
+    assert [str(warning.message) for warning in recwarn] == ["one of ours"]
