@@ -42,7 +42,7 @@ def options_to_try(threads: int, device: str) -> dict[str, list[Any]]:
     fewer = [threads >> shift for shift in (1, 2, 3) if threads >> shift]
     tried: dict[str, list[Any]] = {"threads": [threads, *fewer], "prefetch": [2, 1, 3, 4]}
     if device == "cuda":
-        tried |= {"decode": ["union", "whole"], "hw_decoder_load": [0.65, 0.0, 0.4, 0.8, 0.9, 1.0]}
+        tried |= {"decode": ["whole", "union"], "hw_decoder_load": [0.0, 0.2, 0.4, 0.65, 0.8, 1.0]}
         tried["decoder_padding"] = [16, 0, 4, 64]
     return tried
 

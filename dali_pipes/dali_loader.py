@@ -50,16 +50,18 @@ class DaliLoader(ViewLoader):
         prefetch: int,
         device: str,
         dtype: torch.dtype,
-        decode: str = "union",
-        hw_decoder_load: float = 0.65,
+        decode: str | None = None,
+        hw_decoder_load: float = 0.0,
         decoder_padding: int = 16,
         **contract: Any,
     ) -> None:
         super().__init__(planner, bad_images, device=device, **contract)
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
-        self.decode, self.hw_decoder_load, self.decoder_padding = decode, hw_decoder_load, decoder_padding
         # A GPU's way: the graph resizes, and a batch is coloured at once. On a CPU each view for itself is faster.
         self.batchwise = self.device.type == "cuda"
+        # Whole on a GPU: decoding a part through nvImageCodec 0.9 is reported to end the process (nvImageCodec#55).
+        self.decode = decode or ("whole" if self.batchwise else "union")
+        self.hw_decoder_load, self.decoder_padding = hw_decoder_load, decoder_padding
         # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
         self._by_pil: set[int] = set()
         # What kernels in the side stream still read, each with the event behind them.
@@ -288,7 +290,7 @@ class _GraphRun:
             device_id=loader.device.index,
             interpolation=tuple(augment.interpolation for augment in augments),
             size=loader.planner.size,
-            decode=loader.decode if loader.batchwise else "union",
+            decode=loader.decode,
             hw_decoder_load=loader.hw_decoder_load,
             decoder_padding=loader.decoder_padding,
         )

@@ -66,7 +66,7 @@ def decode_graph(
     interpolation: tuple[str, ...] = (),
     size: int = 0,
     decode: str = "union",
-    hw_decoder_load: float = 0.65,
+    hw_decoder_load: float = 0.0,
     decoder_padding: int = 16,
 ) -> Any:
     """Build the pipeline.
@@ -81,7 +81,8 @@ def decode_graph(
         interpolation: "bilinear" or "bicubic" a view; none gives out the window as it was decoded.
         size: side of the views.
         decode: "union" of the windows, or the "whole" image.
-        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only.
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only. Above 0 it
+            is reported to write while earlier work of its stream still reads there, on an H100 (torchvision#9606).
         decoder_padding: MiB of the GPU's memory that each thread sets aside to decode in, and two halves of it in
             page-locked memory; "cuda" only.
 

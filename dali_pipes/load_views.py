@@ -88,10 +88,10 @@ def load_views(
         workers: processes of the torch backend; default: the number of cores, 0 works in this process.
         threads: threads of the dali backend; default: the number of cores.
         prefetch: batches kept ready (per worker with "torch"), 2.
-        decode: the "union" of an image's windows (default), or the "whole" image; dali on "cuda" only, where a GPU's
-            own decoder may be quicker at the whole. `objcrop bench loader --tune` finds this, threads, prefetch and the
-            next two.
-        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, .65; dali on "cuda" only.
+        decode: the "whole" image (default), or the "union" of an image's windows; dali on "cuda" only: a CPU decodes
+            the union. Views are the same. `objcrop bench loader --tune` finds this, threads, prefetch and the next two;
+            try a decoder on a machine before a run does, since some versions end the process on some GPUs at the union.
+        hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, 0; dali on "cuda" only.
         decoder_padding: MiB of GPU memory that each thread sets aside to decode in, 16; dali on "cuda" only.
         colour: "float" (default), or "pil" for the chain of facebookresearch/moco; torch backend only.
         dtype: "fp32", "bf16" or "fp16".

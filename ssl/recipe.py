@@ -93,7 +93,7 @@ class Recipe:
         workers: processes of the torch loader; None is the number of cores.
         threads: threads of the dali loader; None is the number of cores.
         prefetch: see `load_views`, as the next three.
-        decode: "union" or "whole".
+        decode: "union" or "whole"; None is whole on a GPU and union on a CPU.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes.
         decoder_padding: MiB of GPU memory that each thread sets aside to decode in.
         cache: "device" or "host": where decoded images are kept, so that later epochs decode nothing; None for nowhere.
@@ -147,8 +147,8 @@ class Recipe:
     workers: int | None = None
     threads: int | None = None
     prefetch: int = 2
-    decode: str = "union"
-    hw_decoder_load: float = 0.65
+    decode: str | None = None
+    hw_decoder_load: float = 0.0
     decoder_padding: int = 16
     cache: str | None = None
     cache_side: int | None = None

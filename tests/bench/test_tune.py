@@ -32,8 +32,8 @@ def test_what_is_a_little_faster_every_time_does_not_win():
 def test_what_is_tried():
     assert options_to_try(1, "cpu") == {"threads": [1], "prefetch": [2, 1, 3, 4]}
     on_gpu = options_to_try(16, "cuda")
-    assert on_gpu["threads"] == [16, 8, 4, 2] and on_gpu["decode"] == ["union", "whole"]
-    assert all(values[0] == getattr(Recipe(), name) for name, values in on_gpu.items() if name != "threads")
+    assert on_gpu["threads"] == [16, 8, 4, 2] and on_gpu["decode"] == ["whole", "union"]
+    assert all(on_gpu[name][0] == getattr(Recipe(), name) for name in on_gpu if name not in ("threads", "decode"))
 
 
 def test_tiny(photos):

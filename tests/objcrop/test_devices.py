@@ -153,6 +153,22 @@ def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypat
     assert told == [("cuda", 3)] and in_thread == [3]
 
 
+@pytest.mark.parametrize(
+    ("device", "given", "expected"),
+    [
+        ("cuda", {}, ("whole", 0.0)),
+        ("cuda", dict(decode="union", hw_decoder_load=0.5), ("union", 0.5)),
+        ("cpu", {}, ("union", 0.0)),
+    ],
+)
+def test_a_gpu_decodes_whole_images_by_its_cores_unless_told_otherwise(gpus, photos, device, given, expected):
+    """Parts end the process on some GPUs, and the decoder beside the cores writes out of order (nvImageCodec 0.9)."""
+    from objcrop.dali_pipes.load_views import load_views
+
+    with load_views(photos[0], size=32, batch_size=8, device=device, **given) as loader:
+        assert (loader.decode, loader.hw_decoder_load) == expected
+
+
 def test_proposals_run_on_the_gpu_of_the_name(gpus, photos, monkeypatch):
     from objcrop.proposals import canvas
 

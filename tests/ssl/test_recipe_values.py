@@ -44,10 +44,11 @@ def test_defaults_of_views_are_those_of_load_views(photos):
     catalog, boxes = photos
     with load_views(catalog, boxes=boxes, crops="obj-obj+dilate", size=24, batch_size=4) as loader:
         plain, planner = Recipe(), loader.planner
-        assert (loader.prefetch, loader.decode, loader.hw_decoder_load, loader.decoder_padding) == (
-            *(plain.prefetch, plain.decode, plain.hw_decoder_load),
+        assert (loader.prefetch, loader.hw_decoder_load, loader.decoder_padding) == (
+            *(plain.prefetch, plain.hw_decoder_load),
             plain.decoder_padding,
         )
+        assert plain.decode is None and loader.decode == "union"
     assert (planner.min_side, planner.delta, planner.dilate_by, planner.distance, planner.max_boxes) == (
         *(plain.min_side, plain.dilate, plain.dilate_by, plain.shift),
         plain.max_boxes,
