@@ -44,12 +44,16 @@ console = Console(soft_wrap=True)
 
 
 @app.command()
-def doctor() -> None:
-    """Say what works on this machine: driver, DALI, CuPy, decoders, shared memory."""
-    from objcrop.doctor import examine, print_findings
+def doctor(output: JsonOption = None) -> None:
+    """Say what works on this machine: driver, DALI, CuPy, decoders, shared memory; on a GPU each way of decoding."""
+    from objcrop.bench.machine import write_result
+    from objcrop.doctor import examine, examine_decoding, found, print_findings
 
     findings = examine()
-    print_findings(findings, console)
+    probed = examine_decoding(findings)
+    print_findings(findings, probed, console)
+    if output is not None:
+        write_result(output, found(findings, probed))
     if any(finding.needed and not finding.ok for finding in findings):
         raise ObjcropError("objcrop cannot run here: see the lines marked 'missing'.")
 

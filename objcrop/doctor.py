@@ -1,7 +1,12 @@
-"""What works on this machine: one line each, and what to do about what does not."""
+"""What works on this machine: one line each, and what to do about what does not.
+
+Where there is a GPU, what may take a process along is tried in a child: a kernel of ours, and each way of decoding
+(decoding_probe.py).
+"""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import importlib.metadata
 import os
@@ -9,11 +14,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from objcrop.child_process import Child, in_a_line
+
+if TYPE_CHECKING:
+    from objcrop.decoding_probe import Probed
+
+
+NVIMGCODEC = ("nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12")
 
 
 @dataclass(frozen=True)
@@ -40,19 +54,37 @@ def examine() -> list[Finding]:
         ("torch", _torch, True),
         ("torchvision", lambda: _version("torchvision"), True),
         ("DALI", lambda: _version("nvidia.dali", "nvidia-dali-cuda130", "nvidia-dali-cuda120"), False),
+        (
+            "nvImageCodec",
+            lambda: _version("nvidia.nvimgcodec", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"),
+            False,
+        ),
+        ("nvJPEG", _nvjpeg, False),
         ("DALI decodes", _dali_decodes, False),
         ("numba", lambda: _version("numba"), False),
         ("NVIDIA driver", _driver, False),
         ("GPU in torch", _gpu, False),
         ("CuPy", lambda: _version("cupy", "cupy-cuda13x", "cupy-cuda12x"), False),
+        ("NVRTC", _nvrtc, False),
+        ("own kernels", _own_kernels, False),
         ("shared memory", _shared_memory, False),
         ("CPU cores", _cores, False),
     ]
     return [_look(*look) for look in looks]
 
 
-def print_findings(findings: list[Finding], console: Console) -> None:
-    """Print one row a finding."""
+def found(findings: list[Finding], probed: list[Probed]) -> dict[str, Any]:
+    """Return what was found as plain values: `findings`, `decoding`, and `verdict`, what to use."""
+    return {
+        "what": "what works on this machine",
+        "findings": [asdict(finding) for finding in findings],
+        "decoding": [{**asdict(way), "safe": way.safe} for way in probed],
+        "verdict": _verdict(findings, probed),
+    }
+
+
+def print_findings(findings: list[Finding], probed: list[Probed], console: Console) -> None:
+    """Print one row a finding, one a way of decoding that was tried on the GPU, and what to use."""
     table = Table(box=None, pad_edge=False)
     for head in ("", "what", "found"):
         table.add_column(head)
@@ -60,21 +92,51 @@ def print_findings(findings: list[Finding], console: Console) -> None:
         mark = "ok" if finding.ok else ("missing" if finding.needed else "absent")
         table.add_row(mark, finding.what, finding.detail)
     console.print(table)
-    by_name = {finding.what: finding.ok for finding in findings}
-    if by_name["GPU in torch"] and by_name["DALI decodes"]:
-        advice = 'backend="dali", device="cuda"'
-    elif by_name["DALI decodes"]:
-        advice = 'backend="dali", device="cpu"'
-    else:
-        advice = 'backend="torch"'
-    console.print(f"Use load_views(…, {advice}).", highlight=False, markup=False)
+    if probed:
+        _print_probed(probed, console)
+    for line in _verdict(findings, probed):
+        console.print(line, highlight=False, markup=False)
+
+
+def _verdict(findings: list[Finding], probed: list[Probed]) -> list[str]:
+    if probed:
+        from objcrop.decoding_probe import advice
+
+        return advice(probed)
+    backend = 'backend="dali", device="cpu"' if works(findings, "DALI decodes") else 'backend="torch"'
+    return [f"Use load_views(…, {backend})."]
+
+
+def _print_probed(probed: list[Probed], console: Console) -> None:
+    table = Table(box=None, pad_edge=False)
+    for head in ("", "decode", "hw_decoder_load", "off the CPU, mean", "max", "views moved when busy", "by at most"):
+        table.add_column(head, justify="left" if head in ("", "decode") else "right")
+    for way in probed:
+        mark = "safe" if way.safe else "not safe"
+        numbers = [f"{way.mean_off:.2f}", str(way.max_off), f"{way.moved:.2%}", str(way.max_moved)]
+        table.add_row(mark, way.decode, str(way.hw_decoder_load), *([way.trouble] if way.trouble else numbers))
+    console.print(table)
+
+
+def works(findings: list[Finding], what: str) -> bool:
+    """Return whether the finding of this name is a good one."""
+    return any(finding.ok for finding in findings if finding.what == what)
+
+
+def examine_decoding(findings: list[Finding]) -> list[Probed]:
+    """Try the ways of decoding on the GPU, a minute or two; none where PyTorch finds none or DALI does not decode."""
+    if not (works(findings, "GPU in torch") and works(findings, "DALI decodes")):
+        return []
+    from objcrop.decoding_probe import probe_decoding
+
+    return probe_decoding("cuda")
 
 
 def _look(what: str, look: Callable[[], str], needed: bool) -> Finding:
     try:
         return Finding(what, True, look(), needed)
     except Exception as error:  # a doctor reports whatever it meets
-        return Finding(what, False, str(error).strip().splitlines()[0] if str(error).strip() else repr(error), needed)
+        return Finding(what, False, in_a_line(error), needed)
 
 
 def _version(module: str, *packages: str) -> str:
@@ -129,6 +191,65 @@ def _dali_decodes() -> str:
     if not decodable(Encoded(np.frombuffer(jpeg.getvalue(), np.uint8), 1)):
         raise RuntimeError("DALI cannot decode a plain JPEG here; use backend='torch'")
     return "a JPEG, on the CPU"
+
+
+def _nvjpeg() -> str:
+    """Ask the library that nvImageCodec's plugin would open, found in its order: no GPU is needed."""
+    import nvidia.nvimgcodec
+
+    major = nvidia.nvimgcodec.__cuda_version__ // 1000
+    beside = Path(nvidia.nvimgcodec.__file__).parents[1]
+    folders = [Path(folder) for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":") if folder]
+    folders += [beside / f"cu{major}" / "lib", beside / "nvjpeg" / "lib", Path("/usr/local/cuda/lib64")]
+    name = f"libnvjpeg.so.{major}"
+    found = next((folder / name for folder in folders if (folder / name).exists()), Path(name))
+    library = ctypes.CDLL(str(found))
+    numbers = []
+    for part in range(3):  # of libraryPropertyType: major, minor, patch
+        number = ctypes.c_int()
+        library.nvjpegGetProperty(part, ctypes.byref(number))
+        numbers.append(number.value)
+    version = ".".join(map(str, numbers))
+    if tuple(numbers[:2]) < (13, 2):
+        # What the plugin itself says of windows with smooth chroma; it then leaves them to the CPU.
+        return f'{version}; older than 13.2, so decode="union" decodes on the CPU'
+    return version
+
+
+def _nvrtc() -> str:
+    from cupy.cuda import nvrtc
+
+    return ".".join(map(str, nvrtc.getVersion()))
+
+
+def _own_kernels() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise RuntimeError("not launched, there is no GPU")
+    with Child(launch_one) as child:
+        return child()
+
+
+def launch_one() -> str:
+    """Be a child: run one of our kernels beside what it is to give.
+
+    Raises:
+        RuntimeError: it gives something else, or cannot be launched.
+    """
+    import torch
+
+    from objcrop.kernels import nvrtc
+    from objcrop.kernels.nms import nms_topk
+
+    if not nvrtc.available():
+        raise RuntimeError("not launched: CuPy is missing; torch's operations stand in, which are slower")
+    boxes = torch.tensor([[[0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]]], dtype=torch.int32)
+    scores = torch.tensor([[0.5, 0.9, 0.1]])
+    kept, _ = nms_topk(scores.cuda(), boxes.cuda(), 3, 0.5)
+    if kept.tolist() != [[1, 2, -1]]:
+        raise RuntimeError(f"nms.cu gave boxes {kept.tolist()} where [[1, 2, -1]] are right")
+    return "launched, compiled for " + nvrtc.architecture(int("{}{}".format(*torch.cuda.get_device_capability())))
 
 
 def _shared_memory() -> str:

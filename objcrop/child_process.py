@@ -1,0 +1,141 @@
+"""A function in a process of its own: a crash or a hang there ends as a sentence here.
+
+GPU libraries die by signals, and take their process along. What may die that way is called through a `Child`: it works
+call after call in one process, and after a death the next call starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Any, TypeVar
+
+from objcrop.errors import printable
+
+# Seconds without a word after which a child is taken to hang. Those at work say so after every batch, and what may take
+# longest between two words is the start: torch, CUDA and DALI, from a slow disk.
+QUIET = 120.0
+
+Item = TypeVar("Item")
+
+
+class ChildDied(Exception):
+    """A child crashed, raised, or was ended because it hung; the message says which, in a few words."""
+
+
+class Child:
+    """Calls a function in a process of its own; use it in a `with`.
+
+    Args:
+        function: of a module's top level. It may hand what it walks to `alive`.
+        quiet: seconds without a word after which the child is ended.
+    """
+
+    def __init__(self, function: Callable[..., Any], quiet: float = QUIET) -> None:
+        self.function, self.quiet = function, quiet
+        self._process: Any = None
+        self._said = tempfile.NamedTemporaryFile(prefix="objcrop-child-")  # noqa: SIM115, closed by __exit__
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._end()
+        self._said.close()
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Return what the function returns.
+
+        Raises:
+            ChildDied: the child did not live to return it, or the function raised; the next call starts anew.
+        """
+        if self._process is None:
+            self._start()
+        try:
+            self._pipe.send(arguments)
+            while self._pipe.poll(self.quiet):
+                kind, value = self._pipe.recv()
+                if kind == "returned":
+                    return value
+                if kind == "raised":
+                    self._end()
+                    raise ChildDied(value)
+            trouble = f"no word for {self.quiet:.0f} s"
+        except (EOFError, ConnectionError):
+            self._process.join()
+            trouble = _end_of(self._process.exitcode)
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+        raise ChildDied(trouble)
+
+    def said(self) -> str:
+        """Return what the children printed: their libraries' words, and where they were when they died."""
+        self._said.seek(0)
+        return self._said.read().decode(errors="replace")
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")  # a forked child has no use of CUDA
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, self.function, self._said.name))
+        self._process.start()
+        theirs.close()  # so that its end is seen here
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
+
+
+def alive(items: Iterable[Item]) -> Iterator[Item]:
+    """Yield items, telling the parent after each that this child is at work; in no child it only yields them."""
+    for item in items:
+        yield item
+        if _to_parent is not None:
+            _to_parent.send(("alive", None))
+
+
+_to_parent: Connection | None = None
+
+
+def _serve(pipe: Connection, function: Callable[..., Any], said: str) -> None:
+    """Be the child: answer calls until the parent is gone."""
+    global _to_parent
+    _to_parent = pipe
+    said_there = os.open(said, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(said_there, standard)
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to answer
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            arguments = pipe.recv()
+            try:
+                pipe.send(("returned", function(*arguments)))
+            except Exception as error:
+                pipe.send(("raised", in_a_line(error)))
+
+
+def in_a_line(error: BaseException) -> str:
+    """Return an error's first line, or its type where it has no words."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0])[:300] if lines else type(error).__name__
+
+
+def _end_of(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"
