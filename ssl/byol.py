@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch.nn.functional import normalize
 
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, byol_head
@@ -19,11 +18,12 @@ from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.schedules import byol_momentum
 from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.unit_rows import unit_rows
 
 
 def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean of 2 - 2 cos(prediction, target) (equation 2); both (N, dim), the target without gradient."""
-    return (2 - 2 * (normalize(prediction.float(), dim=1) * normalize(target.float(), dim=1)).sum(1)).mean()
+    return (2 - 2 * (unit_rows(prediction) * unit_rows(target)).sum(1)).mean()
 
 
 class BYOL(Method):
@@ -60,9 +60,9 @@ class BYOL(Method):
         predictions = [self.predictor(z, role) for (_, z), role in zip(passes, self.roles)]
         loss = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         with torch.no_grad():
-            prediction, target = normalize(predictions[0].float(), dim=1), normalize(targets[1].float(), dim=1)
+            prediction, target = unit_rows(predictions[0]), unit_rows(targets[1])
             watch = similarities(prediction, target, target.roll(1, 0))
-            watch["embedding_std"] = normalize(passes[0][1].float(), dim=1).std(0).mean()
+            watch["embedding_std"] = unit_rows(passes[0][1]).std(0).mean()
         return Output(loss, passes[0][0].detach(), watch)
 
     def after_step(self, progress: float) -> None:

@@ -27,4 +27,4 @@ def info_nce(
     if valid is not None:
         negative = negative.masked_fill(~valid, -torch.inf)
     logits = torch.cat([positive, negative], dim=1) / temperature
-    return cross_entropy(logits.float(), torch.zeros(len(query), dtype=torch.int64, device=query.device))
+    return cross_entropy(logits.to(query.dtype), torch.zeros(len(query), dtype=torch.int64, device=query.device))

@@ -81,7 +81,6 @@ def similarities(query: torch.Tensor, key: torch.Tensor, others: torch.Tensor) -
         exp(-2 d²) over pairs of queries (Wang and Isola 2020); embedding_std: mean over the dimensions of the standard
         deviation over the batch, 1/√dim at best and 0 when all embeddings are one.
     """
-    query, key, others = query.float(), key.float(), others.float()
     n = len(query)
     positive = (query * key).sum(1).mean()
     pairs = torch.exp(-2 * (2 - 2 * query @ query.T))

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.nn.functional import normalize
 
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.ssl.backbones import backbone
@@ -27,6 +26,7 @@ from objcrop.ssl.method import Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.unit_rows import unit_rows
 
 
 def query_view(seed: int, step: int) -> int:
@@ -66,7 +66,7 @@ class MoCo(Method):
         k = 1 - query_view(self.recipe.seed, step)
 
         def encode(part: torch.Tensor) -> torch.Tensor:
-            return normalize(self.momentum_encoder(part, self.roles[k])[1].float(), dim=1)
+            return unit_rows(self.momentum_encoder(part, self.roles[k])[1])
 
         keys = self.devices.encode_shuffled(encode, views[k], self.recipe.seed, step)
         self._pushed = self._queue(self.roles[k]), keys
@@ -76,7 +76,7 @@ class MoCo(Method):
         """Return InfoNCE of the queries against their keys and the queue of the keys' role."""
         q = query_view(self.recipe.seed, step)
         features, embedding = self.encoder(views[q], self.roles[q])
-        query = normalize(embedding.float(), dim=1)
+        query = unit_rows(embedding)
         queue = self._queue(self.roles[1 - q])
         loss = info_nce(query, targets[0], queue.keys, self.recipe.temperature, queue.filled)
         return Output(loss, features.detach(), similarities(query, targets[0], queue.mean()))

@@ -17,6 +17,7 @@ from objcrop.ssl.heads import RoleHeads
 from objcrop.ssl.method import Encoder, Method, Output
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.unit_rows import unit_rows
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torch.Tensor:
@@ -56,5 +57,5 @@ class Supervised(Method):
         losses = [label_loss(logits, targets[0], self.recipe.single_label) for _, logits in passes]
         features = passes[0][0].detach()
         with torch.no_grad():
-            spread = torch.nn.functional.normalize(features.float(), dim=1).std(0).mean()
+            spread = unit_rows(features).std(0).mean()
         return Output(torch.stack(losses).mean(), features, {"embedding_std": spread})
