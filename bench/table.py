@@ -69,7 +69,7 @@ def print_milliseconds(rows: dict[str, dict[str, Any]], what: str, console: Cons
 
 
 def print_tried(result: dict[str, Any], console: Console) -> None:
-    """Print images per second and GPU memory at each value of each option, the best one marked."""
+    """Print images per second and GPU memory at each value of each option, the best one marked, and what died."""
     on_gpu = result["device"] == "cuda"
     table = Table(box=None, pad_edge=False)
     for head in ("option", "value", "images/s", "(min–max)", *(["GPU MiB"] if on_gpu else []), ""):
@@ -77,8 +77,10 @@ def print_tried(result: dict[str, Any], console: Console) -> None:
     for name, trials in result["tried"].items():
         for value, row in trials.items():
             memory = [f"{row['gpu_memory_mib']:,}"] if on_gpu else []
-            best = "←" if value == str(result["best"][name]) else ""
+            best = "←" if value == str(result["best"][name]) else row["trouble"]
             rates = row["images_per_s"]
-            spread = f"({min(rates):,.0f}–{max(rates):,.0f})"
-            table.add_row(name, value, f"{statistics.median(rates):,.0f}", spread, *memory, best)
+            shown = (
+                [f"{statistics.median(rates):,.0f}", f"({min(rates):,.0f}–{max(rates):,.0f})"] if rates else ["", ""]
+            )
+            table.add_row(name, value, *shown, *memory, best)
     console.print(table)

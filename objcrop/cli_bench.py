@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -62,7 +63,8 @@ def bench_loader(
     options: dict[str, Any] = {"crops": crops, "size": size, "batch_size": batch_size, "device": device}
     options |= {"threads": threads, "repeats": repeats, "images": images}
     if tune:
-        result = bench_tune(catalog, boxes, workers=workers, **options)
+        report = (lambda result: None) if output is None else partial(write_result, output)
+        result = bench_tune(catalog, boxes, report=report, **options)
         print_tried(result, console)
     elif where:
         result = bench_where(catalog, boxes, **options)
