@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -32,10 +34,10 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
         A module from (N, 3, size, size) to (N, width), and the width.
 
     Raises:
-        UsageError: an unknown name.
+        UsageError: an unknown name, or a network that cannot take views of this size.
         ObjcropError: weights that cannot be read or are of another network.
     """
-    network, width = _timm(arch.removeprefix("timm/")) if arch.startswith("timm/") else _torchvision(arch)
+    network, width = _timm(arch.removeprefix("timm/"), size) if arch.startswith("timm/") else _torchvision(arch)
     first = getattr(network, "conv1", None)
     if size <= SMALL and isinstance(first, nn.Conv2d) and first.kernel_size == (7, 7):
         stem = nn.Conv2d(3, first.out_channels, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
@@ -59,7 +61,7 @@ def _torchvision(arch: str) -> tuple[nn.Module, int]:
     return network, width
 
 
-def _timm(name: str) -> tuple[nn.Module, int]:
+def _timm(name: str, size: int) -> tuple[nn.Module, int]:
     try:
         import timm
     except ImportError:
@@ -67,8 +69,38 @@ def _timm(name: str) -> tuple[nn.Module, int]:
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "none"
         raise UsageError(f"arch is 'timm/{name}', but timm has no such model; near it are: {near}.")
-    network = timm.create_model(name, pretrained=False, num_classes=0)
-    return network, int(network.num_features)  # type: ignore[arg-type]
+    of_one_size = getattr(timm.get_pretrained_cfg(name), "fixed_input_size", False)  # position embeddings, windows
+    try:
+        options: dict[str, Any] = {"img_size": size} if of_one_size else {}
+        network = timm.create_model(name, pretrained=False, num_classes=0, **options)
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise _another_size(name, size, error) from None
+    return network, width_at(network, size, name)
+
+
+@torch.no_grad()
+def width_at(network: nn.Module, size: int, name: str) -> int:
+    """Return the width of a network's features, which one view of this size is passed through for.
+
+    Raises:
+        UsageError: it cannot take such a view.
+    """
+    training = network.training
+    dtype = next(network.parameters()).dtype
+    try:
+        features = network.eval()(torch.zeros(1, 3, size, size, dtype=dtype))
+    except (AssertionError, ValueError, RuntimeError) as error:
+        raise _another_size(name, size, error) from None
+    finally:
+        network.train(training)
+    if features.ndim != 2:
+        raise UsageError(f"arch is 'timm/{name}', whose output {tuple(features.shape)} is no vector an image.")
+    return features.shape[1]
+
+
+def _another_size(name: str, size: int, error: Exception) -> UsageError:
+    said = " ".join(str(error).split())[:120].rstrip(".")
+    return UsageError(f"{name} does not take views of {size} px ({said}); take another size.")
 
 
 def _load(network: nn.Module, init: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
 from objcrop.errors import ObjcropError
-from objcrop.ssl.backbones import backbone, backbone_weights
+from objcrop.ssl.backbones import backbone, backbone_weights, width_at
 from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
 
 
@@ -30,6 +30,10 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     Args:
         checkpoint: a last.pt, or "untrained:ARCH" for random weights (seed 0): the floor of any probe.
         size: side of the views, pixels; None is the run's (224 for an untrained one).
+
+    Raises:
+        UsageError: the network cannot take views of this size.
+        ObjcropError: the checkpoint is unusable.
     """
     name = str(checkpoint)
     if name.startswith("untrained:"):
@@ -44,6 +48,10 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
         raise ObjcropError(
             f"{checkpoint} does not hold the weights of its {saved['recipe']['arch']} ({what})."
         ) from None
+    resized: Any = getattr(network, "set_input_size", None)  # timm's, which interpolates position embeddings
+    if size is not None and size != trained and resized is not None:
+        resized((size, size))
+    width_at(network, size or trained, saved["recipe"]["arch"])
     return network, size or trained
 
 

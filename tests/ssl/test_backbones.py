@@ -7,7 +7,8 @@ from torchvision import models
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
+from objcrop.ssl.frozen_features import frozen_backbone
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import read_metrics
 from objcrop.ssl.trainer import pretrain
@@ -29,6 +30,34 @@ def test_the_stem_follows_the_size(size, side_before_layer1):
     network.layer1.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[-1]))
     network(torch.zeros(1, 3, size, size))
     assert seen == [side_before_layer1]
+
+
+@pytest.mark.parametrize(
+    "arch", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "mixer_s16_224", "test_resnet"]
+)
+@pytest.mark.parametrize("size", [64, 224])
+def test_timms_networks_take_any_size(arch, size):
+    network, width = backbone(f"timm/{arch}", size)
+    assert network.training and network(torch.zeros(2, 3, size, size)).shape == (2, width)
+
+
+@pytest.mark.parametrize(("arch", "size"), [("test_vit", 100), ("xcit_nano_12_p16_224", 100), ("crossvit_9_240", 64)])
+def test_a_size_that_a_network_cannot_take(arch, size):
+    with pytest.raises(UsageError, match=rf"{arch} does not take views of {size} px .*take another size\.$") as caught:
+        backbone(f"timm/{arch}", size)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_vit_is_read_at_another_size_than_it_was_trained_at(tmp_path):
+    network, _ = backbone("timm/test_vit", 64)
+    weights = {f"encoder.backbone.{name}": value for name, value in network.state_dict().items()}
+    saved = {"step": 0, "recipe": {"arch": "timm/test_vit", "size": 64}, "method": weights}
+    save_checkpoint(tmp_path / "vit.pt", saved)
+    for size in (None, 64, 96):
+        found, side = frozen_backbone(tmp_path / "vit.pt", size)
+        assert side == (size or 64) and found(torch.zeros(1, 3, side, side)).shape == (1, 64)
+    with pytest.raises(UsageError, match="does not take views of 100 px"):
+        frozen_backbone(tmp_path / "vit.pt", 100)
 
 
 def test_weights_to_begin_with(tmp_path):
