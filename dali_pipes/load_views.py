@@ -30,6 +30,7 @@ def load_views(
     catalog: str | os.PathLike[str] | Catalog,
     *,
     boxes: str | os.PathLike[str] | BoxTable | None = None,
+    view_boxes: bool = False,
     crops: str = "scene-scene",
     augment: str = "moco-v2",
     size: int = 224,
@@ -73,6 +74,7 @@ def load_views(
     Args:
         catalog: a `Catalog`, or the file that `objcrop index` wrote.
         boxes: a `BoxTable`, or the file that `objcrop propose` wrote; needed by policies with "obj" or "box".
+        view_boxes: each batch carries where the images' boxes lie in each view, `batch.boxes`.
         crops: a crop policy: scene, scene-scene, obj-scene, obj-obj, obj-obj+dilate, dilate-dilate, obj-obj+shift,
             within-box, centre.
         augment: moco-v2, byol, flip or none.
@@ -124,13 +126,15 @@ def load_views(
     asked = {name: value for name, value in locals().items() if name in VIEW_OPTIONS and name != "device"}
     given = read_options(asked, VIEW_OPTIONS)
     policy = crop_policy(crops, random_crop)
-    refuse_idle(given, VIEW_OPTIONS, Setting(policy, backend, str(device), cache, workers))
+    refuse_idle(given, VIEW_OPTIONS, Setting(policy, backend, str(device), cache, workers, view_boxes))
 
     images = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
     if isinstance(boxes, (str, os.PathLike)):
         boxes = BoxTable.load(boxes, images)
     elif boxes is not None and boxes.catalog_fingerprint != images.fingerprint:
         raise UsageError("the boxes were made for another catalog; make them for this one with `objcrop propose`.")
+    elif boxes is None and view_boxes:
+        raise UsageError("view_boxes is True, but there are no boxes; give boxes too.")
     planner = ViewPlanner(
         images,
         boxes,
@@ -138,6 +142,7 @@ def load_views(
         augment_recipe(augment, len(policy.views)),
         size=given["size"],
         seed=given["seed"],
+        view_boxes=view_boxes,
         **{name: given[option] for option, name in PLANNED.items() if option in given},
     )
     if planner.boxes_left_out:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.bad_images import BadImages, stand_in
 from objcrop.dali_pipes.read_image import BadImage, open_upright
+from objcrop.dali_pipes.view_boxes import view_boxes
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
@@ -231,4 +232,5 @@ def assemble(planner: ViewPlanner, plan: ViewPlan, asked: ViewPlan, views: list[
         labels=torch.from_numpy(planner.catalog.label_matrix(plan.row)),
         plan=plan,
         substituted=torch.from_numpy(plan.sample != asked.sample),
+        boxes=view_boxes(plan, planner.boxes, planner.size) if planner.view_boxes and planner.boxes is not None else (),
     )

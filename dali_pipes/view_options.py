@@ -27,6 +27,7 @@ class Setting:
         device: "cpu" or "cuda…".
         cache: where decoded images are kept, or None.
         workers: processes of the torch backend; None is the number of cores.
+        view_boxes: whether batches carry the boxes of each view.
     """
 
     policy: CropPolicy
@@ -34,6 +35,7 @@ class Setting:
     device: str
     cache: str | None
     workers: int | None
+    view_boxes: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,10 @@ class Option:
 
     kind: Kind
     idle: Callable[[Any], str | None] | None = None
+
+
+def _boxes_are_used(at: Setting) -> str | None:
+    return None if at.view_boxes else _box_is_drawn(at)
 
 
 def _box_is_drawn(at: Setting) -> str | None:
@@ -116,7 +122,8 @@ def _cache_is_kept(at: Setting) -> str | None:
 
 
 VIEW_OPTIONS: dict[str, Option] = {
-    "boxes": Option(lambda boxes: boxes, _box_is_drawn),
+    "boxes": Option(lambda boxes: boxes, _boxes_are_used),
+    "view_boxes": Option(flag),
     "crops": Option(word(*POLICIES)),
     "augment": Option(word(*RECIPES)),
     "size": Option(whole(8, 8192)),

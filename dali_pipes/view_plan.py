@@ -97,6 +97,7 @@ class ViewPlanner:
         dilate_by: "image" or "box".
         distance: smallest and largest shift, pixels.
         max_boxes: one of so many boxes is drawn, the first of each row (OAC: 10).
+        view_boxes: whether batches carry the boxes of each view.
 
     Raises:
         UsageError: a box policy without boxes, or an option out of range.
@@ -118,6 +119,7 @@ class ViewPlanner:
         dilate_by: str = "image",
         distance: tuple[float, float] = (80.0, 100.0),
         max_boxes: int = 10,
+        view_boxes: bool = False,
     ) -> None:
         if policy.needs_boxes and boxes is None:
             raise UsageError(
@@ -135,7 +137,7 @@ class ViewPlanner:
         self.catalog, self.boxes, self.augment = catalog, boxes, augment
         self.size, self.seed = size, seed_of(seed)
         self.delta, self.dilate_by, self.distance = delta, one_of(dilate_by, ("image", "box"), "dilate_by"), distance
-        self.min_side, self.max_boxes = min_side, max_boxes
+        self.min_side, self.max_boxes, self.view_boxes = min_side, max_boxes, view_boxes
         self.policy = policy
         self._ends = self._sample_ends() if policy.per_box else None
         self.samples = len(catalog) if self._ends is None else int(self._ends[-1])

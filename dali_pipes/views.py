@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from objcrop.dali_pipes.view_boxes import ViewBoxes
 from objcrop.dali_pipes.view_plan import ViewPlan
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class Views:
         labels: float32 (N, C), 1 where the row shown has the class.
         plan: the decisions behind the views, NumPy arrays; always on the host.
         substituted: bool (N,).
+        boxes: each view's boxes, where they were asked for (`view_boxes=True`).
     """
 
     views: tuple[torch.Tensor, ...]
@@ -31,13 +33,15 @@ class Views:
     labels: torch.Tensor
     plan: ViewPlan
     substituted: torch.Tensor
+    boxes: tuple[ViewBoxes, ...] = ()
 
     def __len__(self) -> int:
         return len(self.index)
 
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """Return the views and what comes with them."""
-        return (*self.views, self.index, self.requested, self.labels, self.substituted)
+        of_boxes = (tensor for boxes in self.boxes for tensor in boxes.tensors())
+        return (*self.views, self.index, self.requested, self.labels, self.substituted, *of_boxes)
 
     def to(self, device: str | torch.device, non_blocking: bool = True) -> Views:
         """Return the batch with its tensors on `device`."""
@@ -56,4 +60,5 @@ class Views:
             requested=f(self.requested),
             labels=f(self.labels),
             substituted=f(self.substituted),
+            boxes=tuple(boxes.map(f) for boxes in self.boxes),
         )

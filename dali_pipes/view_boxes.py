@@ -1,0 +1,92 @@
+"""Where an image's boxes lie in each of its views: what losses on regions pair (SoCo, Wei et al. 2021; DenseCL's kind).
+
+Cropping, resizing and mirroring move a box as they move pixels; colour does not. All of it is in the plan, so this is
+arithmetic on arrays, and no pixel is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from objcrop.boxes import BoxTable
+from objcrop.dali_pipes.view_plan import ViewPlan
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass
+class ViewBoxes:
+    """The M boxes that show in one view of a batch, in the order of its samples and of their boxes.
+
+    Attributes:
+        corners: float32 (M, 4) x0, y0, x1, y1 in pixels of the view, half-open, clipped to it; not empty.
+        sample: int64 (M,) which of the batch's N samples.
+        box: int64 (M,) which box of the image, its number in the box table: a box shows in two views where both have
+            its sample and its number (`shared`).
+        visible: float32 (M,) share of the box's area inside the view's window, above 0.
+    """
+
+    corners: torch.Tensor
+    sample: torch.Tensor
+    box: torch.Tensor
+    visible: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.box)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return all four."""
+        return self.corners, self.sample, self.box, self.visible
+
+    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> ViewBoxes:
+        """Return these boxes with `f` of each tensor."""
+        return ViewBoxes(*map(f, self.tensors()))
+
+    def shared(self, other: ViewBoxes) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where the boxes lie that show in both views: int64 (K,) into these, int64 (K,) into the other's."""
+        import torch
+
+        most = max((int(boxes.box.max()) for boxes in (self, other) if len(boxes)), default=0) + 1
+        here, there = (boxes.sample * most + boxes.box for boxes in (self, other))
+        at = torch.searchsorted(there, here).clamp(max=max(len(there) - 1, 0))
+        both = there[at] == here if len(there) else torch.zeros_like(here, dtype=torch.bool)
+        return both.nonzero()[:, 0], at[both]
+
+
+def view_boxes(plan: ViewPlan, boxes: BoxTable, size: int) -> tuple[ViewBoxes, ...]:
+    """Return the boxes of each view.
+
+    Args:
+        plan: N samples of V views.
+        boxes: of the catalog's images; all of an image's boxes count, not the one alone that its crops were drawn from.
+        size: side of the views, pixels.
+
+    Returns:
+        V `ViewBoxes`, on the CPU.
+    """
+    import torch
+
+    counts = boxes.counts(plan.row)
+    sample = np.repeat(np.arange(len(plan)), counts)
+    which = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
+    whole = boxes.gather(plan.row[sample], which).astype(np.float64)
+    area = (whole[:, 2:] - whole[:, :2]).prod(1)
+    found = []
+    for v in range(plan.windows.shape[1]):
+        window = plan.windows[sample, v].astype(np.float64)
+        sides = window[:, 2:] - window[:, :2]
+        corners = (whole - np.tile(window[:, :2], 2)) / np.tile(sides, 2)  # as shares of the window
+        corners = corners.clip(0, 1)
+        mirrored = plan.flip[sample, v]
+        corners[mirrored] = corners[mirrored][:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        seen = (corners[:, 2:] - corners[:, :2]).prod(1)
+        shows = np.flatnonzero(seen > 0)
+        visible = seen[shows] * sides[shows].prod(1) / area[shows]
+        arrays = ((corners[shows] * size).astype(np.float32), sample[shows], which[shows], visible.astype(np.float32))
+        found.append(ViewBoxes(*map(torch.from_numpy, arrays)))
+    return tuple(found)
