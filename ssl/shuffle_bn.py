@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.errors import UsageError
+from objcrop.kernels.batch_norm import batch_norm, fits
 from objcrop.ranks import gather_ranks, rank_and_world_size
 
 
@@ -51,19 +52,18 @@ class VirtualBatchNorm(nn.modules.batchnorm._NormBase):
             return functional.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        if self.synchronised:
+        if self.synchronised and not fits(x, self.weight):
             return self._over_all_processes(x)
-        parts = x.split(self.rows)
-        seen = x.new_zeros(2, len(parts), self.num_features, dtype=self.weight.dtype)
-        out = [
-            functional.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps)
-            for part, mean, var in zip(parts, seen[0], seen[1])
-        ]
-        self._follow(seen[0].mean(0), seen[1].mean(0))
-        return out[0] if len(out) == 1 else torch.cat(out)
+        y, mean, var = batch_norm(x, self.weight, self.bias, self.rows, self.eps, over_ranks=self.synchronised)
+        self._follow(mean, var)
+        return y
 
     def _over_all_processes(self, x: torch.Tensor) -> torch.Tensor:
-        """Torch's SyncBatchNorm does the same but refuses tensors on the CPU."""
+        """Do what the kernels do over ranks, where there are none.
+
+        Torch's SyncBatchNorm refuses tensors on the CPU, and on a GPU the host waits in every forward pass of it
+        (pytorch/pytorch#78549).
+        """
         from torch.distributed.nn.functional import all_reduce
 
         axes = [0, *range(2, x.ndim)]
@@ -84,8 +84,7 @@ class VirtualBatchNorm(nn.modules.batchnorm._NormBase):
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(var, self.momentum)
+        torch._foreach_lerp_([self.running_mean, self.running_var], [mean, var], self.momentum)
 
 
 class VirtualDevices:
@@ -115,8 +114,11 @@ class VirtualDevices:
         self.here = self.devices // self.world  # devices in this process
 
     def normalise(self, network: nn.Module) -> None:
-        """Replace every BatchNorm inside `network` by a `VirtualBatchNorm`, in place; parameters and names stay."""
-        if self.devices == 1:
+        """Replace every BatchNorm inside `network` by a `VirtualBatchNorm`, in place; parameters and names stay.
+
+        Where a process is one device, torch's own does.
+        """
+        if self.here == 1 and not self.synchronised:
             return
         for name, child in network.named_children():
             if isinstance(child, nn.modules.batchnorm._BatchNorm):
@@ -162,14 +164,18 @@ class VirtualDevices:
         """
         if self.devices == 1:
             return encode(dealt)
-        whole = self.gather(dealt)
-        order = permutation(len(whole), seed, step).to(whole.device)
+        order = permutation(len(dealt) * self.world, seed, step)
         mine = order.view(self.devices, self.rows)[self.rank :: self.world].flatten()
-        encoded = encode(whole[mine].contiguous(memory_format=_layout(dealt)))
+        # One copy for both, from page-locked memory: from any other the host would wait for all that was launched.
+        mine, back = _sent(torch.cat([mine, order.argsort()]), dealt.device).split([len(mine), len(order)])
+        encoded = encode(self.gather(dealt)[mine].contiguous(memory_format=_layout(dealt)))
         parts = gather_ranks(encoded.view(self.here, self.rows, -1))  # (world, here, rows, dim)
-        back = torch.empty_like(order)
-        back[order] = torch.arange(len(order), device=order.device)
         return parts.transpose(0, 1).flatten(0, 2)[back]
+
+
+def _sent(index: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return an index on the device, on its way there while the host goes on."""
+    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 
 
 def _layout(views: torch.Tensor) -> torch.memory_format:

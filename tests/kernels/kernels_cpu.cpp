@@ -14,6 +14,10 @@ thread_local float window_values[SHARED_FLOATS];
 #include "crop_resize.cu"
 #include "nms.cu"
 
+namespace batch_norm {  // names that colour.cu has too
+#include "batch_norm.cu"
+}
+
 extern "C" int cpu_score_anchors(
     const float* maps, const int* sizes, const int* boxes, int height, int width, float* scores,
     int images, int shapes, int threads, int shared_bytes, unsigned thread_order)
@@ -62,5 +66,44 @@ extern "C" int cpu_crop_resize(
 {
     return cpu_cuda::launch(dim3(blocks, views), dim3(threads), thread_order, {}, [=] {
         crop_resize(pixels, begins, widths, windows, size, cubic, out);
+    });
+}
+
+extern "C" int cpu_moments(
+    const void* x, int format, int positions, int channels, void* parts, int tiles, int blocks, int devices,
+    int threads, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
+        batch_norm::moments(x, format, positions, channels, parts);
+    });
+}
+
+extern "C" int cpu_normalise(
+    const void* x, int format, int positions, int channels, int ranks, const void* parts, const void* weight,
+    const void* bias, double epsilon, void* y, void* saved, void* seen, int tiles, int blocks, int devices, int threads,
+    unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
+        batch_norm::normalise(x, format, positions, channels, ranks, parts, weight, bias, epsilon, y, saved, seen);
+    });
+}
+
+extern "C" int cpu_gradient_sums(
+    const void* dy, const void* x, int format, int positions, int channels, const void* saved, void* parts, int tiles,
+    int blocks, int devices, int threads, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
+        batch_norm::gradient_sums(dy, x, format, positions, channels, saved, parts);
+    });
+}
+
+extern "C" int cpu_gradient(
+    const void* dy, const void* x, int format, int positions, int channels, int ranks, const void* parts,
+    const void* own, const void* weight, const void* saved, void* dx, void* slopes, int tiles, int blocks, int devices,
+    int threads, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
+        batch_norm::gradient(
+            dy, x, format, positions, channels, ranks, parts, own, weight, saved, dx, slopes);
     });
 }

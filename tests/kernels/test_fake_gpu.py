@@ -9,6 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from objcrop.dali_pipes.augment import augment_recipe
 from objcrop.dali_pipes.view_plan import colour_decisions
+from objcrop.kernels import batch_norm as norm
 from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.bing import bing, load_bing
@@ -66,6 +67,20 @@ def anchors():
     return [boxes, scores, *nms_topk(scores, boxes, 5, 0.5)]
 
 
+def normed(dtype):
+    weight = torch.ones(24, dtype=torch.promote_types(dtype, torch.float32), device=GPU)
+    x = torch.empty(8, 24, 3, 5, dtype=dtype, device=GPU).to(memory_format=torch.channels_last)
+    y, seen, saved = norm._forward(x, weight, weight, 2, 1e-5, False)
+    dx, slopes = norm._backward(x.new_empty(x.shape), x, weight, saved, 2, 1e-5, False)
+    made = [y, seen, saved, dx, slopes]
+    said = norm._operator(x, weight, weight, 2, 1e-5, False)
+    said += norm._backward_operator(dx, x, weight, saved, 2, 1e-5, False)
+    for one, other in zip(made, said, strict=True):  # what PyTorch is told of the operators
+        assert (one.shape, one.dtype, one.stride()) == (other.shape, other.dtype, other.stride())
+    assert y.dtype == dx.dtype == dtype and y.stride() == dx.stride() == x.stride()
+    return made
+
+
 def resized():
     pixels = torch.empty(3000, dtype=torch.uint8, device=GPU)
     begins, widths = torch.zeros(2, dtype=torch.int64, device=GPU), torch.full((2,), 10, dtype=torch.int32, device=GPU)
@@ -80,7 +95,12 @@ def binged():
     return bing(torch.rand(2, 3, MODEL.canvas, MODEL.canvas, device=GPU), MODEL.to(GPU))
 
 
-@pytest.mark.parametrize("call", [lambda: colours(torch.bfloat16), lambda: colours(torch.float32), anchors, resized])
+NORMS = [lambda dtype=dtype: normed(dtype) for dtype in (torch.bfloat16, torch.float32, torch.float64)]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: colours(torch.bfloat16), lambda: colours(torch.float32), anchors, resized, *NORMS]
+)
 def test_kernels_get_what_their_sources_ask_for(call, monkeypatch):
     monkeypatch.setattr(nvrtc, "available", lambda: True)
     monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: 227 * 1024)

@@ -1,10 +1,13 @@
 """Every CUDA source compiles for every architecture, here and without a driver; one that does not says why."""
 
+import functools
+
 import pytest
 
 from objcrop.errors import ObjcropError
 from objcrop.kernels import nvrtc
 
+compiled = functools.cache(nvrtc.compile_cubin)
 SOURCES = sorted(path.stem for path in nvrtc.FOLDER.glob("*.cu"))
 
 
@@ -19,10 +22,11 @@ def known():
 def test_every_source_compiles(name, arch, known):
     if arch not in known:
         pytest.skip(f"this NVRTC does not know sm_{arch}")
-    assert nvrtc.compile_cubin(name, f"sm_{arch}").startswith(b"\x7fELF")
+    assert compiled(name, f"sm_{arch}").startswith(b"\x7fELF")
 
 
 FUNCTIONS = [
+    *(("batch_norm", function) for function in ("moments", "normalise", "gradient_sums", "gradient")),
     ("anchor_score", "score_anchors"),
     ("nms", "nms_topk"),
     ("colour", "luma_means"),
@@ -33,7 +37,7 @@ FUNCTIONS = [
 
 @pytest.mark.parametrize(("name", "function"), FUNCTIONS)
 def test_the_functions_are_found_by_their_plain_names(name, function, known):
-    assert f".text.{function}\0".encode() in nvrtc.compile_cubin(name, f"sm_{max(known)}")
+    assert f".text.{function}\0".encode() in compiled(name, f"sm_{max(known)}")
 
 
 def test_a_broken_source_is_an_error_with_the_compilers_message(tmp_path, known):

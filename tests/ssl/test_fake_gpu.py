@@ -1,22 +1,28 @@
 """A step on a GPU that is not there: PyTorch's fake tensors know their device and hold no numbers.
 
 An operation on tensors of two devices raises, and so does whatever would bring a number back to the host, for which a
-real GPU would have to be waited for. What it cannot show are the numbers, the backward pass and fused optimisers.
+real GPU would have to be waited for, and a copy to the GPU that the host waits for. What it cannot show are the
+numbers, the backward pass and fused optimisers. How many calls a step is can be counted on the "meta" device, with the
+backward pass.
 """
 
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import resolve
+from objcrop.ssl.shuffle_bn import VirtualBatchNorm
 from objcrop.ssl.trainer import METHODS, Run
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)
+IDLE = {"moco-v2": (), "byol": ("queue",), "supervised": ("queue", "dim", "hidden")}
 
 
 def moved(module):
@@ -32,19 +38,45 @@ def moved(module):
     return module
 
 
+def run_of(recipe, method, device):
+    """A run in its midst, without loader and folder."""
+    run = object.__new__(Run)
+    run.recipe, run.device, run.step, run.total, run.batches, run.world = recipe, device, 3, 9, 10, 1
+    run.method = run.model = method
+    run.probe, run.optimiser = None, run._optimiser()
+    return run
+
+
+class NoWaitedCopies(TorchDispatchMode):
+    """Refuses copies from the host to the GPU but those that do not block, from page-locked memory."""
+
+    def __init__(self, page_locked=()):
+        super().__init__()
+        self.page_locked, self.copies = page_locked, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        made = func(*args, **kwargs)
+        if func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default):
+            source = args[func is torch.ops.aten.copy_.default]
+            if source.device.type == "cpu" and made.device == GPU:
+                unblocked = kwargs.get("non_blocking") or True in args[2:]
+                assert unblocked and any(source is tensor for tensor in self.page_locked), "the host waits for a copy"
+                self.copies += 1
+        return made
+
+
 @pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_stays_on_the_gpu(method, flags, monkeypatch):
-    idle = {"moco-v2": (), "byol": ("queue",), "supervised": ("queue", "dim", "hidden")}[method]
-    recipe = resolve(None, {**SMALL, "method": method, **flags, **dict.fromkeys(idle)})
+def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatch):
+    recipe = resolve(None, {**SMALL, "method": method, **flags, **dict.fromkeys(IDLE[method])})
     module = METHODS[method](recipe, ("object", "scene"), False, 5)
     probe = OnlineProbe(96, 5, False)
+    page_locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (page_locked.append(tensor), tensor)[1])
     with FakeTensorMode():
-        run = object.__new__(Run)
-        run.recipe, run.device, run.step, run.total, run.batches, run.world = recipe, GPU, 3, 9, 10, 1
-        run.method = run.model = moved(module)
+        run = run_of(recipe, moved(module), GPU)
         run.probe = moved(probe)
-        run.optimiser = run._optimiser()
 
         def backward(loss):
             assert loss.device == GPU and loss.ndim == 0
@@ -53,10 +85,80 @@ def test_a_step_stays_on_the_gpu(method, flags, monkeypatch):
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
         views = [torch.randn(16, 3, 32, 32, device=GPU) for _ in range(2)]
-        watched = run.take_step(SimpleNamespace(views=views, labels=torch.zeros(16, 5)))
+        labels = torch.zeros(16, 5, device=GPU)
+        with NoWaitedCopies(page_locked) as copies:
+            watched = run.take_step(SimpleNamespace(views=views, labels=labels))
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
+    assert copies.copies == (method == "moco-v2" and recipe.bn_groups != 1)  # the permutation
 
 
 def test_reading_a_number_back_raises():
     with FakeTensorMode(), pytest.raises(DataDependentOutputException):
         torch.ones(2, device=GPU).sum().item()
+
+
+def test_copies_that_the_host_waits_for_are_seen():
+    with FakeTensorMode():
+        on_host = torch.arange(3)
+        for page_locked, copy in [
+            ([], lambda: on_host.to(GPU)),
+            ([on_host], lambda: on_host.to(GPU)),
+            ([], lambda: on_host.to(GPU, non_blocking=True)),
+            ([on_host], lambda: torch.empty(3, dtype=torch.int64, device=GPU).copy_(on_host)),
+        ]:
+            with NoWaitedCopies(page_locked), pytest.raises(AssertionError, match="waits"):
+                copy()
+        with NoWaitedCopies([on_host]):
+            on_host.to(GPU, non_blocking=True)
+            torch.empty(3, dtype=torch.int64, device=GPU).copy_(on_host, True)
+            torch.arange(3, device=GPU)
+
+
+class Calls(TorchDispatchMode):
+    """Counts operators but views; one of ours is one."""
+
+    def __init__(self):
+        super().__init__()
+        self.counted = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.counted[str(func)] += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_step_of_resnet50_is_few_calls():
+    recipe = resolve(None, dict(arch="resnet50", size=33, batch_size=16, queue=32, dim=16, steps=9, bn_groups=8))
+    run = run_of(recipe, METHODS["moco-v2"](recipe, ("object", "scene"), False).to("meta"), torch.device("meta"))
+    trained = [p for p in run.method.parameters() if p.requires_grad]
+    run.optimiser = torch.optim.SGD(trained, 0.1, momentum=0.9, foreach=True)  # on a GPU it is fused
+    batch = SimpleNamespace(
+        views=[torch.empty(16, 3, 33, 33, device="meta") for _ in range(2)], labels=torch.empty(16, 0, device="meta")
+    )
+    run.take_step(batch)  # makes the velocities
+    with Calls() as calls:
+        run.take_step(batch)
+    norms = sum(isinstance(module, VirtualBatchNorm) for module in run.method.modules())
+    assert norms == 106
+    assert calls.counted["objcrop.batch_norm.default"] == norms
+    assert calls.counted["objcrop.batch_norm_backward.default"] == norms // 2
+    assert calls.counted.total() <= 1400, calls.counted.most_common(20)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
+    recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **dict.fromkeys(IDLE[method])})
+    run = run_of(recipe, METHODS[method](recipe, ("object", "scene"), False, 5).to(GPU), GPU)
+    run.probe = OnlineProbe(96, 5, False).to(GPU)
+    views = [torch.randn(16, 3, 32, 32, device=GPU).to(memory_format=torch.channels_last) for _ in range(2)]
+    batch = SimpleNamespace(views=views, labels=torch.zeros(16, 5, device=GPU))
+    for _ in range(3):  # compile kernels, choose convolutions, make memory
+        run.take_step(batch)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        watched = run.take_step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(torch.isfinite(value) for value in watched.values())

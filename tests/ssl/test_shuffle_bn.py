@@ -1,5 +1,7 @@
 """Virtual devices in one process: lay-out, BatchNorm a device, keys in other company. On two: test_distributed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -52,12 +54,32 @@ def test_every_virtual_device_has_statistics_of_its_own(groups):
     torch.testing.assert_close(fresh.eval()(x), plain.eval()(x))
 
 
+def small_network():
+    """A network normalised over four devices, whose ReLU writes into BatchNorm's result, and rows dealt to them."""
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2)
+    network, devices = nn.Sequential(*layers), VirtualDevices(16, 4)
+    devices.normalise(network)
+    return network, devices.deal(torch.randn(16, 3, 4, 4))
+
+
+def test_compiled_in_one_graph_it_is_the_same():
+    torch.manual_seed(0)
+    network, dealt = small_network()
+    compiled = copy.deepcopy(network)
+    compiled.compile(backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        for each in (network, compiled):
+            each(dealt).square().mean().backward()
+    assert network.state_dict().keys() == compiled.state_dict().keys()
+    for one, other in zip(network.buffers(), compiled.buffers()):
+        torch.testing.assert_close(one, other)
+    for one, other in zip(network.parameters(), compiled.parameters()):
+        torch.testing.assert_close(one.grad, other.grad)
+
+
 def test_a_step_in_parts_of_whole_devices_is_the_same_step():
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
-    devices = VirtualDevices(16, 4)
-    devices.normalise(network)
-    dealt = devices.deal(torch.randn(16, 3, 4, 4))
+    network, dealt = small_network()
     gradients = []
     for parts in (1, 2, 4):
         network.zero_grad()
