@@ -7,8 +7,8 @@
 Our loaders make the same two moco-v2 views of the same images, from the same plan; rivals make theirs of the same
 files, which bench/rivals says more about. Each is warmed up by two batches a worker, then measured `repeats` times in
 turn with the others, so that a busy minute hits all alike; medians are reported, and processor time counts worker
-processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason. Ratios
-within one run are what to trust.
+processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason: also what
+crashes, since all is measured in a process of its own. Ratios within one run are what to trust.
 
 GPU memory is what the device has less of after a measurement than before the loader was made (torch.cuda.mem_get_info:
 DALI and PyTorch both keep what they once took, so that is their peak; another program on the device would count in).
@@ -39,6 +39,7 @@ from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.child_process import Child, ChildDied, alive
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
@@ -131,25 +132,25 @@ def bench_loader(
         UsageError: no GPU for "cuda".
     """
     with asked_for(catalog, boxes, crops, size, batch_size, device, workers, threads, images) as wanted:
-        reasons = {name: contender.left_out(device) for name, contender in CONTENDERS.items()}
-        lineup: dict[str, tuple[Batches, int]] = {
-            **{
-                name: (c.batches, QUICKER if c.needs_gpu else 1)
-                for name, c in CONTENDERS.items()
-                if reasons[name] is None
-            },
-            **CEILINGS,
-        }
+        left_out = {name: why for name, contender in CONTENDERS.items() if (why := contender.left_out(device))}
+        lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
         watches = {name: Stopwatch() for name in lineup}
         memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
-        batches = max(images // batch_size, 1)
-        for _ in range(repeats):
-            for name, (begin, times) in lineup.items():
-                memory[name] = max(memory[name], lap(watches[name], begin, wanted, times * batches))
+        with Child(measure) as child:
+            for _ in range(repeats):
+                for name in lineup:
+                    if name not in left_out:
+                        try:
+                            watch, taken = child(wanted, name, max(images // batch_size, 1))
+                            watches[name].add(watch)
+                            memory[name] = max(memory[name], taken)
+                        except ChildDied as died:
+                            left_out[name] = str(died)
         views = {name: len(crop_policy(crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
-        rows = {name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup}
-        pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
-        return {
+        rows = {
+            name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup if name not in left_out
+        }
+        result = {
             "crops": crops,
             "size": size,
             "batch_size": batch_size,
@@ -160,10 +161,33 @@ def bench_loader(
             "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
             "loaders": {name: row for name, row in rows.items() if name in CONTENDERS},
             "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
-            "left_out": {name: reason for name, reason in reasons.items() if reason is not None},
-            "dali_over_pil_per_cpu_s": round(dali / pil, 2),
-            "verdict": [f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."],
+            "left_out": left_out,
+            "verdict": [],
         }
+        if {"torch, colour=pil", "dali, cpu"} <= rows.keys():
+            pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
+            result["dali_over_pil_per_cpu_s"] = round(dali / pil, 2)
+            result["verdict"] = [
+                f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."
+            ]
+        return result
+
+
+def measure(wanted: Wanted, name: str, count: int) -> tuple[Stopwatch, float]:
+    """Be a child: return the time that batches of a contender or ceiling took, and the GPU memory, MiB.
+
+    Args:
+        wanted: what is asked for.
+        name: of the contender or ceiling.
+        count: batches; of what is fast enough more are taken, for a clock to tell.
+    """
+    if name in CEILINGS:
+        begin, times = CEILINGS[name]
+    else:
+        begin, times = CONTENDERS[name].batches, QUICKER if CONTENDERS[name].needs_gpu else 1
+    watch = Stopwatch()
+    memory = lap(watch, begin, wanted, times * count)
+    return watch, memory
 
 
 def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int) -> float:
@@ -172,9 +196,10 @@ def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int) -> float:
     # Also before workers are forked: a pipeline of DALI that a child inherits and destroys would hang it.
     free_before = free_memory(on_gpu)
     with closing(begin(wanted)) as batches:
-        for _ in islice(batches, max(8, 2 * wanted.workers)):  # workers started, code compiled, queues in their rhythm
+        warm_up = max(8, 2 * wanted.workers)  # workers started, code compiled, queues in their rhythm
+        for _ in alive(islice(batches, warm_up)):
             pass
-        watch.lap(_until_done(islice(batches, count), on_gpu))
+        watch.lap(_until_done(alive(islice(batches, count)), on_gpu))
         return (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
 
 

@@ -65,7 +65,7 @@ def _loader(result: Result) -> tuple[str, str]:
             f"{what}: images a processor second, `torch` with PIL colour → `dali` on the CPU",
             f"{pil:,.0f} → {dali:,.0f}, {dali / pil:.1f} times",
         )
-    decoding = max(rate["decoding whole images"], rate["decoding the views' union"])
+    decoding = max(rate[name] for name in result["ceilings"] if name.startswith("decoding"))
     dali, pil, solo = (rate[name] for name in ("dali, cuda", "torch, colour=pil", "solo-learn's dali, gpu"))
     return (
         f"{what}: images a second, `dali` on the GPU",

@@ -64,6 +64,12 @@ class Stopwatch:
         self.cpu.append(cpu_seconds() - cpu)
         self.images.append(images)
 
+    def add(self, other: Stopwatch) -> None:
+        """Take over another's measurements."""
+        self.seconds += other.seconds
+        self.cpu += other.cpu
+        self.images += other.images
+
     def summary(self) -> dict[str, float | int]:
         """Return medians and spreads: images per second, images per processor second."""
         rate = [n / s for n, s in zip(self.images, self.seconds)]

@@ -15,9 +15,9 @@ decoding_probe.py), since the fastest may be one that makes wrong pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -25,8 +25,7 @@ import numpy as np
 from objcrop.bench.loader import asked_for, lap, our
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
-from objcrop.child_process import Child, ChildDied, alive
-from objcrop.dali_pipes.views import Views
+from objcrop.child_process import Child, ChildDied
 from objcrop.decoding_probe import Way, probe_decoding
 
 CLEARLY = 1.02
@@ -120,12 +119,9 @@ def measure(wanted: Wanted, options: dict[str, Any], images: int) -> tuple[float
     """Be a child: return images per second of a choice of all options, and the GPU memory it takes, MiB."""
     others = {name: value for name, value in options.items() if name != "threads"}
 
-    def heard(wanted: Wanted) -> Generator[Views, None, None]:
-        with closing(our(wanted, **others)) as batches:
-            yield from alive(batches)
-
     watch = Stopwatch()
-    memory = lap(watch, heard, replace(wanted, threads=options["threads"]), max(images // wanted.batch_size, 1))
+    asked = replace(wanted, threads=options["threads"])
+    memory = lap(watch, partial(our, **others), asked, max(images // wanted.batch_size, 1))
     return watch.summary()["images_per_s"], round(memory)
 
 

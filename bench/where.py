@@ -2,11 +2,11 @@
 
     objcrop bench loader --where [--catalog voc.arrow --boxes gt.arrow] [--device cuda]
 
-The loader is run as chains that end a stage later each: planned; files read; the views' union decoded;
-resized; coloured, which is the whole loader. A stage costs what its chain takes more than the chain before, in
-milliseconds of processor time an image; stages much smaller than the spread may come out below 0. On a GPU that is the
-host's time alone, and the rates of the chains say where the device becomes the limit. Nothing is copied at the end:
-views are made where they are wanted, and on a GPU the files' bytes cross over inside decoding.
+The loader is run as chains that end a stage later each: planned; files read; decoded (the views' union on a CPU, the
+whole image on a GPU); resized; coloured, which is the whole loader. A stage costs what its chain takes more than the
+chain before, in milliseconds of processor time an image; stages much smaller than the spread may come out below 0. On a
+GPU that is the host's time alone, and the rates of the chains say where the device becomes the limit. Nothing is copied
+at the end: views are made where they are wanted, and on a GPU the files' bytes cross over inside decoding.
 
 `ready` is the mean number of batches that lie ready when the consumer asks, which here takes and does nothing else: 0
 unless handing over is what is slow. `objcrop bench train` reports it with a training step as the consumer.
@@ -151,7 +151,7 @@ def _ready(wanted: Wanted, count: int) -> list[int]:
 CHAINS: dict[str, tuple[Callable[[Wanted], Generator[Any, None, None]], int]] = {
     "plan": (_planned, 20),
     "read": (lambda wanted: _run(wanted, "read"), 5),
-    "decode": (lambda wanted: _run(wanted, "union"), 1),
+    "decode": (lambda wanted: _run(wanted, "whole" if wanted.device == "cuda" else "union"), 1),
     "resize": (lambda wanted: _loaded(wanted, LoaderWithoutColour), 1),
     "colour": (lambda wanted: _loaded(wanted, DaliLoader), 1),
 }

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -85,7 +86,9 @@ class Child:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked child has no use of CUDA
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, self.function, self._said.name))
+        self._process = context.Process(
+            target=_serve, args=(theirs, self.function, self._said.name, multiprocessing.get_start_method())
+        )
         self._process.start()
         theirs.close()  # so that its end is seen here
 
@@ -98,20 +101,23 @@ class Child:
 
 
 def alive(items: Iterable[Item]) -> Iterator[Item]:
-    """Yield items, telling the parent after each that this child is at work; in no child it only yields them."""
+    """Yield items, telling the parent between them that this child is at work; in no child it only yields them."""
+    told = time.monotonic()
     for item in items:
         yield item
-        if _to_parent is not None:
+        if _to_parent is not None and time.monotonic() - told > 1:  # seldom: benches measure through this
             _to_parent.send(("alive", None))
+            told = time.monotonic()
 
 
 _to_parent: Connection | None = None
 
 
-def _serve(pipe: Connection, function: Callable[..., Any], said: str) -> None:
+def _serve(pipe: Connection, function: Callable[..., Any], said: str, start_method: str) -> None:
     """Be the child: answer calls until the parent is gone."""
     global _to_parent
     _to_parent = pipe
+    multiprocessing.set_start_method(start_method, force=True)  # else children of a spawned process are spawned too
     said_there = os.open(said, os.O_WRONLY | os.O_APPEND)
     for standard in (1, 2):
         os.dup2(said_there, standard)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from objcrop.bench import loader as loader_bench
 from objcrop.bench import proposals as propose_bench
 from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.kernels import bench_kernels
@@ -18,6 +19,7 @@ from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
+from objcrop.child_process import Child, ChildDied
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
@@ -32,14 +34,25 @@ def test_plan(tmp_path):
     assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
 
 
-def test_loader(tmp_path):
+class DiesAtSolo(Child):
+    def __call__(self, wanted, name, count):
+        if name.startswith("solo"):
+            raise ChildDied("killed by SIGSEGV")
+        return super().__call__(wanted, name, count)
+
+
+def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
+    """Once nothing was left of the bench where a contender's libraries took the process along."""
+    monkeypatch.setattr(loader_bench, "Child", DiesAtSolo)
     result = bench_loader(size=32, batch_size=4, repeats=1, images=8)
     assert set(result["loaders"]) | set(result["left_out"]) == set(CONTENDERS)
+    assert result["left_out"]["solo-learn's dali, cpu"] == "killed by SIGSEGV"
     assert {name for name in CONTENDERS if CONTENDERS[name].ours and not CONTENDERS[name].needs_gpu} <= set(
         result["loaders"]
     )
     assert all(row["images"] == 8 and row["views_per_s"] > 0 for row in result["loaders"].values())
     assert set(result["ceilings"]) == set(CEILINGS) and not set(result["loaders"]) & set(result["left_out"])
+    assert "times the images per processor second" in result["verdict"][0]
     plot_loader(result, tmp_path / "loader.png")
     assert (tmp_path / "loader.png").stat().st_size > 5000
 

@@ -1,6 +1,7 @@
 """A child that crashes, raises or hangs is a sentence, and the next call has a new one."""
 
 import ctypes
+import multiprocessing
 import operator
 import os
 import signal
@@ -51,6 +52,16 @@ def test_one_that_hangs_is_ended():
         with pytest.raises(ChildDied, match="no word for 0"):
             child()
         assert child._process is None
+
+
+def start_method():
+    return multiprocessing.get_start_method()
+
+
+def test_its_own_children_start_as_elsewhere():
+    """Once a loader's workers were spawned there, which takes ten seconds each."""
+    with Child(start_method) as child:
+        assert child() == multiprocessing.get_start_method()
 
 
 def test_in_no_child_alive_only_yields():
