@@ -46,11 +46,12 @@ class LARS(Optimizer):
         updates: Any = [p.grad for p in weights]
         if adapted:
             updates = list(torch._foreach_add(updates, weights, alpha=group["weight_decay"]))
-            norms = zip(torch._foreach_norm(weights), torch._foreach_norm(updates))
-            scales: Any = [torch.where((w > 0) & (u > 0), group["trust"] * w / u, torch.ones_like(w)) for w, u in norms]
-            torch._foreach_mul_(updates, scales)
+            w, u = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
+            scales = torch.where((w > 0) & (u > 0), group["trust"] * w / u, 1.0)
+            torch._foreach_mul_(updates, list(scales.unbind()))
         for p in weights:
-            self.state[p].setdefault("velocity", torch.zeros_like(p))
+            if "velocity" not in self.state[p]:
+                self.state[p]["velocity"] = torch.zeros_like(p)
         velocities = [self.state[p]["velocity"] for p in weights]
         torch._foreach_mul_(velocities, group["momentum"])
         torch._foreach_add_(velocities, updates)

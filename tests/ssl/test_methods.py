@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.errors import UsageError
 from objcrop.ssl.byol import BYOL, byol_loss
@@ -111,6 +112,44 @@ def test_lars_by_hand():
         w, b = w - 0.5 * vw, b - 0.5 * vb
     np.testing.assert_allclose(weight.detach().numpy()[0], w, rtol=1e-5)
     assert float(bias.detach()) == pytest.approx(b)
+
+
+class Calls(TorchDispatchMode):
+    """Keeps the names of the operators called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
+def test_lars_of_many_tensors_is_that_of_each_and_few_calls(dtype, relative):
+    torch.manual_seed(0)
+    shapes = [(5, 3), (7,), (2, 3, 3, 3), (3,), (4, 4), (6, 2)] * 20
+    weights = [nn.Parameter(torch.randn(shape, dtype=dtype)) for shape in shapes]
+    with torch.no_grad():
+        weights[0].zero_()  # no norm to adapt by
+    expected = [w.detach().double().numpy().copy() for w in weights]
+    velocities = [np.zeros_like(w) for w in expected]
+    optimiser = LARS(weights, lr=0.3, momentum=0.9, weight_decay=0.1, trust=0.01)
+    for _ in range(3):
+        for weight, w, v in zip(weights, expected, velocities):
+            weight.grad = torch.randn_like(weight)
+            update = weight.grad.double().numpy()
+            if w.ndim > 1:
+                update = update + 0.1 * w
+                update = update * (0.01 * np.linalg.norm(w) / np.linalg.norm(update) if w.any() else 1.0)
+            v += update - 0.1 * v
+            w -= 0.3 * v
+        with Calls() as calls:
+            optimiser.step()
+    for weight, w in zip(weights, expected):
+        np.testing.assert_allclose(weight.detach().double().numpy(), w, rtol=relative, atol=relative)
+    assert len(calls.names) < len(weights) // 4, "a call a tensor"
 
 
 def test_schedules():
