@@ -83,8 +83,8 @@ class Recipe:
         single_label: each image has one class: cross-entropy and top-1 instead of logistic regression and mAP
             (supervised, online probe).
         accumulate: parts that a step is taken in, to save memory; the numbers stay the same.
-        precision: "bf16" (autocast) or "fp32"; None is bf16 on a GPU and fp32 on a CPU.
-        compile: let torch.compile work on the encoder.
+        precision: "bf16" (autocast) or "fp32"; None is bf16 on a GPU that computes it (Ampere and later), else fp32.
+        compile: let torch.compile work on the encoder and the momentum encoder.
         online_probe: train a linear classifier on the labels alongside, without touching the encoder.
         tensorboard: write TensorBoard's files into the run folder.
         wandb: project of Weights & Biases to report to; None for none.

@@ -33,7 +33,7 @@ from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
 from objcrop.ssl.lars import LARS
-from objcrop.ssl.method import Method
+from objcrop.ssl.method import Encoder, Method
 from objcrop.ssl.moco import MoCo
 from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.online_probe import OnlineProbe
@@ -108,7 +108,24 @@ def device_of(name: str) -> torch.device:
     device = resolve_device(name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        torch.backends.cudnn.benchmark = True  # let it try its convolutions: a run's shapes never change
     return device
+
+
+def precision_of(recipe: Recipe, device: torch.device) -> str:
+    """Return what a step on this device, the current one, computes in: "bf16" (autocast) or "fp32".
+
+    Raises:
+        UsageError: the recipe asks for bf16, but the GPU has none (those before Ampere).
+    """
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return recipe.precision or ("bf16" if device.type == "cuda" else "fp32")
+    if recipe.precision == "bf16":
+        name = torch.cuda.get_device_name(device)
+        raise UsageError(
+            f"precision is 'bf16', but {name} has no bf16 arithmetic and imitates it slowly: leave precision out."
+        )
+    return "fp32"
 
 
 def views_for(
@@ -125,7 +142,7 @@ def views_for(
         catalog: the images.
         boxes: for policies that crop in boxes.
         output: folder where bad images are listed.
-        device: where the views lie.
+        device: where the views lie; in the type that the step computes in, which they would be rounded to there.
     """
     rank, _ = rank_and_world_size()
     options = {name: getattr(recipe, name) for name in OPTIONS if name in VIEW_OPTIONS and recipe.acts(name)}
@@ -134,7 +151,7 @@ def views_for(
         boxes=boxes,
         backend=recipe.loader,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
-        **{**options, "device": str(device)},
+        **{**options, "device": str(device), "dtype": precision_of(recipe, device)},
     )
 
 
@@ -162,6 +179,7 @@ class Run:
         self.batches = len(loader)  # of an epoch; later boxes may make it another number, but not the schedule
         self.total = recipe.steps or recipe.epochs * self.batches
         self.step = 0
+        self.precision = precision_of(recipe, device)
         torch.manual_seed(recipe.seed)
         self.method: Method = METHODS[recipe.method](
             recipe, loader.policy.roles, loader.policy.heads_shared, len(loader.classes)
@@ -182,9 +200,11 @@ class Run:
             with restoring(folder.checkpoint):
                 self.watch.load_state_dict(saved["watch"], device)
         if recipe.compile:
-            self.method.encoder.backbone.compile()
+            for part in self.method.children():
+                if isinstance(part, Encoder):
+                    part.backbone.compile()
             if self.leads:
-                logging.getLogger("objcrop").warning("Compiling the encoder: the first step may take minutes.")
+                logging.getLogger("objcrop").warning("Compiling the encoders: the first step may take minutes.")
         self.model: nn.Module = self.method
         if self.world > 1:
             # Buffers are made the same when a checkpoint is written, not in every step.
@@ -209,6 +229,7 @@ class Run:
             "steps": self.total,
             "learning_rate": self.recipe.learning_rate,
             "bn_groups": self.recipe.virtual_devices,
+            "precision": self.precision,
             "processes": self.world,
             **({} if self.online is None else {"rescore_every": self.online.every}),
         }
@@ -247,7 +268,10 @@ class Run:
                 asked_for = time.perf_counter()
                 for batch in self.loader:
                     self.watch.waited += time.perf_counter() - asked_for
-                    self.watch.add(self.take_step(batch), torch.from_numpy(batch.plan.row))
+                    try:
+                        self.watch.add(self.take_step(batch), torch.from_numpy(batch.plan.row))
+                    except torch.OutOfMemoryError as error:
+                        raise self._too_large(saved_at) from error
                     looks = self.step % recipe.log_every_steps == 0 or self.step == self.total
                     if looks:
                         more = self.probe.report() if self.probe is not None else {}
@@ -309,8 +333,20 @@ class Run:
         return {name: torch.stack([w[name] for w in watched]).mean() for name in watched[0]}
 
     def _autocast(self) -> Any:
-        precision = self.recipe.precision or ("bf16" if self.device.type == "cuda" else "fp32")
-        return torch.autocast(self.device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def _too_large(self, saved_at: int) -> ObjcropError:
+        """Return what to say where a step does not fit into the GPU's memory."""
+        recipe, here = self.recipe, self.method.devices.here
+        ways = [f"a smaller batch_size than {recipe.batch_size}"]
+        ways += [f"accumulate {n}" for n in range(recipe.accumulate + 1, here + 1) if here % n == 0][:1]
+        if self.precision == "fp32" and torch.cuda.is_bf16_supported(including_emulation=False):
+            ways.append("precision bf16")
+        kept = f"; {self.folder.checkpoint} holds step {saved_at}" if saved_at else ""
+        return ObjcropError(
+            f"the GPU's memory is full in step {self.step + 1}: give {', '.join(ways)} or a smaller size, or end what "
+            f"else runs on it{kept}."
+        )
 
     def _rescore(self) -> None:
         """Draw from new boxes where an epoch is about to begin that they are due before."""

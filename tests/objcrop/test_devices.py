@@ -32,6 +32,7 @@ def gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: state["count"])
     monkeypatch.setattr(torch.cuda, "current_device", lambda: state["current"])
     monkeypatch.setattr(torch.cuda, "set_device", choose)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     return state
 
 
@@ -60,6 +61,7 @@ def test_a_name_means_one_gpu(gpus, monkeypatch, name, current, launcher, expect
         monkeypatch.setenv(variable, value)
     assert resolve_device(name) == torch.device(expected)
     assert device_of(str(name)) == torch.device(expected)
+    assert torch.backends.cudnn.benchmark == (expected != "cpu")
     assert gpus["current"] == (current if expected == "cpu" else torch.device(expected).index)
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.shuffle_bn import VirtualBatchNorm
-from objcrop.ssl.trainer import METHODS, Run
+from objcrop.ssl.trainer import METHODS, Run, precision_of
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)
@@ -43,7 +43,7 @@ def run_of(recipe, method, device):
     run = object.__new__(Run)
     run.recipe, run.device, run.step, run.total, run.batches, run.world = recipe, device, 3, 9, 10, 1
     run.method = run.model = method
-    run.probe, run.optimiser = None, run._optimiser()
+    run.probe, run.optimiser, run.precision = None, run._optimiser(), precision_of(recipe, device)
     return run
 
 
@@ -73,6 +73,8 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
     module = METHODS[method](recipe, ("object", "scene"), False, 5)
     probe = OnlineProbe(96, 5, False)
     page_locked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (page_locked.append(tensor), tensor)[1])
     with FakeTensorMode():
         run = run_of(recipe, moved(module), GPU)
@@ -88,6 +90,7 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
         labels = torch.zeros(16, 5, device=GPU)
         with NoWaitedCopies(page_locked) as copies:
             watched = run.take_step(SimpleNamespace(views=views, labels=labels))
+    assert run.precision == (recipe.precision or "bf16")
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
     assert copies.copies == (method == "moco-v2" and recipe.bn_groups != 1)  # the permutation
 

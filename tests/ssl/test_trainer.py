@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.trainer import Run, pretrain
+from objcrop.ssl.trainer import Run, precision_of, pretrain, views_for
 
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
 
@@ -69,11 +70,82 @@ def test_wrong_use(photos, tmp_path, flags, word):
         train(photos, tmp_path / "run", steps=1, **flags)
 
 
-def test_compiling_is_said_before_the_first_step(photos, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: None)
-    monkeypatch.setattr(Run, "take_step", lambda self, batch: pytest.fail(caplog.text))
+def test_both_encoders_are_compiled_and_it_is_said_before_the_first_step(photos, tmp_path, monkeypatch, caplog):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+
+    def first(run, batch):
+        assert compiled == [run.method.encoder.backbone, run.method.momentum_encoder.backbone]
+        pytest.fail(caplog.text)
+
+    monkeypatch.setattr(Run, "take_step", first)
     with caplog.at_level(logging.WARNING, "objcrop"), pytest.raises(pytest.fail.Exception, match="take minutes"):
         train(photos, tmp_path / "run", steps=1, compile=True)
+
+
+@pytest.mark.parametrize(
+    ("device", "has", "asked", "computes"),
+    [
+        ("cpu", False, None, "fp32"),
+        ("cpu", False, "bf16", "bf16"),
+        ("cuda:0", True, None, "bf16"),
+        ("cuda:0", True, "fp32", "fp32"),
+        ("cuda:0", False, None, "fp32"),
+        ("cuda:0", False, "fp32", "fp32"),
+    ],
+)
+def test_bf16_is_for_those_who_have_it(device, has, asked, computes, monkeypatch):
+    def supported(including_emulation=True):
+        return has or including_emulation  # as PyTorch says of a T4
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    recipe = resolve(None, {"precision": asked})
+    assert precision_of(recipe, torch.device(device)) == computes
+
+
+def test_bf16_is_refused_where_it_is_imitated(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(UsageError, match=r"precision is 'bf16', but Tesla T4 .* leave precision out"):
+        precision_of(resolve(None, {"precision": "bf16"}), torch.device("cuda:0"))
+
+
+def test_views_come_in_the_type_of_the_step_which_does_not_see_it(photos, tmp_path):
+    losses = []
+    for asked, dtype in {"bf16": torch.bfloat16, "fp32": torch.float32}.items():
+        recipe = resolve(None, {**SMALL, "loader": "torch", "workers": 0, "threads": None, "precision": asked})
+        with views_for(recipe, photos[0], None, tmp_path, torch.device("cpu")) as loader:
+            batch = next(iter(loader))
+            assert all(view.dtype == dtype for view in batch.views)
+            run = Run(
+                replace(recipe, precision="bf16"), loader, RunFolder(tmp_path / asked, False), loader.device, False
+            )
+            losses.append([float(run.take_step(batch)["loss"].detach()) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6) and losses[0][2] > 0
+
+
+@pytest.mark.parametrize(("at", "kept"), [(1, None), (3, 2)])
+def test_a_step_too_large_for_the_gpu_is_a_sentence(photos, tmp_path, monkeypatch, at, kept):
+    step = Run.take_step
+
+    def full(run, batch):
+        if run.step + 1 == at:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.\nSee documentation")
+        return step(run, batch)
+
+    monkeypatch.setattr(Run, "take_step", full)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    flags = dict(steps=4, checkpoint_every_steps=1, bn_groups=4, accumulate=2, precision="fp32")
+    with pytest.raises(
+        ObjcropError, match=rf"memory is full in step {at}: .*batch_size than 8, accumulate 4"
+    ) as caught:
+        train(photos, tmp_path / "run", **flags)
+    said, last = str(caught.value), tmp_path / "run" / "last.pt"
+    assert (
+        caught.value.exit_code == 1 and "\n" not in said and "batch_size than 8, accumulate 4, precision bf16" in said
+    )
+    assert (f"{last} holds step {kept}" in said) == (kept is not None) == last.exists()
+    assert kept is None or load_checkpoint(last)["step"] == kept
 
 
 @pytest.mark.parametrize(
