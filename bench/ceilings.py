@@ -77,12 +77,12 @@ def plans(loader: ViewLoader) -> Iterator[ViewPlan]:
             yield loader.batches.plan((epoch, batch))
 
 
-def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int) -> Any:
-    """Return a batch as DALI takes it: bytes, and the unions of the windows (N, 4) in the stored frame."""
+def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int, decode: str) -> list[Any]:
+    """Return a batch as DALI takes it for `decode`: bytes, and for "union" where it begins and ends."""
     unions = union_of(plan.windows)
     found = read_encoded(catalog, plan.row.tolist(), unions, (), pool, threads)
     images = [NOTHING if isinstance(image, BadImage) else image for image in found]
-    return feed_of(images, unions[:, None], catalog.sizes[plan.row])
+    return feed_of(images, unions[:, None], catalog.sizes[plan.row], decode)[0]
 
 
 @contextmanager
@@ -100,7 +100,7 @@ def part_of_the_loader(coming: Iterator[ViewPlan], wanted: Wanted, until: str) -
     with ThreadPoolExecutor(wanted.threads) as pool:
 
         def feed() -> Any:
-            return read(next(coming), wanted.catalog, pool, wanted.threads)
+            return read(next(coming), wanted.catalog, pool, wanted.threads, "whole" if until == "read" else until)
 
         if until == "read":
             yield lambda: feed()[0]
@@ -113,7 +113,6 @@ def part_of_the_loader(coming: Iterator[ViewPlan], wanted: Wanted, until: str) -
             device=wanted.device,
             device_id=resolve_device(wanted.device).index,
             decode=until,
-            hw_decoder_load=0.0,
         )
         yield lambda: pipe.run()[0]
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import os
 import statistics
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -110,8 +110,8 @@ class LoaderWithoutColour(DaliLoader):
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
         pass
 
-    def _colour_batch(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        return list(resized)
+    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: dict[str, torch.Tensor]) -> torch.Tensor:
+        return pixels
 
 
 class CountedLoader(DaliLoader):

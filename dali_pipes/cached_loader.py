@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
-from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of
+from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of, windows_at
 from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
 from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.kernels.crop_resize import crop_resize, resize_uint8
+from objcrop.kernels.crop_resize import Windows, resize_uint8
 
 ROWS = 64  # decoded at a time
 SPARE = 2 << 30  # bytes to leave free beside the cache
@@ -72,9 +72,8 @@ class CachedLoader(DaliLoader):
             self._pixels = self._decoded()
         for position in self._positions(start):
             asked, plan = self._planned(position)
-            windows = self._kept_windows(plan)
-            views = self._from_device(plan, windows) if self.batchwise else self._from_host(plan, windows)
-            yield self._assembled(plan, asked, views)
+            windows, pixels = self._windows(plan)
+            yield self._finished(plan, asked, windows, pixels)
 
     def image(self, row: int) -> torch.Tensor:
         """Return an image as it is kept, uint8 (h, w, 3), a view of the cache."""
@@ -93,10 +92,10 @@ class CachedLoader(DaliLoader):
         parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
         graph: dict[str, Any] = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
         for rows, part in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
-            if part.outputs is None:
+            if part.decoded is None:
                 self._read_with_pil(rows)
                 continue
-            for row, pixels, orientation, reason in zip(rows, part.outputs[0], part.orientations, part.reasons):
+            for row, pixels, orientation, reason in zip(rows, part.decoded, part.orientations, part.reasons):
                 if reason:
                     self.bad_images.add(row, reason)
                 else:
@@ -129,24 +128,18 @@ class CachedLoader(DaliLoader):
         windows[..., 2:] = np.maximum(windows[..., 2:], windows[..., :2] + 1)
         return windows
 
-    def _from_host(self, plan: ViewPlan, windows: NDArray[np.int32]) -> list[torch.Tensor]:
-        return self._finish_cpu(plan, [self.image(int(row)) for row in plan.row], windows)
-
-    def _from_device(self, plan: ViewPlan, windows: NDArray[np.int32]) -> list[torch.Tensor]:
-        """Resize and colour in the side stream; from the host only what the windows cover is copied."""
+    def _windows(self, plan: ViewPlan) -> tuple[Windows, torch.Tensor]:
+        """Return the views' windows and the pixels they lie in: for a GPU those of the host's cache are copied."""
         assert self._pixels is not None
-        with torch.cuda.stream(self.side_stream):
-            pixels, begins, widths = self._pixels, self.begins[plan.row], self.kept[plan.row, 0]
-            if self.place.type == "cpu":
-                unions = union_of(windows)
-                packed, begins, widths = pack([self.image(int(row)) for row in plan.row], unions)
-                pixels, windows = packed.to(self.device, non_blocking=True), windows - np.tile(unions[:, None, :2], 2)
-            where = self.to_device(begins), self.to_device(widths)
-            resized = [
-                crop_resize(pixels, *where, self.to_device(windows[:, v]), self.planner.size, augment.interpolation)
-                for v, augment in enumerate(self.planner.augment)
-            ]
-            return self._colour_batch(plan, resized)
+        windows, begins, widths = self._kept_windows(plan), self.begins[plan.row], self.kept[plan.row, 0]
+        pixels = self._pixels
+        if self.batchwise and self.cache == "host":
+            unions = union_of(windows)
+            packed, begins, widths = pack([self.image(int(row)) for row in plan.row], unions)
+            with torch.cuda.stream(self.side_stream):
+                pixels = packed.to(self.device, non_blocking=True)
+            windows = windows - np.tile(unions[:, None, :2], 2)
+        return windows_at(pixels.data_ptr() + begins, windows, widths), pixels
 
 
 def kept_sizes(catalog: Catalog, side: int | None) -> NDArray[np.int32]:

@@ -1,7 +1,7 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
 A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: torch's uint8 resize
-and the fused colour loop, one view a thread; GPU: colour on the device) and keeps `prefetch` batches ready. What is no
+and the fused colour loop, one view a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
 plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not.
 A batch in which DALI stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
@@ -13,29 +13,35 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
-from objcrop.dali_pipes.decode_crop_resize import decodable, decode_graph, feed_of, orientations_of, union_of
-from objcrop.dali_pipes.read_image import (
-    BadImage,
-    Encoded,
-    open_upright,
-    read_encoded,
-    upright_pixels,
-    upright_views,
+from objcrop.dali_pipes.decode_crop_resize import (
+    decodable,
+    decode_graph,
+    feed_of,
+    orientations_of,
+    union_of,
+    windows_in,
 )
+from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded
+from objcrop.dali_pipes.to_device import to_device
 from objcrop.dali_pipes.torch_loader import assemble
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError
-from objcrop.kernels.crop_resize import resize_uint8
+from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_one
+
+# Of the plan's arrays those that colour a view, and of the batch's tensors those that come with the views.
+DECISIONS = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
+BESIDE_VIEWS = ("index", "requested", "labels", "substituted")
 
 
 class DaliLoader(ViewLoader):
@@ -57,7 +63,7 @@ class DaliLoader(ViewLoader):
     ) -> None:
         super().__init__(planner, bad_images, device=device, **contract)
         self.threads, self.prefetch, self.dtype = threads, prefetch, dtype
-        # A GPU's way: the graph resizes, and a batch is coloured at once. On a CPU each view for itself is faster.
+        # A GPU's way: a batch is resized and coloured at once. On a CPU each view for itself is faster.
         self.batchwise = self.device.type == "cuda"
         # Whole on a GPU: decoding a part through nvImageCodec 0.9 is reported to end the process (nvImageCodec#55).
         self.decode = decode or ("whole" if self.batchwise else "union")
@@ -117,21 +123,16 @@ class DaliLoader(ViewLoader):
             run = _GraphRun(self, start)
             while True:
                 try:
-                    asked, plan, images, decoded = run.next_batch()
+                    fed, decoded = run.next_batch()
                 except ObjcropError:
                     raise
                 except RuntimeError as error:
-                    start, _, plan, images = run.oldest()
-                    self._rescue(plan, images, str(error))
+                    fed = run.oldest()
+                    start = fed.position
+                    self._rescue(fed.plan, fed.images, str(error))
                     break
-                orientations = orientations_of(images)
-                if self.batchwise:
-                    views = self._finish_batch(plan, decoded, orientations)
-                else:
-                    corners = union_of(plan.windows)[:, None, :2]
-                    unions = [upright_pixels(torch.from_dlpack(u), int(o)) for u, o in zip(decoded[0], orientations)]
-                    views = self._finish_cpu(plan, unions, plan.windows - np.tile(corners, 2))
-                yield self._assembled(plan, asked, views)
+                windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
+                yield self._finished(fed.plan, fed.asked, windows, decoded)
 
     def _planned(self, position: Position) -> tuple[ViewPlan, ViewPlan]:
         """Return a batch's plan as asked for, and with the rows known to be bad replaced."""
@@ -176,28 +177,24 @@ class DaliLoader(ViewLoader):
 
     # ---- pixels
 
-    def _finish_cpu(
-        self, plan: ViewPlan, images: Sequence[torch.Tensor], windows: NDArray[np.int32]
-    ) -> list[torch.Tensor]:
-        """Resize and colour each view on the pool's threads; every view goes to its own place in the batch.
+    def _finished(self, plan: ViewPlan, asked: ViewPlan, windows: Windows, images: Any) -> Views:
+        """Return the batch whose views are these windows (V, N) of images, which are held until they are read."""
+        batch = assemble(self.planner, plan, asked, [])
+        return self._finish_batch(batch, windows, images) if self.batchwise else self._finish_cpu(batch, windows)
 
-        Args:
-            plan: the colour decisions.
-            images: uint8 (h, w, 3), N of them: whole or cut.
-            windows: (N, V, 4) in their pixels.
-        """
+    def _finish_cpu(self, batch: Views, windows: Windows) -> Views:
+        """Resize and colour each view on the pool's threads; every view goes to its own place in the batch."""
         size, augment = self.planner.size, self.planner.augment
-        out = [torch.empty(len(plan), size, size, 3) for _ in augment]
+        out = [torch.empty(len(batch), size, size, 3) for _ in augment]
 
         def one_sample(i: int) -> None:
             for v in range(len(augment)):
-                x0, y0, x1, y1 = windows[i, v]
-                view = resize_uint8(images[i][y0:y1, x0:x1], (size, size), augment[v].interpolation)
-                self._colour(view, plan, i, v, out[v][i])
+                view = crop_resize_one(Windows(*(part[v] for part in windows)), i, size, augment[v].interpolation)
+                self._colour(view, batch.plan, i, v, out[v][i])
 
-        for _ in self._pool.map(one_sample, range(len(plan))):
+        for _ in self._pool.map(one_sample, range(len(batch))):
             pass
-        return [o.permute(0, 3, 1, 2).to(self.dtype) for o in out]
+        return replace(batch, views=tuple(o.permute(0, 3, 1, 2).to(self.dtype) for o in out))
 
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
         from objcrop.kernels.colour_cpu import colour_one
@@ -217,43 +214,33 @@ class DaliLoader(ViewLoader):
             out.numpy(),
         )
 
-    def _finish_batch(
-        self, plan: ViewPlan, decoded: tuple[Any, ...], orientations: NDArray[np.int8]
-    ) -> list[torch.Tensor]:
-        """Colour the resized views, which DALI hands out in the side stream's order; the host waits for nothing."""
+    def _finish_batch(self, batch: Views, windows: Windows, images: Any) -> Views:
+        """Resize and colour the views in the side stream, as the images are there; the host waits for nothing."""
+        plan, size = batch.plan, self.planner.size
+        arrays = {name: getattr(plan, name).swapaxes(0, 1) for name in DECISIONS} | windows._asdict()
+        arrays |= {name: getattr(batch, name).numpy() for name in BESIDE_VIEWS}
         with torch.cuda.stream(self.side_stream):
-            resized = [upright_views(torch.from_dlpack(each.as_tensor()), orientations) for each in decoded]
-            views = self._colour_batch(plan, resized)
+            there = to_device(arrays, self.device)
+            views = []
+            for v, augment in enumerate(self.planner.augment):
+                of_view = Windows(*(there[name][v] for name in Windows._fields))
+                pixels = crop_resize(of_view, size, augment.interpolation, self.device)
+                views.append(self._colour_batch(v, pixels, {name: there[name][v] for name in DECISIONS}))
         # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
         while self._read_later and self._read_later[0][0].query():
             self._read_later.popleft()
         read = self._mark()
         if read is not None:
-            self._read_later.append((read, decoded))
-        return views
+            self._read_later.append((read, images))
+        beside: dict[str, Any] = {name: there[name] for name in BESIDE_VIEWS}
+        return replace(batch, views=tuple(views), **beside)
 
-    def _colour_batch(self, plan: ViewPlan, resized: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Colour views uint8 (N, S, S, 3), one tensor a view, in the current stream."""
+    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Colour a batch of one view, uint8 (N, S, S, 3), in the current stream."""
         from objcrop.kernels.colour import colour
 
-        views = []
-        for v, (pixels, augment) in enumerate(zip(resized, self.planner.augment)):
-            names = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
-            decisions = {name: self.to_device(getattr(plan, name)[:, v]) for name in names}
-            views.append(colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype))
-        return views
-
-    def _assembled(self, plan: ViewPlan, asked: ViewPlan, views: list[torch.Tensor]) -> Views:
-        """Return the batch, what comes with the views copied to the device in the side stream."""
-        with torch.cuda.stream(self.side_stream):
-            return assemble(self.planner, plan, asked, views).map(self.to_device)
-
-    def to_device(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
-        """Return the array on the device, copied in the current stream where it is not there."""
-        tensor = array if isinstance(array, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cpu" or tensor.is_cuda:
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        augment = self.planner.augment[v]
+        return colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
 
     @cached_property
     def side_stream(self) -> torch.cuda.Stream | None:
@@ -272,15 +259,24 @@ class DaliLoader(ViewLoader):
             tensor.record_stream(current)
 
 
+class _Fed(NamedTuple):
+    """A batch that was fed to the graph: the plan asked for and as shown, the images, and `feed_of`'s windows."""
+
+    position: Position
+    asked: ViewPlan
+    plan: ViewPlan
+    images: list[Encoded]
+    windows: NDArray[np.int32]
+
+
 class _GraphRun:
     """One life of the graph: from a position to the first batch that fails."""
 
     def __init__(self, loader: DaliLoader, start: Position) -> None:
         self.loader = loader
         self._positions = loader._positions(start)
-        self._in_flight: deque[tuple[Position, ViewPlan, ViewPlan, list[Encoded]]] = deque()
+        self._in_flight: deque[_Fed] = deque()
         self._planning_error: BaseException | None = None
-        augments = loader.planner.augment if loader.batchwise else ()
         self.pipe = decode_graph(
             self._feed,
             batch_size=-(-loader.batch_size // loader.world_size),
@@ -288,14 +284,12 @@ class _GraphRun:
             prefetch=loader.prefetch,
             device=loader.device.type,
             device_id=loader.device.index,
-            interpolation=tuple(augment.interpolation for augment in augments),
-            size=loader.planner.size,
             decode=loader.decode,
             hw_decoder_load=loader.hw_decoder_load,
             decoder_padding=loader.decoder_padding,
         )
 
-    def _feed(self) -> tuple[list[np.ndarray], np.ndarray]:
+    def _feed(self) -> list[Any]:
         """DALI asks for the next batch, several ahead of the one it hands out."""
         position = next(self._positions)
         try:
@@ -303,21 +297,20 @@ class _GraphRun:
         except BaseException as error:
             self._planning_error = error
             raise
-        self._in_flight.append((position, asked, plan, images))
-        windows = plan.windows if self.loader.batchwise else union_of(plan.windows)[:, None]
-        return feed_of(images, windows, self.loader.catalog.sizes[plan.row])
+        feed, windows = feed_of(images, plan.windows, self.loader.catalog.sizes[plan.row], self.loader.decode)
+        self._in_flight.append(_Fed(position, asked, plan, images, windows))
+        return feed
 
-    def next_batch(self) -> tuple[ViewPlan, ViewPlan, list[Encoded], tuple[Any, ...]]:
-        """Return the plan asked for, the plan shown, its images as fed, and the graph's outputs."""
+    def next_batch(self) -> tuple[_Fed, Any]:
+        """Return what was fed, and the graph's output for it."""
         try:
-            decoded = self.pipe.run(self.loader.side_stream)
+            (decoded,) = self.pipe.run(self.loader.side_stream)
         except RuntimeError:
             if self._planning_error is not None:
                 raise self._planning_error from None
             raise
-        _, asked, plan, images = self._in_flight.popleft()
-        return asked, plan, images, decoded
+        return self._in_flight.popleft(), decoded
 
-    def oldest(self) -> tuple[Position, ViewPlan, ViewPlan, list[Encoded]]:
+    def oldest(self) -> _Fed:
         """Return the batch that failed: the oldest that was fed and not handed out."""
         return self._in_flight[0]

@@ -1,10 +1,12 @@
-"""The DALI graph: encoded images and windows in, pixels out.
+"""The DALI graph: encoded images in, pixels out, and where in them the windows lie that become views.
 
-Python reads the bytes, so that DALI sees none that its parsers could stumble over (`plain_image`), and no name. All is
-in the stored frame, which no decoder turns: windows come mapped into it, and who takes the pixels turns them upright.
-Decoding stops at the union of an image's windows, which makes it 1.4 to 1.9 times cheaper than decoding the whole. For
-a GPU the resize is in the graph; for a CPU the union is handed out, because torch resizes uint8 several times faster
-than DALI's CPU operator.
+Python reads the bytes, so that DALI sees none that its parsers could stumble over (`plain_image`), and no name. NumPy
+works out where decoding begins and ends, since an operator of DALI's costs as much for two numbers as for an image: the
+graph is bytes, decoder, out. All is in the stored frame, which no decoder turns: windows come mapped into it, and who
+takes the pixels walks them upright. For a CPU, decoding stops at the union of an image's windows, which makes it 1.4 to
+1.9 times cheaper than decoding the whole; its pixels are those of the whole, to the bit, up to its edges. Cropping and
+resizing are ours (`kernels/crop_resize`), on a CPU several times faster than DALI's and on both strictly inside the
+window, so that a view does not depend on what else was decoded.
 """
 
 from __future__ import annotations
@@ -22,27 +24,35 @@ from numpy.typing import NDArray
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import NOTHING, BadImage, Encoded, read_encoded
 from objcrop.errors import ObjcropError
-from objcrop.exif import stored_windows
+from objcrop.exif import stored_windows, upright_walk
+from objcrop.kernels.crop_resize import Windows
 
-Feed = Callable[[], tuple[list[NDArray[np.uint8]], NDArray[np.int32]]]
+Feed = Callable[[], list[Any]]  # called once a batch, returns the first of `feed_of`
 
 
 def feed_of(
-    images: Sequence[Encoded], windows: NDArray[np.int32], sizes: NDArray[np.int32]
-) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
-    """Return what the graph takes for a batch.
+    images: Sequence[Encoded], windows: NDArray[np.int32], sizes: NDArray[np.int32], decode: str
+) -> tuple[list[Any], NDArray[np.int32]]:
+    """Return what the graph takes for a batch, and where its windows lie in what it decodes.
 
     Args:
         images: N encoded images.
         windows: int32 (N, V, 4) in pixels of the upright images.
         sizes: int32 (N, 2) upright width and height.
+        decode: "union" of an image's windows, or the "whole" image.
 
     Returns:
-        The images' bytes, and the windows in pixels of what they hold, in the stored frame, int32 (N, 4 V).
+        The images' bytes, and for "union" where it begins and ends (y, x), two int32 (N, 2); and the windows in pixels
+        of what is decoded, in the stored frame, int32 (N, V, 4).
     """
-    stored = stored_windows(windows, sizes, orientations_of(images))
-    stored = stored - np.tile(np.array([image.corner for image in images], np.int32), 2)[:, None]
-    return [image.data for image in images], np.ascontiguousarray(stored.reshape(len(images), -1))
+    held = stored_windows(windows, sizes, orientations_of(images))
+    held = held - np.tile(np.array([image.corner for image in images], np.int32), 2)[:, None]
+    encoded = [image.data for image in images]
+    if decode == "whole":
+        return [encoded], held
+    union = union_of(held)
+    begin, end = np.ascontiguousarray(union[:, 1::-1]), np.ascontiguousarray(union[:, :1:-1])
+    return [encoded, begin, end], held - np.tile(union[:, :2], 2)[:, None]
 
 
 def orientations_of(images: Sequence[Encoded]) -> NDArray[np.int8]:
@@ -55,6 +65,49 @@ def union_of(windows: NDArray[np.int32]) -> NDArray[np.int32]:
     return np.concatenate([windows[:, :, :2].min(axis=1), windows[:, :, 2:].max(axis=1)], axis=1)
 
 
+def windows_in(decoded: Any, windows: NDArray[np.int32], orientations: NDArray[np.int8]) -> Windows:
+    """Return windows as they are walked upright in the memory of decoded images.
+
+    Args:
+        decoded: the graph's output, N images; it must be held for as long as the windows are read.
+        windows: int32 (N, V, 4) in its pixels, as `feed_of` returns them.
+        orientations: int8 (N,), what turns each one upright.
+
+    Returns:
+        Arrays (V, N) or (V, N, 2): a view's are contiguous.
+
+    Raises:
+        ObjcropError: an image is smaller than its header said.
+    """
+    shapes = np.array(decoded.shape(), np.int32)  # all shapes at once, but each address for itself: 0.15 ms for 256
+    addresses = np.array([decoded[i].data_ptr() for i in range(len(decoded))], np.int64)
+    if (windows[..., 2:] > shapes[:, None, 1::-1]).any() or (windows[..., :2] < 0).any():
+        raise ObjcropError("DALI decoded an image to another size than its header says; take backend='torch'.")
+    return windows_at(addresses, windows, shapes[:, 1], orientations)
+
+
+def windows_at(
+    addresses: NDArray[np.int64],
+    windows: NDArray[np.int32],
+    widths: NDArray[np.int32],
+    orientations: NDArray[np.int8] | None = None,
+) -> Windows:
+    """Return windows int32 (N, V, 4) of RGB images at addresses (N,), of widths (N,) pixels; see `windows_in`."""
+    upright = np.ones(len(windows), np.int8)
+    walk = upright_walk(windows, widths, upright if orientations is None else orientations)
+    corners = addresses[:, None] + 3 * walk.first
+    return Windows(*(np.ascontiguousarray(part.swapaxes(0, 1)) for part in (corners, 3 * walk.steps, walk.sizes)))
+
+
+def fed(feed: Feed, decode: str) -> list[Any]:
+    """Return the graph's inputs: `feed_of`'s bytes, and for "union" where it begins and ends."""
+    from nvidia.dali import fn, types
+
+    kinds = [types.UINT8] if decode == "whole" else [types.UINT8, types.INT32, types.INT32]
+    dims = [1] * len(kinds)
+    return list(fn.external_source(source=feed, num_outputs=len(kinds), batch=True, dtype=kinds, ndim=dims))
+
+
 def decode_graph(
     feed: Feed,
     *,
@@ -63,8 +116,6 @@ def decode_graph(
     prefetch: int,
     device: str = "cpu",
     device_id: int | None = None,
-    interpolation: tuple[str, ...] = (),
-    size: int = 0,
     decode: str = "union",
     hw_decoder_load: float = 0.0,
     decoder_padding: int = 16,
@@ -72,14 +123,12 @@ def decode_graph(
     """Build the pipeline.
 
     Args:
-        feed: called once a batch, returns `feed_of(...)`, of one window for each `interpolation`, or of one for none.
+        feed: called once a batch, returns what `feed_of` gives for `decode`.
         batch_size: the most samples in a batch.
         threads: DALI's worker threads.
         prefetch: batches kept ready inside DALI.
         device: "cpu" or "cuda".
         device_id: which GPU; None on a CPU.
-        interpolation: "bilinear" or "bicubic" a view; none gives out the window as it was decoded.
-        size: side of the views.
         decode: "union" of the windows, or the "whole" image.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes, where it has one; "cuda" only. Above 0 it
             is reported to write while earlier work of its stream still reads there, on an H100 (torchvision#9606).
@@ -87,23 +136,10 @@ def decode_graph(
             page-locked memory; "cuda" only.
 
     Returns:
-        A built `nvidia.dali.Pipeline`. Its outputs: each view (uint8 S, S, 3, RGB), or without interpolation the window
-        or whole image (uint8 HWC); in the stored frame.
+        A built `nvidia.dali.Pipeline`. Its output: what was decoded of each image (uint8 HWC, RGB), in the stored
+        frame.
     """
-    from nvidia.dali import fn, pipeline_def, types
-    from nvidia.dali import math as dmath
-
-    on_gpu = device == "cuda"
-    filters = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}
-
-    def low(window: Any) -> Any:
-        return fn.stack(window[1], window[0])
-
-    def high(window: Any) -> Any:
-        return fn.stack(window[3], window[2])
-
-    def as_float(corner: Any) -> Any:
-        return fn.cast(corner, dtype=types.FLOAT)
+    from nvidia.dali import fn, pipeline_def
 
     @pipeline_def(
         batch_size=batch_size,
@@ -112,42 +148,14 @@ def decode_graph(
         prefetch_queue_depth=prefetch,
     )
     def graph() -> Any:
-        how: dict[str, Any] = {"device": "mixed" if on_gpu else "cpu", "adjust_orientation": False}
-        if on_gpu:  # upsampled as libjpeg does it, so that pixels stay close to the CPU's
+        how: dict[str, Any] = {"device": "mixed" if device == "cuda" else "cpu", "adjust_orientation": False}
+        if device == "cuda":  # upsampled as libjpeg does it, so that pixels stay close to the CPU's
             how |= {"jpeg_fancy_upsampling": True, "hw_decoder_load": hw_decoder_load}
             how |= {"device_memory_padding": decoder_padding << 20, "host_memory_padding": decoder_padding << 19}
-        if decode == "whole" and not interpolation:
-            encoded = fn.external_source(source=lambda: feed()[0], batch=True, dtype=types.UINT8, ndim=1)
-            return fn.decoders.image(encoded, **how)
-        encoded, windows = fn.external_source(
-            source=feed, num_outputs=2, batch=True, dtype=[types.UINT8, types.INT32], ndim=[1, 1]
-        )
-        union = windows[0:4] if interpolation else windows
-        for v in range(1, len(interpolation)):
-            other = windows[4 * v : 4 * v + 4]
-            union = fn.cat(dmath.min(union[0:2], other[0:2]), dmath.max(union[2:4], other[2:4]))
+        encoded, *part = fed(feed, decode)
         if decode == "whole":
-            image = fn.decoders.image(encoded, **how)
-        else:
-            image = fn.decoders.image_slice(encoded, start=low(union), end=high(union), axes=[0, 1], **how)
-
-        def in_image(corner: Any) -> Any:
-            return as_float(corner if decode == "whole" else corner - low(union))
-
-        if not interpolation:
-            return image
-        views = [
-            fn.resize(
-                image,
-                size=[size, size],
-                roi_start=in_image(low(windows[4 * v : 4 * v + 4])),
-                roi_end=in_image(high(windows[4 * v : 4 * v + 4])),
-                interp_type=filters[filter_name],
-                antialias=True,
-            )
-            for v, filter_name in enumerate(interpolation)
-        ]
-        return tuple(views)
+            return fn.decoders.image(encoded, **how)
+        return fn.decoders.image_slice(encoded, start=part[0], end=part[1], axes=[0, 1], **how)
 
     pipe = graph()
     pipe.build()
@@ -171,11 +179,11 @@ os.register_at_fork(
 class Part(NamedTuple):
     """Images of a part of a catalog, decoded whole.
 
-    outputs: the graph's, in the stored frame, None where DALI stumbled; orientations int8 (N,): what turns each one
-    upright; reasons: why an image has no pixels (its place holds a black one), "" where it has.
+    decoded: the graph's output, in the stored frame, None where DALI stumbled; orientations int8 (N,): what turns each
+    one upright; reasons: why an image has no pixels (its place holds a black one), "" where it has.
     """
 
-    outputs: tuple[Any, ...] | None
+    decoded: Any
     orientations: NDArray[np.int8]
     reasons: list[str]
 
@@ -187,7 +195,7 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
         catalog: the images.
         parts: rows of each part.
         threads: DALI's, and as many that read.
-        **graph: prefetch, device, device_id, interpolation, size of `decode_graph`.
+        **graph: prefetch, device, device_id of `decode_graph`.
 
     Yields:
         Each part. Where DALI stumbled over a file, PIL can say which and why.
@@ -197,18 +205,20 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
         while done < len(parts):
             left = parts[done:]
             reading = _PartReader(catalog, iter(left), pool, threads)
-            pipe = decode_graph(reading.next, batch_size=max(map(len, left)), threads=threads, **graph)
+            pipe = None  # another one's memory is free before this one takes its own
+            size = max(map(len, left))
+            pipe = decode_graph(reading.next, batch_size=size, threads=threads, decode="whole", **graph)
             for _ in left:
                 try:
-                    outputs = pipe.run()
+                    (decoded,) = pipe.run()
                 except RuntimeError:  # the graph does not go on from here, so another one will
-                    outputs = None
+                    decoded = None
                 if reading.failed is not None:
                     raise reading.failed from None
                 images, reasons = reading.fed.popleft()
                 done += 1
-                yield Part(outputs, orientations_of(images), reasons)
-                if outputs is None:
+                yield Part(decoded, orientations_of(images), reasons)
+                if decoded is None:
                     break
 
 
@@ -220,7 +230,7 @@ class _PartReader:
         self.fed: deque[tuple[list[Encoded], list[str]]] = deque()
         self.failed: ObjcropError | None = None  # DALI makes errors of its own of what is raised in a feed
 
-    def next(self) -> tuple[list[NDArray[np.uint8]], NDArray[np.int32]]:
+    def next(self) -> list[Any]:
         rows = next(self.parts)
         try:
             found = read_encoded(self.catalog, rows, None, (), self.pool, self.threads)
@@ -230,15 +240,12 @@ class _PartReader:
         images = [NOTHING if isinstance(image, BadImage) else image for image in found]
         reasons = [str(image) if isinstance(image, BadImage) else "" for image in found]
         self.fed.append((images, reasons))
-        sizes = np.where(np.array([bool(reason) for reason in reasons])[:, None], 1, self.catalog.sizes[list(rows)])
-        return feed_of(images, np.concatenate([np.zeros_like(sizes), sizes], axis=1)[:, None], sizes)
+        return [[image.data for image in images]]
 
 
 def decodable(image: Encoded) -> bool:
-    """Whether DALI decodes this image on the CPU; asked only of images in a batch that failed."""
-    pixel = np.array([[[0, 0, 1, 1]]], np.int32)
-    upright = Encoded(image.data, 1)
-    pipe = decode_graph(lambda: feed_of([upright], pixel, pixel[0, :, 2:]), batch_size=1, threads=1, prefetch=1)
+    """Whether DALI decodes this image on the CPU."""
+    pipe = decode_graph(lambda: [[image.data]], batch_size=1, threads=1, prefetch=1, decode="whole")
     try:
         pipe.run()
     except RuntimeError:

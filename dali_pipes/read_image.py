@@ -148,20 +148,6 @@ def read_encoded(
     return [image for part in pool.map(lambda part: [one(i) for i in part], parts) for image in part]
 
 
-def upright_views(views: torch.Tensor, orientations: NDArray[np.int8]) -> torch.Tensor:
-    """Turn square views (N, S, S, C) upright that were made in the stored frame, one EXIF orientation (N,) each."""
-    turned = [int(orientation) for orientation in np.unique(orientations) if orientation != 1]
-    if not turned:
-        return views
-    upright = views.clone()
-    for orientation in turned:
-        where = torch.from_numpy(np.flatnonzero(orientations == orientation))
-        if views.is_cuda:
-            where = where.pin_memory().to(views.device, non_blocking=True)
-        upright[where] = upright_pixels(views[where], orientation)
-    return upright
-
-
 def upright_pixels(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
     """Turn images (…, h, w, C) upright: `upright_array` for tensors, which have no negative strides."""
     mirrored = [axis for axis, when in ((-2, (2, 3, 7, 8)), (-3, (3, 4, 6, 7))) if orientation in when]

@@ -1,24 +1,60 @@
-"""Windows of decoded images resized to square views, antialiased: DALI's decoder and resize for images at hand.
+"""Windows of images in memory resized to square views, antialiased, upright whatever frame the images lie in.
 
-Used by the decoded cache. On CUDA tensors the kernel of crop_resize.cu, elsewhere torch's uint8 interpolation.
+On a GPU by the kernel of crop_resize.cu, on a CPU by torch's uint8 interpolation. Either reads the window and nothing
+around it, so that a view does not depend on how much of its image was decoded.
 """
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import interpolate
 
+from objcrop.errors import ObjcropError
 from objcrop.kernels import nvrtc
 
-THREADS = 256
-BLOCKS = 49  # a view: four pixels of a 224 view each thread
+TILE, BLOCK = (32, 32), (32, 8)  # columns and rows of a view that a block makes, and its threads: of crop_resize.cu
 FILTERS = {"bilinear": 0, "bicubic": 1}
+
+
+class Windows(NamedTuple):
+    """Windows of RGB images in memory, wherever each lies; whoever holds this holds the images too.
+
+    Attributes:
+        corners: int64 (N,), address of each window's upper left pixel.
+        steps: int32 (N, 2), bytes from a pixel to its right neighbour, and to the one below; negative or swapped where
+            the image is stored turned.
+        sizes: int32 (N, 2), width and height, not 0.
+    """
+
+    corners: Any
+    steps: Any
+    sizes: Any
+
+
+def pixels_of(windows: Windows, i: int) -> NDArray[np.uint8]:
+    """Return a window in the CPU's memory as an array (h, w, 3), which is no copy and keeps nothing alive."""
+    right, down = windows.steps[i].tolist()
+    width, height = windows.sizes[i].tolist()
+    return np.asarray(_Memory(int(windows.corners[i]), (height, width, 3), (down, right, 1)))
+
+
+class _Memory:
+    """Bytes at an address, by NumPy's array interface (version 3)."""
+
+    def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.__array_interface__ = {
+            **{"version": 3, "typestr": "|u1", "data": (address, True)},
+            **{"shape": shape, "strides": strides},
+        }
 
 
 def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """Resize uint8 (h, w, 3) to (*size, 3), antialiased: within 1 of 255 of PIL at an eighth of its time."""
-    pixels = window.permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    pixels = window[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
     if pixels.is_cuda:  # torch resizes bytes on the CPU alone
         pixels = pixels.float()
     small = interpolate(pixels, size=size, mode=interpolation, antialias=True, align_corners=False)
@@ -27,37 +63,38 @@ def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str
     return small[0].permute(1, 2, 0).contiguous()
 
 
+def crop_resize_one(windows: Windows, i: int, size: int, interpolation: str) -> torch.Tensor:
+    """Crop and resize one window in the CPU's memory: uint8 (size, size, 3)."""
+    upright = np.array(pixels_of(windows, i), order="C")  # a copy: tensors have no negative strides
+    return resize_uint8(torch.from_numpy(upright), (size, size), interpolation)
+
+
 @torch.no_grad()
-def crop_resize(
-    pixels: torch.Tensor,
-    begins: torch.Tensor,
-    widths: torch.Tensor,
-    windows: torch.Tensor,
-    size: int,
-    interpolation: str,
-) -> torch.Tensor:
-    """Crop and resize a batch; with the kernel nothing is copied or waited for.
+def crop_resize(windows: Windows, size: int, interpolation: str, device: torch.device) -> torch.Tensor:
+    """Crop and resize a batch; on a GPU nothing is copied or waited for.
 
     Args:
-        pixels: uint8 (bytes,): RGB images (H, W, 3), one behind the other.
-        begins: int64 (N,): where each view's image begins.
-        widths: int32 (N,): of the images, pixels.
-        windows: int32 (N, 4): x0, y0, x1, y1 in pixels of the image, half-open, inside it, not empty.
+        windows: their images in the memory of `device`; tensors there, on a CPU arrays will do.
         size: side of the views, pixels.
         interpolation: "bilinear" or "bicubic".
+        device: where the images are.
 
     Returns:
-        uint8 (N, size, size, 3) on the device of `pixels`.
+        uint8 (N, size, size, 3) on the device.
+
+    Raises:
+        ObjcropError: no CuPy, on a GPU.
     """
-    out = pixels.new_empty(len(windows), size, size, 3)
-    if pixels.is_cuda and nvrtc.available():
-        if out.numel():
-            numbers = np.int32(size), np.int32(FILTERS[interpolation])
-            arguments = (pixels, begins.contiguous(), widths.contiguous(), windows.contiguous(), *numbers, out)
-            nvrtc.launch("crop_resize", "crop_resize", (BLOCKS, len(windows)), (THREADS,), arguments)
+    out = torch.empty(len(windows.corners), size, size, 3, dtype=torch.uint8, device=device)
+    if device.type == "cpu":
+        for i in range(len(out)):
+            out[i] = crop_resize_one(windows, i, size, interpolation)
         return out
-    for view, (begin, width, window) in enumerate(zip(begins.tolist(), widths.tolist(), windows.tolist())):
-        x0, y0, x1, y1 = window
-        rows = pixels[begin + 3 * width * y0 : begin + 3 * width * y1].view(y1 - y0, width, 3)
-        out[view] = resize_uint8(rows[:, x0:x1], (size, size), interpolation)
+    if not nvrtc.available():
+        raise ObjcropError("cropping on a GPU needs CuPy: install the extra cuda13 (or cuda12), or take device='cpu'.")
+    if out.numel():
+        grid = -(-size // TILE[0]), -(-size // TILE[1]), len(out)
+        numbers = np.int32(size), np.int32(FILTERS[interpolation])
+        arguments = (*(part.contiguous() for part in windows), *numbers, out)
+        nvrtc.launch("crop_resize", "crop_resize", grid, BLOCK, arguments)
     return out

@@ -22,13 +22,14 @@ def bench_plan(
     output: JsonOption = None,
     images: Annotated[int, typer.Option(min=256, help="Images an epoch.")] = 20_000,
 ) -> None:
-    """How many images a processor second the planner decides on."""
+    """How many images a processor second the planner decides on, alone and with DALI fed by it."""
     from objcrop.bench.machine import write_result
     from objcrop.bench.plan import bench_plan as run_bench
     from objcrop.bench.table import print_table
 
     result = run_bench(images=images)
     print_table(result["policies"], "policy", console)
+    print_table(result["feeding"], "planned and fed", console)
     if output is not None:
         write_result(output, result)
 

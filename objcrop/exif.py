@@ -141,6 +141,46 @@ def stored_windows(
     return np.stack((x0, y0, x1, y1), axis=-1).astype(np.int32)
 
 
+class UprightWalk(NamedTuple):
+    """How windows are walked upright over pixels that lie in the stored frame.
+
+    Attributes:
+        first: int64 (N, V), each window's upper left pixel, counted along the rows of its image.
+        steps: int32 (N, V, 2), pixels from one to its right neighbour, and to the one below.
+        sizes: int32 (N, V, 2), width and height.
+    """
+
+    first: npt.NDArray[np.int64]
+    steps: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.int32]
+
+
+def upright_walk(
+    windows: npt.NDArray[np.int32], widths: npt.NDArray[np.int32], orientations: npt.NDArray[np.int8]
+) -> UprightWalk:
+    """Return how to walk windows upright without turning any pixel.
+
+    Args:
+        windows: (N, V, 4) x0,y0,x1,y1, half-open, pixels of the stored frame.
+        widths: (N,) of the stored images.
+        orientations: (N,) EXIF orientation 1..8.
+    """
+    x0, y0, x1, y1 = np.moveaxis(windows, -1, 0)
+    sizes = np.stack([x1 - x0, y1 - y0], axis=-1)
+    width = widths.astype(np.int64)[:, None]
+    one_on, one_down = np.ones_like(x0), np.broadcast_to(widths[:, None].astype(np.int32), x0.shape)
+    if (orientations == 1).all():
+        return UprightWalk(y0 * width + x0, np.stack([one_on, one_down], axis=-1), sizes)
+    turned = orientations[:, None]
+    x0, one_on = np.where(_MIRROR_X[turned], (x1 - 1, -one_on), (x0, one_on))
+    y0, one_down = np.where(_MIRROR_Y[turned], (y1 - 1, -one_down), (y0, one_down))
+    swap = _SWAP[turned][..., None]
+    steps = np.stack([one_on, one_down], axis=-1)
+    return UprightWalk(
+        y0 * width + x0, np.where(swap, steps[..., ::-1], steps), np.where(swap, sizes[..., ::-1], sizes)
+    )
+
+
 def upright_boxes(boxes: npt.ArrayLike, sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """Turn boxes from the stored frame to the upright frame.
 

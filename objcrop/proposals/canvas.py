@@ -1,7 +1,7 @@
 """Methods that score many images at once: each resized to one square canvas, which makes a batch of any photos.
 
-In worker processes PIL decodes and OpenCV resizes; on a GPU DALI does both, and the canvases never leave the device.
-DALI's filter differs from OpenCV's in the last digits, so a GPU's boxes are close to a CPU's, not equal.
+In worker processes PIL decodes and OpenCV resizes; on a GPU DALI decodes and our kernel resizes, and the canvases never
+leave the device. Its filter differs from OpenCV's in the last digits, so a GPU's boxes are close to a CPU's, not equal.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.decode_crop_resize import decode_whole
-from objcrop.dali_pipes.read_image import upright_views
+from objcrop.dali_pipes.decode_crop_resize import decode_whole, windows_in
 from objcrop.devices import resolve_device
 from objcrop.errors import UsageError
+from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.proposals.from_images import (
     NO_BOXES,
     Found,
@@ -141,15 +141,16 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
         "prefetch": 2,
         "device": proposer.device.type,
         "device_id": proposer.device.index,
-        "interpolation": ("bilinear",),
-        "size": proposer.side,
     }
     for rows, part in zip(parts, decode_whole(catalog, parts, **graph)):
-        if part.outputs is None:
+        if part.decoded is None:
             yield found_in(proposer, read_images(catalog, rows))
             continue
-        views = upright_views(torch.from_dlpack(part.outputs[0].as_tensor()), part.orientations)
-        canvases = views.permute(0, 3, 1, 2)
+        shapes = np.array(part.decoded.shape(), np.int32)
+        whole = np.pad(shapes[:, None, 1::-1], ((0, 0), (0, 0), (2, 0)))
+        windows = windows_in(part.decoded, whole, part.orientations)
+        there = Windows(*(torch.from_numpy(each[0]).to(proposer.device) for each in windows))
+        canvases = crop_resize(there, proposer.side, "bilinear", proposer.device).permute(0, 3, 1, 2)
         sizes = catalog.sizes[list(rows)].astype(np.float32)
         cuts = (slice(begin, begin + proposer.batch) for begin in range(0, len(rows), proposer.batch))
         found = chain.from_iterable(proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)

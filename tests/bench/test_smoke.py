@@ -12,7 +12,7 @@ from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.kernels import bench_kernels
 from objcrop.bench.loader import CONTENDERS, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
-from objcrop.bench.plan import bench_plan
+from objcrop.bench.plan import THREADS, bench_plan
 from objcrop.bench.policies import bench_policies
 from objcrop.bench.proposals import DISCOVERY, FROM_THE_CATALOG, LOOKING, bench_proposals
 from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
@@ -30,6 +30,7 @@ def test_plan(tmp_path):
     result = bench_plan(images=512, repeats=1)
     assert set(result["policies"]) == set(POLICIES)
     assert all(row["images"] == 512 for row in result["policies"].values())
+    assert [row["images"] for row in result["feeding"].values()] == [512] * len(THREADS)
     write_result(tmp_path / "plan.json", result)
     assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
 

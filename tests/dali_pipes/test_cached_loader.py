@@ -8,10 +8,11 @@ import torch
 
 from objcrop.dali_pipes import cached_loader
 from objcrop.dali_pipes.cached_loader import kept_sizes, pack
+from objcrop.dali_pipes.decode_crop_resize import windows_at
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
-from objcrop.kernels.crop_resize import crop_resize, resize_uint8
+from objcrop.kernels.crop_resize import Windows, crop_resize, resize_uint8
 
 OPTIONS = dict(crops="obj-obj+dilate", augment="moco-v2", size=32, batch_size=8)
 
@@ -91,8 +92,9 @@ def test_what_is_packed_for_a_gpu_gives_the_same_crops():
     windows = np.array([[12, 6, 40, 29], [3, 20, 30, 77]], np.int32)
     pixels, begins, widths = pack(images, cuts)
     assert len(pixels) == 3 * (40 * 25 + 30 * 60)
-    inside = torch.from_numpy(windows - np.tile(cuts[:, :2], 2))
-    made = crop_resize(pixels, torch.from_numpy(begins), torch.from_numpy(widths), inside, 16, "bilinear")
+    inside = (windows - np.tile(cuts[:, :2], 2))[:, None]
+    there = Windows(*(part[0] for part in windows_at(pixels.data_ptr() + begins, inside, widths)))
+    made = crop_resize(there, 16, "bilinear", torch.device("cpu"))
     for view, image, (x0, y0, x1, y1) in zip(made, images, windows):
         assert torch.equal(view, resize_uint8(image[y0:y1, x0:x1], (16, 16), "bilinear"))
 

@@ -112,10 +112,10 @@ def test_memory_stays_put_over_fifty_epochs(saved):
 FORKED = """
 import gc, os, sys, threading
 import numpy as np
-from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of
+from objcrop.dali_pipes.decode_crop_resize import decode_graph
 from objcrop.dali_pipes.read_image import NOTHING
 pixel = np.array([[[0, 0, 1, 1]]], np.int32)
-pipe = decode_graph(lambda: feed_of([NOTHING], pixel, pixel[0, :, 2:]), batch_size=1, threads=1, prefetch=1)
+pipe = decode_graph(lambda: [[NOTHING.data]], batch_size=1, threads=1, prefetch=1, decode="whole")
 pipe.run()
 pipe.itself = pipe  # garbage that only the collector finds
 gc.disable()

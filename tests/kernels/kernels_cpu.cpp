@@ -61,11 +61,11 @@ extern "C" int cpu_colour(
 }
 
 extern "C" int cpu_crop_resize(
-    const unsigned char* pixels, const long long* begins, const int* widths, const int* windows, int size, int cubic,
-    unsigned char* out, int blocks, int views, int threads, unsigned thread_order)
+    const long long* corners, const int* steps, const int* sizes, int size, int cubic, unsigned char* out, int across,
+    int down, int views, unsigned thread_order)
 {
-    return cpu_cuda::launch(dim3(blocks, views), dim3(threads), thread_order, {}, [=] {
-        crop_resize(pixels, begins, widths, windows, size, cubic, out);
+    return cpu_cuda::launch(dim3(across, down, views), dim3(COLUMNS, LINES), thread_order, {}, [=] {
+        crop_resize(corners, steps, sizes, size, cubic, out);
     });
 }
 

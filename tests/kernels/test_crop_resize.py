@@ -1,6 +1,7 @@
 """Cropped and resized: the CUDA source (on the CPU, in four thread orders) and torch's way against PIL."""
 
 import ctypes
+import re
 
 import numpy as np
 import pytest
@@ -9,17 +10,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from objcrop.kernels.crop_resize import FILTERS, crop_resize
+from objcrop.dali_pipes.decode_crop_resize import windows_at
+from objcrop.exif import stored_windows, upright_array
+from objcrop.kernels import nvrtc
+from objcrop.kernels.crop_resize import BLOCK, FILTERS, TILE, Windows, crop_resize, pixels_of
 
 PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIZES = [(61, 47), (200, 9), (1, 1), (3, 80), (128, 128)]
 rng = np.random.default_rng(0)
 IMAGES = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for width, height in SIZES]
-PIXELS = torch.from_numpy(np.concatenate([image.ravel() for image in IMAGES]))
-BEGINS = torch.tensor(np.cumsum([0] + [image.size for image in IMAGES[:-1]]))
-WIDTHS = torch.tensor([width for width, _ in SIZES], dtype=torch.int32)
-WHOLE = torch.tensor([[0, 0, width, height] for width, height in SIZES], dtype=torch.int32)
-INNER = torch.tensor([[5, 3, 40, 44], [10, 2, 190, 7], [0, 0, 1, 1], [1, 10, 2, 70], [64, 0, 128, 17]]).int()
+WHOLE = np.array([[0, 0, width, height] for width, height in SIZES], np.int32)
+INNER = np.array([[5, 3, 40, 44], [10, 2, 190, 7], [0, 0, 1, 1], [1, 10, 2, 70], [64, 0, 128, 17]], np.int32)
+CPU = torch.device("cpu")
+
+
+def in_memory(images, windows, orientations=None):
+    """A window (4,) of each image's stored frame."""
+    addresses = np.array([image.ctypes.data for image in images])
+    widths = np.array([image.shape[1] for image in images], np.int32)
+    return Windows(*(part[0] for part in windows_at(addresses, windows[:, None], widths, orientations)))
 
 
 def by_pil(windows, size, interpolation, which=range(len(IMAGES))):
@@ -36,16 +45,17 @@ def by_torch(windows, size):
         window = torch.from_numpy(image[y0:y1, x0:x1]).permute(2, 0, 1)[None].float()
         view = torch.nn.functional.interpolate(window, (size, size), mode="bicubic", antialias=True)
         views.append(view[0].permute(1, 2, 0).round().clamp(0, 255))
-    return torch.stack(views).numpy()
+    return torch.stack(views).numpy().astype(int)
 
 
-def by_kernel(library, begins, widths, windows, size, interpolation, order=0, blocks=3, threads=64):
-    out = torch.zeros(len(windows), size, size, 3, dtype=torch.uint8)
-    begins, widths, windows = begins.contiguous(), widths.contiguous(), windows.contiguous()
-    pointer = lambda tensor: ctypes.c_void_p(tensor.data_ptr())  # noqa: E731
-    given = (pointer(PIXELS), pointer(begins), pointer(widths), pointer(windows), size, FILTERS[interpolation])
-    assert not library.cpu_crop_resize(*given, pointer(out), blocks, len(windows), threads, order)
-    return out.numpy().astype(int)
+def by_kernel(library, windows, size, interpolation, order=0):
+    out = np.zeros((len(windows.corners), size, size, 3), np.uint8)
+    parts = [np.ascontiguousarray(part) for part in windows]
+    tiles = -(-size // TILE[0]), -(-size // TILE[1])
+    pointers = [ctypes.c_void_p(array.ctypes.data) for array in (*parts, out)]
+    given = (*pointers[:3], size, FILTERS[interpolation], pointers[3])
+    assert not library.cpu_crop_resize(*given, *tiles, len(out), order)
+    return out.astype(int)
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -53,8 +63,9 @@ def by_kernel(library, begins, widths, windows, size, interpolation, order=0, bl
 @pytest.mark.parametrize("windows", [WHOLE, INNER], ids=["whole", "inner"])
 def test_both_are_pils_within_a_level(windows, size, interpolation, on_cpu):
     expected = by_pil(windows, size, interpolation)
-    theirs = crop_resize(PIXELS, BEGINS, WIDTHS, windows, size, interpolation).numpy().astype(int)
-    ours = by_kernel(on_cpu, BEGINS, WIDTHS, windows, size, interpolation)
+    there = in_memory(IMAGES, windows)
+    theirs = crop_resize(there, size, interpolation, CPU).numpy().astype(int)
+    ours = by_kernel(on_cpu, there, size, interpolation)
     if interpolation == "bicubic":
         # Where the cubic overshoots, as it does in noise, what is clamped between the axes makes a difference.
         assert np.abs(theirs - expected).mean() < 0.3
@@ -64,10 +75,50 @@ def test_both_are_pils_within_a_level(windows, size, interpolation, on_cpu):
     assert np.abs(ours - expected).max() <= 1
 
 
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_a_view_is_its_window_alone(interpolation, on_cpu):
+    """Neither what lies around it, nor how its image is turned, nor its place in the batch: to the bit."""
+    windows = INNER.copy()
+    upright = [image[y0:y1, x0:x1].copy() for image, (x0, y0, x1, y1) in zip(IMAGES, windows.tolist())]
+    alone = in_memory(upright, np.array([[0, 0, *image.shape[1::-1]] for image in upright], np.int32))
+    ways = {"kernel": lambda windows, size: by_kernel(on_cpu, windows, size, interpolation)}
+    ways["torch"] = lambda windows, size: crop_resize(windows, size, interpolation, CPU).numpy()
+    for name, way in ways.items():
+        for size in (3, 40):
+            expected = way(alone, size)
+            assert np.array_equal(way(in_memory(IMAGES, windows), size), expected)
+            for orientation in range(1, 9):
+                # The eight turns of the dihedral group: the one that takes an image back is its own but for 6 and 8.
+                back = {6: 8, 8: 6}.get(orientation, orientation)
+                stored = [np.ascontiguousarray(upright_array(image, back)) for image in IMAGES]
+                turns = np.full(len(IMAGES), orientation, np.int8)
+                sizes = np.array([image.shape[1::-1] for image in IMAGES], np.int32)
+                there = in_memory(stored, stored_windows(windows[:, None], sizes, turns)[:, 0], turns)
+                for i, image in enumerate(upright):
+                    assert np.array_equal(pixels_of(there, i), image)
+                assert np.array_equal(way(there, size), expected), (name, size, orientation)
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+def test_windows_many_times_the_view_are_summed_in_parts(interpolation, on_cpu):
+    image = rng.integers(0, 256, (70, 400, 3), dtype=np.uint8)
+    windows = np.array([[3, 0, 400, 70], [0, 5, 1, 70]], np.int32)
+    for size in (1, 3):
+        expected = np.stack(
+            [
+                np.asarray(Image.fromarray(image[y0:y1, x0:x1]).resize((size, size), PIL_FILTERS[interpolation]))
+                for x0, y0, x1, y1 in windows
+            ]
+        )
+        found = by_kernel(on_cpu, in_memory([image, image], windows), size, interpolation)
+        assert np.abs(found - expected.astype(int)).max() <= 2
+
+
 @pytest.mark.parametrize("order", range(4))
 def test_no_thread_order_matters(order, on_cpu):
-    first = by_kernel(on_cpu, BEGINS, WIDTHS, INNER, 24, "bilinear")
-    assert np.array_equal(by_kernel(on_cpu, BEGINS, WIDTHS, INNER, 24, "bilinear", order, 5, 37), first)
+    there = in_memory(IMAGES, INNER)
+    first = by_kernel(on_cpu, there, 41, "bilinear")
+    assert np.array_equal(by_kernel(on_cpu, there, 41, "bilinear", order), first)
 
 
 @given(data=st.data(), size=st.integers(1, 40))
@@ -76,16 +127,26 @@ def test_any_window(data, size, on_cpu):
     which = data.draw(st.integers(0, len(IMAGES) - 1))
     width, height = SIZES[which]
     x0, y0 = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    window = torch.tensor([[x0, y0, data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))]])
-    at = slice(which, which + 1)
-    ours = by_kernel(on_cpu, BEGINS[at], WIDTHS[at], window.int(), size, "bilinear")
+    x1, y1 = data.draw(st.integers(x0 + 1, width)), data.draw(st.integers(y0 + 1, height))
+    window = np.array([[x0, y0, x1, y1]], np.int32)
+    ours = by_kernel(on_cpu, in_memory([IMAGES[which]], window), size, "bilinear")
     assert np.abs(ours - by_pil(window, size, "bilinear", [which])).max() <= 1
+
+
+def test_tiles_are_those_of_the_source():
+    source = (nvrtc.FOLDER / "crop_resize.cu").read_text()
+    columns, lines, each = map(int, re.search(r"COLUMNS = (\d+), LINES = (\d+), EACH = (\d+)", source).groups())
+    assert (columns, lines * each) == TILE and (columns, lines) == BLOCK
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("interpolation", FILTERS)
 def test_the_kernel_on_the_gpu(interpolation, on_cpu):
-    expected = by_kernel(on_cpu, BEGINS, WIDTHS, INNER, 96, interpolation)
-    arguments = (tensor.cuda() for tensor in (PIXELS, BEGINS, WIDTHS, INNER))
-    made = crop_resize(*arguments, 96, interpolation).cpu().numpy().astype(int)
+    expected = by_kernel(on_cpu, in_memory(IMAGES, INNER), 96, interpolation)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    images = [torch.from_numpy(image).to(gpu) for image in IMAGES]
+    addresses = np.array([image.data_ptr() for image in images])
+    windows = windows_at(addresses, INNER[:, None], np.array([width for width, _ in SIZES], np.int32))
+    there = Windows(*(torch.from_numpy(part[0]).to(gpu) for part in windows))
+    made = crop_resize(there, 96, interpolation, gpu).cpu().numpy().astype(int)
     assert np.abs(made - expected).max() <= 1  # fused multiply-adds may round the other way

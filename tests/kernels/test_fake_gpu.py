@@ -14,7 +14,7 @@ from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.bing import bing, load_bing
 from objcrop.kernels.colour import colour
-from objcrop.kernels.crop_resize import crop_resize
+from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.kernels.nms import nms_topk
 from objcrop.proposals.bing import WEIGHTS
 
@@ -82,9 +82,8 @@ def normed(dtype):
 
 
 def resized():
-    pixels = torch.empty(3000, dtype=torch.uint8, device=GPU)
-    begins, widths = torch.zeros(2, dtype=torch.int64, device=GPU), torch.full((2,), 10, dtype=torch.int32, device=GPU)
-    return [crop_resize(pixels, begins, widths, torch.zeros(2, 4, dtype=torch.int32, device=GPU), 8, "bicubic")]
+    corners, steps = torch.zeros(2, dtype=torch.int64, device=GPU), torch.ones(2, 2, dtype=torch.int32, device=GPU)
+    return [crop_resize(Windows(corners, steps, steps), 8, "bicubic", GPU)]
 
 
 def suppressed():

@@ -7,13 +7,15 @@ import os
 import numpy as np
 import pytest
 import torch
+from nvidia.dali.tensors import TensorCPU, TensorListCPU
 from PIL import Image
 
 from objcrop.dali_pipes import decode_crop_resize
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
 from objcrop.kernels.bing import load_bing
-from objcrop.proposals import propose
+from objcrop.kernels.crop_resize import pixels_of
+from objcrop.proposals import canvas, propose
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.canvas import on_canvas, propose_with_dali
 from objcrop.proposals.from_images import propose_with_pil
@@ -21,41 +23,38 @@ from objcrop.proposals.from_images import propose_with_pil
 SIDE = 320
 
 
-class _List:
-    def __init__(self, array):
-        self.array = array
-
-    def as_tensor(self):
-        return self.array
-
-
 class StandIn:
-    """Does what the CUDA graph does, with PIL and OpenCV; like DALI it fails as a whole on a file it cannot read."""
+    """Does what the CUDA graph does, with PIL; like DALI it fails as a whole on a file it cannot read."""
 
     def __init__(self, feed):
         self.feed, self.runs = feed, 0
 
     def run(self):
         self.runs += 1
-        images, windows = self.feed()
+        (images,) = self.feed()
         try:
             images = [np.asarray(Image.open(io.BytesIO(bytes(image))).convert("RGB")) for image in images]
         except Exception:
             raise RuntimeError("DALI cannot decode one of these") from None
-        pixels = on_canvas([image[: w[3], : w[2]] for image, w in zip(images, windows)], SIDE)
-        return (_List(pixels.permute(0, 2, 3, 1).round().to(torch.uint8).contiguous()),)
+        return (TensorListCPU([TensorCPU(image) for image in images]),)
+
+
+def by_opencv(windows, size, interpolation, device):
+    canvases = on_canvas([pixels_of(windows, i) for i in range(len(windows.corners))], size)
+    return canvases.permute(0, 2, 3, 1).round().to(torch.uint8)
 
 
 @pytest.fixture
 def graphs(monkeypatch):
     built = []
 
-    def build(feed, *, batch_size, size, interpolation, **rest):
-        assert batch_size <= 3 and size == SIDE and interpolation == ("bilinear",)
+    def build(feed, *, batch_size, decode, **rest):
+        assert batch_size <= 3 and decode == "whole"
         built.append(StandIn(feed))
         return built[-1]
 
     monkeypatch.setattr(decode_crop_resize, "decode_graph", build)
+    monkeypatch.setattr(canvas, "crop_resize", by_opencv)
     return built
 
 
