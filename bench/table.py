@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_table(rows: dict[str, dict[str, Any]], what: str, console: Console) -> None:
@@ -84,3 +85,16 @@ def print_tried(result: dict[str, Any], console: Console) -> None:
             )
             table.add_row(name, value, *shown, *memory, best)
     console.print(table)
+
+
+def print_steps(summary: dict[str, Any], console: Console) -> None:
+    """Print one row a step: how it ended and what came of it; and the names of those that are left."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("step", "state", "seconds", "what came of it"):
+        table.add_column(head, justify="right" if head == "seconds" else "left")
+    for name, row in summary["steps"].items():
+        said = Text("\n".join([*filter(None, [row["why"]]), *row["verdict"]]))
+        table.add_row(name, row["state"], f"{row['seconds']:.0f}", said)
+    console.print(table)
+    if summary["left"]:
+        console.print(f"Left for the next call: {', '.join(summary['left'])}.", highlight=False)

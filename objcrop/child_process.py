@@ -71,7 +71,7 @@ class Child:
             trouble = f"no word for {self.quiet:.0f} s"
         except (EOFError, ConnectionError):
             self._process.join()
-            trouble = _end_of(self._process.exitcode)
+            trouble = end_of(self._process.exitcode)
         except BaseException:
             self._end()
             raise
@@ -138,7 +138,8 @@ def in_a_line(error: BaseException) -> str:
     return printable(lines[0])[:300] if lines else type(error).__name__
 
 
-def _end_of(code: int) -> str:
+def end_of(code: int) -> str:
+    """Return how a process ended, by its exit code as `subprocess` gives it."""
     if code >= 0:
         return f"ended with exit code {code}"
     try:

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from objcrop.cli_options import BoxesOption, CatalogFile, JsonOption, assignments, note_options, writes, writes_folder
+from objcrop.errors import UsageError
 
 bench_app = typer.Typer(
     help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options
@@ -197,6 +198,26 @@ def bench_kernels(
         console.print(line, highlight=False)
     if output is not None:
         write_result(output, result)
+
+
+@bench_app.command("gpu")
+def bench_gpu(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", callback=writes_folder)],
+    minutes: Annotated[float, typer.Option(min=0, help="For this call; call again for what is left.")] = 9,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same on a CPU, in miniature.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="This step, also if it was done.")] = None,
+    catalog: Annotated[Path | None, typer.Option(help="Catalog with boxes; default: drawn scenes.")] = None,
+    boxes: BoxesOption = None,
+) -> None:
+    """Do all that a first hour on a GPU is for, in pieces: doctor, tests, benches; a table and JSON in a folder."""
+    from objcrop.bench.gpu import bench_gpu as run_bench
+    from objcrop.bench.table import print_steps
+
+    if (catalog is None) != (boxes is None):
+        raise UsageError("--catalog and --boxes belong together.")
+    photos: dict[str, Any] = {"catalog": catalog, "boxes": boxes}
+    summary = run_bench(output, minutes=minutes, dry_run=dry_run, only=only, **photos, console=console)
+    print_steps(summary, console)
 
 
 @bench_app.command("readme")

@@ -21,6 +21,8 @@ OTHERS = {
     "objcrop/ranks.py": {"--master-port"},  # torchrun's
     "bench/tune.py": {"--set"},  # what it found, as pretrain takes it
     "objcrop/demo.py": None,
+    "bench/gpu.py": None,  # commands, which tests/bench/test_gpu.py reads
+    "bench/gpu_tests.py": {"--continue-on-collection-errors"},
 }
 # Files whose sentences name options as they are, and the commands that can raise these: each has them all. A file that
 # serves others too says it with `way_out`.
