@@ -2,14 +2,16 @@
 // normalised views out. The definition is colour_reference.py; every value is a float until it is stored.
 //
 // Contrast needs the mean of the view as the steps before it leave it, so `luma_means` goes first, over the views that
-// jitter. `colour` then jitters a tile, and around it as far as this view's blur reaches, into shared memory, blurs it
+// jitter. `colour_32` then jitters a tile, and around it as far as this view's blur reaches, into shared memory, blurs it
 // there along the rows, and along the columns on the way out. A block takes some tiles that lie under one another and
 // keeps the rows they share.
 //
 // Why not a view a block, held in shared memory: 512 views are 3.9 blocks a multiprocessor of an H200, and one that is
 // jittered and blurred costs several times one that is neither, so the last would leave most of the GPU idle. Tiles
 // even that out, hold floats where a view of 224 pixels would fit as bytes only, and run on every card. The price is a
-// second read of the views, and the pixels left and right of a tile twice: 1.34 times the jitter at a reach of 5.
+// second read of the views, and the pixels left and right of a tile twice: 1.34 times the jitter at a reach of 5. Where a
+// multiprocessor's shared memory holds few blocks (one on a T4, two on GeForce cards), tiles of half the side let three
+// times as many threads run, at 1.69 times the jitter.
 //
 // Nothing here has been measured on a GPU. Estimates for 512 views of 224 pixels, moco-v2, bfloat16, on an H200:
 //   device memory  77 MB in, about 100 MB again with what tiles share, 154 MB out: 0.09 ms at 4 TB/s
@@ -17,12 +19,11 @@
 //                  280, or 7.2e9, which 132 multiprocessors issue in 0.24 ms at 1.75 GHz if they never wait
 // So it is bound by instructions, and lies between 0.25 and 0.4 ms, not surely below 0.3. 64 registers and 36 KiB of
 // shared memory allow 5 blocks of 192 threads a multiprocessor. To try where there is a GPU: __launch_bounds__ for a
-// sixth, other TILES in colour.py, words instead of bytes in `read_pixel`.
+// sixth, another ROWS in colour.py, words instead of bytes in `read_pixel`.
 
 enum Step { BRIGHTNESS, CONTRAST, SATURATION, HUE };
 
 constexpr int PARTS = 8;            // of a view, each summed by one block
-constexpr int TILE = 32;            // side, pixels; a multiple of 2 * RUN and of BATCH
 constexpr int BATCH = 4;            // pixels a thread jitters at a time: one look at the order serves all
 constexpr int RUN = 8;              // outputs of the blur a thread makes at a time from values held in registers
 constexpr int MOST_TAPS = 64;       // of a blur, with the zero that makes them even
@@ -222,6 +223,7 @@ __device__ void store(Half* to, float value)
 
 // Shared memory of a block: a tile and what its blur reaches, rows of interleaved pixels. The tile's own pixel (y, x)
 // lies `reach` further down and right; once the row is blurred, only further down.
+template <int TILE>
 struct Window {
     float* values;
     int reach, side, pitch;
@@ -229,8 +231,9 @@ struct Window {
 };
 
 // Fills rows `row` up to the window's last, and up to BATCH - 1 more, with jittered pixels.
+template <int TILE>
 __device__ void fill(
-    const Window& window, int row, const unsigned char* view, int size, int top, int left, const Jitter& jitter,
+    const Window<TILE>& window, int row, const unsigned char* view, int size, int top, int left, const Jitter& jitter,
     bool greys)
 {
     // A thread takes BATCH pixels of a column, its neighbour those beside them.
@@ -254,7 +257,8 @@ __device__ void fill(
 }
 
 // Blurs rows from `row` on along themselves.
-__device__ void blur_rows(const Window& window, int row)
+template <int TILE>
+__device__ void blur_rows(const Window<TILE>& window, int row)
 {
     // A thread takes a channel of a row from left to right and writes behind where it reads.
     const int rows = window.side - row;
@@ -270,9 +274,9 @@ __device__ void blur_rows(const Window& window, int row)
 }
 
 // Blurs along the columns, solarises, normalises, mirrors and stores what of the tile lies in the view.
-template <typename T>
+template <int TILE, typename T>
 __device__ void finish(
-    const Window& window, T* out, int size, int top, int left, bool mirrors, bool inverts, const float (&gain)[3],
+    const Window<TILE>& window, T* out, int size, int top, int left, bool mirrors, bool inverts, const float (&gain)[3],
     const float (&bias)[3])
 {
     // A thread takes half a column of a channel from top to bottom.
@@ -303,34 +307,24 @@ __device__ void finish(
 }
 
 // Moves the rows that the next tile shares with this one to where it expects them.
-__device__ void keep_rows(const Window& window)
+template <int TILE>
+__device__ void keep_rows(const Window<TILE>& window)
 {
     for (int column = threadIdx.x; column < 3 * TILE; column += blockDim.x)
         for (int row = 0; row < window.side - TILE; ++row)
             window.values[row * window.pitch + column] = window.values[(row + TILE) * window.pitch + column];
 }
 
-// grid (tiles across, anything up to tiles down, views), any block; dynamic shared memory: at the greatest reach side,
-// rounded up to a BATCH, times pitch floats, as below.
-//   views, jitters, factors, order  as in luma_means
-//   flips, greys, solarises         (views)
-//   sigmas                          (views) pixels, 0 for none
-//   means                           (views, PARTS), from luma_means
-//   half                            of the blur's kernel, 2 * half + 1 taps; 2 * (half | 1) + 2 <= MOST_TAPS
-//   gain, bias                      per channel: the result is value * gain + bias
-//   format                          of the result: 0 float, 1 half, 2 bfloat16
-//   out                             (views, size, size, 3), written
-extern "C" __global__ void colour(
+template <int TILE>
+__device__ void colour_tiles(
     const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
     const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
-    int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
-    void* out)
+    int size, int half, const float (&gain)[3], const float (&bias)[3], int format, void* out,
+    float* window_values, Taps* taps)
 {
-    extern __shared__ float window_values[];
-    __shared__ Taps taps[MOST_TAPS / 4];
+    static_assert(TILE % (2 * RUN) == 0 && TILE % BATCH == 0);
     const int view = blockIdx.z, left = blockIdx.x * TILE;
     const size_t first = (size_t)view * size * size * 3;
-    const float gain[3] = {gain_r, gain_g, gain_b}, bias[3] = {bias_r, bias_g, bias_b};
     const bool mirrors = flips[view], turns_grey = greys[view], inverts = solarises[view];
 
     Jitter jitter = drawn(factors + 4 * view, order + 4 * view);
@@ -343,7 +337,7 @@ extern "C" __global__ void colour(
     const int reach = reach_of(sigmas[view], half);
     const int side = reach > 0 ? TILE + 2 * reach + 1 : TILE;  // one more, for the tap that is zero
     // An odd pitch: threads on different rows use different banks.
-    const Window window = {window_values, reach, side, 3 * side | 1, taps};
+    const Window<TILE> window = {window_values, reach, side, 3 * side | 1, taps};
     if (reach > 0)
         set_taps(taps, reach, sigmas[view], half);
 
@@ -368,4 +362,40 @@ extern "C" __global__ void colour(
         keep_rows(window);
         __syncthreads();
     }
+}
+
+// grid (tiles across, anything up to tiles down, views), any block; dynamic shared memory: at the greatest reach side,
+// rounded up to a BATCH, times pitch floats, as above. The number is the side of a tile.
+//   views, jitters, factors, order  as in luma_means
+//   flips, greys, solarises         (views)
+//   sigmas                          (views) pixels, 0 for none
+//   means                           (views, PARTS), from luma_means
+//   half                            of the blur's kernel, 2 * half + 1 taps; 2 * (half | 1) + 2 <= MOST_TAPS
+//   gain, bias                      per channel: the result is value * gain + bias
+//   format                          of the result: 0 float, 1 half, 2 bfloat16
+//   out                             (views, size, size, 3), written
+extern "C" __global__ void colour_32(
+    const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
+    const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
+    int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
+    void* out)
+{
+    extern __shared__ float window_values[];
+    __shared__ Taps taps[MOST_TAPS / 4];
+    colour_tiles<32>(
+        views, flips, jitters, factors, order, greys, sigmas, solarises, means, size, half, {gain_r, gain_g, gain_b},
+        {bias_r, bias_g, bias_b}, format, out, window_values, taps);
+}
+
+extern "C" __global__ void colour_16(
+    const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
+    const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
+    int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
+    void* out)
+{
+    extern __shared__ float window_values[];
+    __shared__ Taps taps[MOST_TAPS / 4];
+    colour_tiles<16>(
+        views, flips, jitters, factors, order, greys, sigmas, solarises, means, size, half, {gain_r, gain_g, gain_b},
+        {bias_r, bias_g, bias_b}, format, out, window_values, taps);
 }

@@ -13,26 +13,51 @@ from objcrop.kernels.colour_torch import colour_torch
 
 # Of colour.cu.
 PARTS = 8
-TILE = 32
+SIDES = (32, 16)  # of the tiles, pixels, the first where it fits well
 BATCH = 4
 MOST_TAPS = 64
 FORMATS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 MEAN_THREADS = 256
-THREADS = 192  # two a column of a tile's channels, as `finish` deals them out
-TILES = 4  # that a block works on, at most: fewer blocks look at the plan, but the last ones take longer
+THREADS = 192  # two a column of the larger tile's channels, as `finish` deals them out
+ROWS = 128  # of pixels that a block works on, at most: fewer blocks look at the plan, but the last ones take longer
+FEW = 3  # blocks a multiprocessor: fewer leave it waiting
 MOST_VIEWS = 65535  # of a grid's third axis
 
 
-def shared_bytes(size: int) -> int:
-    """Return the dynamic shared memory of a block of `colour`, bytes.
+def shared_bytes(size: int, tile: int) -> int:
+    """Return the dynamic shared memory of a block, bytes.
 
     Args:
         size: side of the views, pixels.
+        tile: side of the tiles, pixels.
     """
     half = blur_kernel_size(size) // 2
-    side = TILE + 2 * (half | 1) + 1 if half else TILE
+    side = tile + 2 * (half | 1) + 1 if half else tile
     return 4 * -(-side // BATCH) * BATCH * (3 * side | 1)
+
+
+def tile_for(size: int, device: torch.device) -> int | None:
+    """Return the side of the tiles for views of this side: the larger one unless shared memory is short.
+
+    Args:
+        size: side of the views, pixels.
+        device: a GPU.
+
+    Returns:
+        The smaller one where a multiprocessor would hold few blocks of the larger (a T4 one, GeForce cards two) and
+        holds twice as many of the smaller, or where a block with the larger has no room; None where neither has.
+    """
+    blocks = {}
+    for side in SIDES:
+        needed = shared_bytes(size, side) + 4 * MOST_TAPS
+        has_room = needed <= nvrtc.most_shared_bytes(device)
+        each = needed + nvrtc.RESERVED_BYTES
+        blocks[side] = nvrtc.shared_bytes_of_multiprocessor(device) // each if has_room else 0
+    large, small = SIDES
+    if not any(blocks.values()):
+        return None
+    return small if blocks[large] < FEW and blocks[small] >= 2 * blocks[large] else large
 
 
 def fits(views: torch.Tensor, dtype: torch.dtype) -> bool:
@@ -43,7 +68,7 @@ def fits(views: torch.Tensor, dtype: torch.dtype) -> bool:
         nvrtc.available()
         and dtype in FORMATS
         and taps <= MOST_TAPS
-        and shared_bytes(size) + 4 * MOST_TAPS <= nvrtc.most_shared_bytes(views.device)
+        and tile_for(size, views.device) is not None
         and len(views) <= MOST_VIEWS
     )
 
@@ -117,7 +142,9 @@ def colour_by_kernel(
     bias = [np.float32(-m / s) for m, s in zip(mean, std)]
     decisions = (flip, jitter, factors, order, grey, sigma, solarise)
     arguments = (views, *decisions, means, side, half, *gain, *bias, np.int32(FORMATS[dtype]), out)
-    tiles = -(-size // TILE)
-    grid = (tiles, -(-tiles // TILES), count)
-    nvrtc.launch("colour", "colour", grid, (THREADS,), arguments, shared_bytes(size))
+    tile = tile_for(size, views.device)
+    assert tile is not None
+    tiles = -(-size // tile)
+    grid = (tiles, -(-tiles * tile // ROWS), count)
+    nvrtc.launch("colour", f"colour_{tile}", grid, (THREADS,), arguments, shared_bytes(size, tile))
     return out

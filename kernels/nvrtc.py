@@ -18,6 +18,7 @@ from objcrop.errors import ObjcropError
 
 FOLDER = Path(__file__).parent
 SHARED_BYTES = 48 * 1024  # of shared memory in a block, which every architecture grants unasked
+RESERVED_BYTES = 1024  # of shared memory that CUDA takes for each block on a multiprocessor, on most architectures
 
 
 @functools.cache
@@ -29,6 +30,11 @@ def available() -> bool:
 def most_shared_bytes(device: torch.device) -> int:
     """Return the shared memory that a block on this device can have when it asks for it, static and dynamic, bytes."""
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+
+
+def shared_bytes_of_multiprocessor(device: torch.device) -> int:
+    """Return the shared memory that the blocks on a multiprocessor of this device share, bytes."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_multiprocessor
 
 
 def compile_cubin(name: str, arch: str, folder: Path = FOLDER) -> bytes:

@@ -46,7 +46,7 @@ extern "C" int cpu_luma_means(
     });
 }
 
-extern "C" int cpu_colour(
+extern "C" int cpu_colour_32(
     const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
     const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
     int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
@@ -54,7 +54,21 @@ extern "C" int cpu_colour(
 {
     const cpu_cuda::Shared shared{window_values, sizeof(window_values), (size_t)shared_bytes};
     return cpu_cuda::launch(dim3(across, down, count), dim3(threads), thread_order, shared, [=] {
-        colour(
+        colour_32(
+            views, flips, jitters, factors, order, greys, sigmas, solarises, means, size, half, gain_r, gain_g, gain_b,
+            bias_r, bias_g, bias_b, format, out);
+    });
+}
+
+extern "C" int cpu_colour_16(
+    const unsigned char* views, const bool* flips, const bool* jitters, const float* factors,
+    const unsigned char* order, const bool* greys, const float* sigmas, const bool* solarises, const float* means,
+    int size, int half, float gain_r, float gain_g, float gain_b, float bias_r, float bias_g, float bias_b, int format,
+    void* out, int across, int down, int count, int threads, int shared_bytes, unsigned thread_order)
+{
+    const cpu_cuda::Shared shared{window_values, sizeof(window_values), (size_t)shared_bytes};
+    return cpu_cuda::launch(dim3(across, down, count), dim3(threads), thread_order, shared, [=] {
+        colour_16(
             views, flips, jitters, factors, order, greys, sigmas, solarises, means, size, half, gain_r, gain_g, gain_b,
             bias_r, bias_g, bias_b, format, out);
     });

@@ -14,18 +14,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from objcrop.kernels import colour as module
 from objcrop.kernels import nvrtc
 from objcrop.kernels.colour import (
     FORMATS,
     MEAN_THREADS,
     MOST_TAPS,
     PARTS,
+    ROWS,
+    SIDES,
     THREADS,
-    TILE,
-    TILES,
     colour,
     colour_by_kernel,
     fits,
+    tile_for,
 )
 from objcrop.kernels.colour_reference import colour_reference
 from objcrop.kernels.colour_torch import colour_torch
@@ -104,18 +106,21 @@ def stacked(decisions, device="cpu"):
     return {name: torch.tensor([d[name] for d in decisions], dtype=t, device=device) for name, t in TYPES.items()}
 
 
-def by_kernel(library, views, decisions, mean, std, dtype=torch.float32, order=0, threads=48, tiles=TILES):
-    """`colour_by_kernel` with its launches sent to the CPU, in blocks of other sizes."""
+def by_kernel(library, views, decisions, mean, std, dtype=torch.float32, order=0, threads=48, tile=32, rows=ROWS):
+    """`colour_by_kernel` with its launches sent to the CPU, in blocks and tiles of other sizes."""
 
     def launch(name, function, grid, block, arguments, shared_bytes=0):
         kinds = {torch.Tensor: lambda t: ctypes.c_void_p(t.data_ptr()), np.int32: int, np.float32: ctypes.c_float}
         passed = [kinds[type(argument)](argument) for argument in arguments]
-        grid = (grid[0], -(-grid[0] // tiles), grid[2]) if len(grid) == 3 else grid
         assert not getattr(library, f"cpu_{function}")(*passed, *grid, threads, shared_bytes, order)
 
     torch.use_deterministic_algorithms(True)  # fills what is allocated with NaNs
     try:
-        with mock.patch.object(nvrtc, "launch", launch):
+        with (
+            mock.patch.object(nvrtc, "launch", launch),
+            mock.patch.object(module, "tile_for", lambda size, device: tile),
+            mock.patch.object(module, "ROWS", rows),
+        ):
             return colour_by_kernel(views, **stacked(decisions), mean=mean, std=std, dtype=dtype)
     finally:
         torch.use_deterministic_algorithms(False)
@@ -127,11 +132,11 @@ def apart(library, views, decisions, **options):
     return float((by_kernel(library, views, decisions, **RAW, **options) - expected).abs().max()) * 255
 
 
-@pytest.mark.parametrize("size", [1, 5, 33, 96])
+@pytest.mark.parametrize(("size", "tile"), [(1, 32), (5, 16), (33, 32), (41, 16), (96, 32)])
 @pytest.mark.parametrize("name", DECISIONS)
-def test_each_decision(name, size, on_cpu):
+def test_each_decision(name, size, tile, on_cpu):
     views = pictures(size)
-    assert apart(on_cpu, views, [DECISIONS[name]] * len(views)) < CLOSE
+    assert apart(on_cpu, views, [DECISIONS[name]] * len(views), tile=tile) < CLOSE
 
 
 def test_every_order_of_the_jitter(on_cpu):
@@ -145,23 +150,26 @@ def test_every_order_of_the_jitter(on_cpu):
 def test_at_the_size_of_training(name, on_cpu):
     views = pictures(224)[:2]
     decisions = [DECISIONS[name], {**DECISIONS[name], "flip": True}]
-    assert apart(on_cpu, views, decisions, threads=THREADS) < CLOSE
+    for tile in SIDES:
+        assert apart(on_cpu, views, decisions, threads=THREADS, tile=tile) < CLOSE
 
 
+@pytest.mark.parametrize("tile", SIDES)
 @pytest.mark.parametrize("size", [2, 20, 32, 47, 64, 65, 130, 319])
-def test_sizes_that_tiles_divide_or_do_not(size, on_cpu):
+def test_sizes_that_tiles_divide_or_do_not(size, tile, on_cpu):
     views = pictures(size)[:2]
-    assert apart(on_cpu, views, [EVERYTHING, {**EVERYTHING, "sigma": 1e9, "jitter": False}]) < CLOSE
+    assert apart(on_cpu, views, [EVERYTHING, {**EVERYTHING, "sigma": 1e9, "jitter": False}], tile=tile) < CLOSE
 
 
+@pytest.mark.parametrize("tile", SIDES)
 @pytest.mark.parametrize(("order", "threads"), [(0, 1), (1, 37), (2, 64), (3, THREADS), (4, 193), (5, 512)])
-def test_neither_the_threads_nor_their_order_matter(order, threads, on_cpu):
+def test_neither_the_threads_nor_their_order_matter(order, threads, tile, on_cpu):
     views = pictures(70)[:3]
     decisions = [EVERYTHING, {**EVERYTHING, "sigma": 0.0}, {**EVERYTHING, "sigma": 3.0, "grey": True}]
-    options = dict(order=order, threads=threads, tiles=1 + order % 3)
+    options = dict(order=order, threads=threads, tile=tile, rows=tile * (1 + order % 3))
     assert apart(on_cpu, views, decisions, **options) < CLOSE
     without_contrast = [{**d, "order": [0, 1, 2, 3], "factors": [0.9, 1, 1.2, 0.1]} for d in decisions]
-    expected = by_kernel(on_cpu, views, without_contrast, **IMAGENET)
+    expected = by_kernel(on_cpu, views, without_contrast, **IMAGENET, tile=tile)
     assert torch.equal(by_kernel(on_cpu, views, without_contrast, **IMAGENET, **options), expected)
 
 
@@ -228,14 +236,37 @@ def test_without_a_gpu_it_is_torch():
         assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
 
 
+def a_gpu(monkeypatch, of_multiprocessor, of_block):
+    """One with so much shared memory, KiB."""
+    monkeypatch.setattr(nvrtc, "shared_bytes_of_multiprocessor", lambda device: of_multiprocessor * 1024)
+    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: of_block * 1024)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "tiles"),
+    {
+        # With the blur's reach r, side + 2 r + 1 rows, made a multiple of 4, of 3 times as many floats, made odd.
+        "T4, sm_75": ((64, 64), {96: 16, 224: 16, 384: 32, 479: 16, 639: None}),
+        "V100, sm_70": ((96, 96), {96: 32, 224: 16, 384: 16, 639: 16}),
+        "A100, sm_80": ((164, 163), {96: 32, 224: 32, 384: 16, 639: 16}),
+        "RTX 3090, sm_86": ((100, 99), {96: 32, 224: 16, 384: 16, 639: 16}),
+        "H100, sm_90": ((228, 227), {96: 32, 224: 32, 384: 32, 639: 32}),
+        "no room": ((16, 16), {96: 16, 224: None}),
+    }.values(),
+)
+def test_small_tiles_are_for_little_shared_memory(gpu, tiles, monkeypatch):
+    a_gpu(monkeypatch, *gpu)
+    assert {size: tile_for(size, torch.device("cuda:0")) for size in tiles} == tiles
+
+
 def test_what_does_not_fit_is_left_to_torch(monkeypatch):
     def view(size, count=1):
         return torch.zeros(1, 1, 1, 1, dtype=torch.uint8).expand(count, size, size, 3)
 
     monkeypatch.setattr(nvrtc, "available", lambda: True)
-    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: nvrtc.SHARED_BYTES)
-    assert fits(view(319), torch.float32) and not fits(view(320), torch.float32)
-    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: 227 * 1024)
+    a_gpu(monkeypatch, 64, 48)
+    assert fits(view(479), torch.float32) and not fits(view(480), torch.float32)
+    a_gpu(monkeypatch, 228, 227)
     assert fits(view(639), torch.float32) and not fits(view(640), torch.float32)
     assert fits(view(224), torch.bfloat16) and not fits(view(224), torch.float64)
     assert not fits(view(224, 65536), torch.bfloat16)
@@ -245,8 +276,9 @@ def test_what_does_not_fit_is_left_to_torch(monkeypatch):
 
 def test_the_numbers_are_those_of_the_source():
     source = (nvrtc.FOLDER / "colour.cu").read_text(encoding="utf-8")
-    for name, value in dict(PARTS=PARTS, TILE=TILE, BATCH=4, MOST_TAPS=MOST_TAPS).items():
+    for name, value in dict(PARTS=PARTS, BATCH=4, MOST_TAPS=MOST_TAPS).items():
         assert f"constexpr int {name} = {value};" in source
+    assert all(f"void colour_{side}(" in source for side in SIDES)
     assert MEAN_THREADS <= 1024
 
 
@@ -259,10 +291,12 @@ def test_the_kernel_is_the_definition(dtype, size):
     views = views.repeat(len(DECISIONS), 1, 1, 1)
     expected = by_reference(views, decisions, **RAW)
     arguments = views.cuda(), stacked(decisions, "cuda")
-    made = colour(arguments[0], **arguments[1], **RAW, dtype=dtype)
-    assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
-    half_unit = 255 * torch.finfo(dtype).eps / 2
-    assert float((made.cpu().float() - expected).abs().max()) * 255 < CLOSE + half_unit
+    for tile in SIDES:
+        with mock.patch.object(module, "tile_for", lambda size, device, tile=tile: tile):
+            made = colour(arguments[0], **arguments[1], **RAW, dtype=dtype)
+        assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
+        half_unit = 255 * torch.finfo(dtype).eps / 2
+        assert float((made.cpu().float() - expected).abs().max()) * 255 < CLOSE + half_unit
 
 
 @pytest.mark.gpu

@@ -102,7 +102,8 @@ NORMS = [lambda dtype=dtype: normed(dtype) for dtype in (torch.bfloat16, torch.f
 )
 def test_kernels_get_what_their_sources_ask_for(call, monkeypatch):
     monkeypatch.setattr(nvrtc, "available", lambda: True)
-    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: 227 * 1024)
+    for name in ("most_shared_bytes", "shared_bytes_of_multiprocessor"):
+        monkeypatch.setattr(nvrtc, name, lambda device: 227 * 1024)
     calls = []
     monkeypatch.setattr(nvrtc, "launch", lambda *words: (calls.append(words[1]), launched(*words)))
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -30,7 +30,8 @@ FUNCTIONS = [
     ("anchor_score", "score_anchors"),
     ("nms", "nms_topk"),
     ("colour", "luma_means"),
-    ("colour", "colour"),
+    ("colour", "colour_32"),
+    ("colour", "colour_16"),
     ("crop_resize", "crop_resize"),
 ]
 
