@@ -11,7 +11,6 @@ bench/GPU_QUEUE.md says what the numbers decide.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -28,6 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
+from objcrop.bench.machine import installed
 from objcrop.child_process import end_of
 from objcrop.errors import ObjcropError, UsageError, one_of
 from objcrop.whole_file import whole_file
@@ -234,19 +234,12 @@ def _cannot(step: Step, command: str | None) -> str:
     """Return why a step cannot be done here, "" where it can."""
     if command is None:
         return "needs a GPU"
-    missing = [name for name in step.needs if not _installed(name)]
+    missing = [name for name in step.needs if not installed(name)]
     if missing:
         return f"not installed: {', '.join(missing)}"
     if "gpu_tests" in command and not Path("tests").is_dir():
         return "there are no tests here, run it from the root of a checkout"
     return ""
-
-
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package it would be in
-        return False
 
 
 def _drawn(folder: Path, n: int) -> dict[str, Path]:

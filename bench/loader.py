@@ -17,7 +17,6 @@ DALI and PyTorch both keep what they once took, so that is their peak; another p
 from __future__ import annotations
 
 import gc
-import importlib.util
 import os
 import tempfile
 from collections.abc import Callable, Generator, Iterator
@@ -31,9 +30,11 @@ from typing import Any
 import torch
 
 from objcrop.bench.ceilings import CEILINGS
+from objcrop.bench.machine import installed
+from objcrop.bench.rivals.batch_decoded import nvimgcodec_v2, torchcodec_v2
+from objcrop.bench.rivals.dali_torchvision import dali_torchvision
 from objcrop.bench.rivals.ffcv import ffcv
 from objcrop.bench.rivals.solo_dali import solo_dali
-from objcrop.bench.rivals.torchvision_gpu import torchvision_gpu
 from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
@@ -75,7 +76,7 @@ class Contender:
 
     def left_out(self, device: str) -> str | None:
         """Return why it cannot be measured, None where it can."""
-        if self.package is not None and importlib.util.find_spec(self.package) is None:
+        if self.package is not None and not installed(self.package):
             return "not installed"
         if self.needs_gpu and device != "cuda":
             return "needs --device cuda" if torch.cuda.is_available() else "needs a GPU"
@@ -91,7 +92,16 @@ CONTENDERS: dict[str, Contender] = {
     "dali, cuda, cache=host": Contender(partial(our, backend="dali", cache="host"), needs_gpu=True, ours=True),
     "dali, cuda, cache=device": Contender(partial(our, backend="dali", cache="device"), needs_gpu=True, ours=True),
     "torchvision v2": Contender(torchvision_v2),
-    "torchvision v2, gpu": Contender(torchvision_gpu, needs_gpu=True),
+    "nvImageCodec, torchvision v2": Contender(partial(nvimgcodec_v2, device="cpu"), package="nvidia.nvimgcodec"),
+    "nvImageCodec, torchvision v2, gpu": Contender(
+        partial(nvimgcodec_v2, device="cuda"), needs_gpu=True, package="nvidia.nvimgcodec"
+    ),
+    "torchcodec, torchvision v2, gpu": Contender(
+        partial(torchcodec_v2, device="cuda"), needs_gpu=True, package="torchcodec"
+    ),
+    "dali's torchvision, gpu": Contender(
+        partial(dali_torchvision, device="gpu"), needs_gpu=True, package="nvidia.dali.experimental.torchvision"
+    ),
     "solo-learn's dali, cpu": Contender(partial(solo_dali, device="cpu")),
     "solo-learn's dali, gpu": Contender(partial(solo_dali, device="gpu"), needs_gpu=True),
     "ffcv, no colour": Contender(ffcv, package="ffcv"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -16,7 +17,8 @@ from objcrop.whole_file import read_text, whole_file
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "numba", "pillow"),
-    *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "cupy-cuda13x", "cupy-cuda12x", "ffcv"),
+    *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"),
+    *("cupy-cuda13x", "cupy-cuda12x", "torchcodec", "ffcv"),
 )
 
 
@@ -56,6 +58,14 @@ def read_result(path: Path) -> dict[str, Any]:
         return result
     except (ValueError, RecursionError) as error:
         raise ObjcropError(f"{path} cannot be read as a bench result ({error}); make it anew with its bench.") from None
+
+
+def installed(module: str) -> bool:
+    """Whether a module is there to be imported; packages that it lies in are imported."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def _cpu_name() -> str:

@@ -1,18 +1,25 @@
 """What is measured beside our loaders does what it says: views of the right shape, normalised, without end."""
 
+import io
+import sys
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from objcrop.bench.ceilings import cached_batch, decode_union, decode_whole, read_only
-from objcrop.bench.loader import CONTENDERS
+from objcrop.bench.loader import CONTENDERS, QUICKER, measure
+from objcrop.bench.rivals.batch_decoded import nvimgcodec_v2, torchcodec_v2
+from objcrop.bench.rivals.dali_torchvision import dali_torchvision
 from objcrop.bench.rivals.solo_dali import solo_dali
-from objcrop.bench.rivals.torchvision_gpu import torchvision_gpu
 from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
 from objcrop.bench.rivals.wanted import Wanted, shuffled
+from objcrop.child_process import Child
 from objcrop.dali_pipes.decode_crop_resize import union_of
 from objcrop.exif import stored_size, stored_windows
 
@@ -49,15 +56,46 @@ def test_solo_dali(wanted):
     check(lambda wanted: solo_dali(wanted, "cpu"), wanted)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("begin", [torchvision_gpu, lambda wanted: solo_dali(wanted, "gpu")])
-def test_on_a_gpu(begin, wanted):
-    from dataclasses import replace
+def test_torchcodec(wanted, monkeypatch):
+    """By a stand-in with the signature of torchcodec 0.17: sources, then keywords alone."""
+    asked = []
 
-    with closing(begin(replace(wanted, device="cuda"))) as batches:
-        batch = next(batches)
-    assert all(view.is_cuda and view.shape == (BATCH, 3, SIZE, SIZE) for view in batch.views)
+    def decode_jpeg(source, *, mode="RGB", output_dtype=torch.uint8, device="cpu"):
+        asked.append((mode, device))
+        assert isinstance(source, list) and all(type(data) is bytes for data in source)
+        images = (Image.open(io.BytesIO(data)).convert(mode) for data in source)
+        return [torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).to(device) for image in images]
+
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    decoders = ModuleType("torchcodec.decoders")
+    decoders.decode_jpeg = decode_jpeg
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+    check(lambda wanted: torchcodec_v2(wanted, "cpu"), wanted)
+    assert asked == [("RGB", "cpu")] * 6  # a batch at once
+
+
+def test_nvimgcodec(wanted):
+    pytest.importorskip("nvidia.nvimgcodec")
+    check(lambda wanted: nvimgcodec_v2(wanted, "cpu"), wanted)
+
+
+def test_dalis_torchvision(wanted, monkeypatch):
+    pytest.importorskip("nvidia.dali.experimental.torchvision", reason="DALI 2.3 and older have none")
+    # It asks for the current CUDA stream even on a CPU.
+    monkeypatch.setattr("nvidia.dali.types._get_default_stream_for_array", lambda array: None)
+    check(lambda wanted: dali_torchvision(wanted, "cpu"), wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [name for name, c in CONTENDERS.items() if c.needs_gpu and not c.ours])
+def test_on_a_gpu(name, wanted):
+    """Each in a process of its own: these libraries die by signals."""
+    reason = CONTENDERS[name].left_out("cuda")
+    if reason:
+        pytest.skip(reason)
+    with Child(measure) as child:
+        watch, _ = child(replace(wanted, device="cuda"), name, 2)
+    assert watch.images == [2 * QUICKER * BATCH]
 
 
 def test_ceilings_hand_out_what_they_say(wanted):
@@ -94,3 +132,4 @@ def test_every_epoch_has_every_image_once():
 def test_whatever_cannot_run_says_why():
     assert CONTENDERS["dali, cuda"].left_out("cpu") == "needs a GPU"
     assert CONTENDERS["dali, cpu"].left_out("cpu") is None
+    assert replace(CONTENDERS["dali, cpu"], package="no.such.package").left_out("cpu") == "not installed"
