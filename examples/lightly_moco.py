@@ -41,13 +41,15 @@ def main() -> None:
         distributed.init_process_group()
     backbone = resnet18()
     backbone.fc = nn.Identity()
-    online = nn.Sequential(backbone, MoCoProjectionHead(512, 512, 128)).to(options.device)
+    online = nn.Sequential(backbone, MoCoProjectionHead(512, 512, 128))
+    online.to(options.device, memory_format=torch.channels_last)  # as the views lie
     model = DistributedDataParallel(online) if several else online  # first: it makes the weights of all ranks the same
     momentum = copy.deepcopy(online)
     deactivate_requires_grad(momentum)
     info_nce = NTXentLoss(temperature=0.2, memory_bank_size=(options.queue, 128)).to(options.device)
     optimiser = torch.optim.SGD(online.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
 
+    on_gpu = options.device != "cpu"  # computes in bfloat16: Ampere and later
     loader = objcrop.load_views(
         options.catalog,
         boxes=options.boxes,
@@ -55,13 +57,16 @@ def main() -> None:
         size=options.size,
         batch_size=options.batch_size,
         device=options.device,
+        dtype="bf16" if on_gpu else "fp32",
     )
     with loader:
         for epoch in range(options.epochs):
             for batch in loader:
                 query, key = batch.views
                 update_momentum(online, momentum, m=0.99)
-                loss = info_nce(model(query), momentum(key).detach())
+                with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):
+                    queries, keys = model(query), momentum(key).detach()
+                loss = info_nce(queries.float(), keys.float())
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()

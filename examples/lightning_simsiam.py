@@ -29,6 +29,7 @@ class SimSiam(pl.LightningModule):
         super().__init__()
         self.encoder = resnet18(num_classes=512)
         self.encoder.fc = nn.Sequential(nn.Linear(512, 512, bias=False), nn.BatchNorm1d(512))
+        self.encoder.to(memory_format=torch.channels_last)  # as the views lie
         self.predictor = nn.Sequential(nn.Linear(512, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 512))
 
     def training_step(self, batch: objcrop.Views, step: int) -> torch.Tensor:
@@ -57,19 +58,22 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     options = parser.parse_args()
 
+    on_gpu = options.accelerator == "gpu"  # computes in bfloat16: Ampere and later
     loader = objcrop.load_views(
         options.catalog,
         boxes=options.boxes,
         crops="obj-scene",
         size=options.size,
         batch_size=options.batch_size,
-        device="cuda" if options.accelerator == "gpu" else "cpu",
+        device="cuda" if on_gpu else "cpu",
+        dtype="bf16" if on_gpu else "fp32",
     )
     with loader:
         trainer = pl.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             num_nodes=options.nodes,
+            precision="bf16-mixed" if on_gpu else "32-true",
             max_epochs=options.epochs,
             logger=False,
             enable_checkpointing=False,
