@@ -4,8 +4,9 @@
 //
 // A block takes CHANNELS channels of one device and ROUND positions of every ROUND * gridDim.y, so all blocks walk
 // through the memory together. In the first launch of a pair each leaves a part of the result; in the second every block
-// puts the parts of its device together, in a fixed order. No block waits for another, nothing is added atomically, and
-// every run gives the same bits on every GPU.
+// puts the parts of its device together, in a fixed order; where these are many, or on several ranks, `join` makes one of
+// them in between. No block waits for another, nothing is added atomically, and every run gives the same bits on every
+// GPU.
 //
 // Large means cost no digits: what is summed are differences, of values from the first that a thread meets and of means
 // from the first mean, and moments of parts are joined as Chan, Golub and LeVeque (1979) do. Sums are floats, those of
@@ -149,46 +150,101 @@ __device__ void moments_of_block(const T* x, int positions, int channels, A* par
     }
 }
 
-// One number a part, of those that lie at parts (ranks, devices, parts, 2, channels).
+// What the blocks of a first launch left: (ranks, devices, count, 2, channels).
 template <typename A>
-__device__ const A* part_at(const A* parts, int rank, int device, int part, int channels)
-{
-    return parts + (((size_t)rank * gridDim.z + device) * gridDim.y + part) * 2 * channels;
-}
+struct Parts {
+    const A* values;
+    int ranks, devices, count, channels;
+
+    // Of a device, where i counts those of all ranks.
+    __device__ const A* at(int device, int i) const
+    {
+        return values + (((size_t)(i / count) * devices + device) * count + i % count) * 2 * channels;
+    }
+};
 
 // The moments of a device's channel, that of thread modulo CHANNELS; for all threads of a block at once.
 template <typename A>
-__device__ Moments<A> moments_of_device(
-    const A* parts, int ranks, int device, int positions, int channels, Moments<A>* space)
+__device__ Moments<A> moments_of_device(const Parts<A>& parts, int device, int positions, A* space)
 {
     const int lane = threadIdx.x % CHANNELS, channel = blockIdx.x * CHANNELS + lane;
+    Moments<A>* quarters = (Moments<A>*)space;
     Joint<A> mine, all;
-    if (channel < channels)
-        for (int i = threadIdx.x / CHANNELS; i < ranks * (int)gridDim.y; i += QUARTERS) {
-            const int part = i % gridDim.y;
-            const A* at = part_at(parts, i / gridDim.y, device, part, channels) + channel;
-            mine.add({(A)share(positions, part, gridDim.y), at[0], at[channels]});
+    if (channel < parts.channels)
+        for (int i = threadIdx.x / CHANNELS; i < parts.ranks * parts.count; i += QUARTERS) {
+            const A* at = parts.at(device, i) + channel;
+            mine.add({(A)share(positions, i % parts.count, parts.count), at[0], at[parts.channels]});
         }
     __syncthreads();  // all have read what the space held
-    space[threadIdx.x] = mine.moments();
+    quarters[threadIdx.x] = mine.moments();
     __syncthreads();
     for (int quarter = 0; quarter < QUARTERS; ++quarter)
-        all.add(space[quarter * CHANNELS + lane]);
+        all.add(quarters[quarter * CHANNELS + lane]);
     return all.moments();
+}
+
+// Of a channel, the gradient of y and its product with the normalised x, summed.
+template <typename A>
+struct Sums {
+    A slopes, products;
+};
+
+// The sums of a device's channel, as `moments_of_device`.
+template <typename A>
+__device__ Sums<A> sums_of_device(const Parts<A>& parts, int device, A* space)
+{
+    const int lane = threadIdx.x % CHANNELS, channel = blockIdx.x * CHANNELS + lane;
+    Sums<A>* quarters = (Sums<A>*)space;
+    Sums<A> mine = {}, all = {};
+    if (channel < parts.channels)
+        for (int i = threadIdx.x / CHANNELS; i < parts.ranks * parts.count; i += QUARTERS) {
+            const A* at = parts.at(device, i) + channel;
+            mine.slopes += at[0];
+            mine.products += at[parts.channels];
+        }
+    __syncthreads();  // all have read what the space held
+    quarters[threadIdx.x] = mine;
+    __syncthreads();
+    for (int quarter = 0; quarter < QUARTERS; ++quarter) {
+        all.slopes += quarters[quarter * CHANNELS + lane].slopes;
+        all.products += quarters[quarter * CHANNELS + lane].products;
+    }
+    return all;
+}
+
+// Makes one part (2, channels) of a device's.
+template <typename A>
+__device__ void join_block(const Parts<A>& parts, int positions, A* one, A* space)
+{
+    const int its = blockIdx.x * CHANNELS + threadIdx.x;
+    A first, second;
+    if (positions > 0) {
+        const Moments<A> all = moments_of_device(parts, blockIdx.z, positions, space);
+        first = all.mean;
+        second = all.squares;
+    } else {
+        const Sums<A> all = sums_of_device(parts, blockIdx.z, space);
+        first = all.slopes;
+        second = all.products;
+    }
+    if (threadIdx.x < CHANNELS && its < parts.channels) {
+        one[its] = first;
+        one[parts.channels + its] = second;
+    }
 }
 
 template <int V, typename T, typename A>
 __device__ void normalise_block(
-    const T* x, int positions, int channels, int ranks, const A* parts, const A* weight, const A* bias, double epsilon,
-    T* y, A* saved, A* seen, A* space)
+    const T* x, int positions, const Parts<A>& parts, const A* weight, const A* bias, double epsilon, T* y, A* saved,
+    A* seen, A* space)
 {
+    const int channels = parts.channels;
     const int thread = threadIdx.x, its = blockIdx.x * CHANNELS + thread;
     const bool has_channel = thread < CHANNELS && its < channels;
-    Moments<A>* moments = (Moments<A>*)space;
     if (blockIdx.y == 0 && blockIdx.z == 0) {
         A mean = 0, variance = 0;
         for (int device = 0; device < (int)gridDim.z; ++device) {
-            const Moments<A> all = moments_of_device(parts, ranks, device, positions, channels, moments);
+            const Moments<A> all = moments_of_device(parts, device, positions, space);
             mean += all.mean;
             variance += all.squares / (all.count - 1);
         }
@@ -197,7 +253,7 @@ __device__ void normalise_block(
             seen[channels + its] = variance / gridDim.z;
         }
     }
-    const Moments<A> all = moments_of_device(parts, ranks, blockIdx.z, positions, channels, moments);
+    const Moments<A> all = moments_of_device(parts, blockIdx.z, positions, space);
     const A inverse = 1 / sqrt(all.squares / all.count + (A)epsilon);
     if (has_channel && blockIdx.y == 0) {
         saved[(size_t)blockIdx.z * channels + its] = all.mean;
@@ -266,45 +322,19 @@ __device__ void gradient_sums_of_block(
     }
 }
 
-template <typename A>
-struct Sums {
-    A slopes, products;
-};
-
-// The sums of a device's channel over all parts, as `moments_of_device`.
-template <typename A>
-__device__ Sums<A> sums_of_device(const A* parts, int ranks, int device, int channels, Sums<A>* space)
-{
-    const int lane = threadIdx.x % CHANNELS, channel = blockIdx.x * CHANNELS + lane;
-    Sums<A> mine = {}, all = {};
-    if (channel < channels)
-        for (int i = threadIdx.x / CHANNELS; i < ranks * (int)gridDim.y; i += QUARTERS) {
-            const A* at = part_at(parts, i / gridDim.y, device, i % gridDim.y, channels) + channel;
-            mine.slopes += at[0];
-            mine.products += at[channels];
-        }
-    __syncthreads();  // all have read what the space held
-    space[threadIdx.x] = mine;
-    __syncthreads();
-    for (int quarter = 0; quarter < QUARTERS; ++quarter) {
-        all.slopes += space[quarter * CHANNELS + lane].slopes;
-        all.products += space[quarter * CHANNELS + lane].products;
-    }
-    return all;
-}
-
 template <int V, typename T, typename A>
 __device__ void gradient_block(
-    const T* dy, const T* x, int positions, int channels, int ranks, const A* parts, const A* own, const A* weight,
-    const A* saved, T* dx, A* slopes, A* space)
+    const T* dy, const T* x, int positions, const Parts<A>& parts, const Parts<A>& own, const A* weight, const A* saved,
+    T* dx, A* slopes, A* space)
 {
+    const int channels = parts.channels;
     const int thread = threadIdx.x, its = blockIdx.x * CHANNELS + thread;
     const bool has_channel = thread < CHANNELS && its < channels;
     const A *means = saved + (size_t)blockIdx.z * channels, *inverses = means + (size_t)gridDim.z * channels;
     if (blockIdx.y == 0 && blockIdx.z == 0) {
         Sums<A> here = {};
         for (int device = 0; device < (int)gridDim.z; ++device) {
-            const Sums<A> its_sums = sums_of_device(own, 1, device, channels, (Sums<A>*)space);
+            const Sums<A> its_sums = sums_of_device(own, device, space);
             here.slopes += its_sums.slopes;
             here.products += its_sums.products;
         }
@@ -313,11 +343,11 @@ __device__ void gradient_block(
             slopes[channels + its] = here.slopes;
         }
     }
-    const Sums<A> all = sums_of_device(parts, ranks, blockIdx.z, channels, (Sums<A>*)space);
+    const Sums<A> all = sums_of_device(parts, blockIdx.z, space);
     A *slope_means = space, *product_means = space + CHANNELS;
     __syncthreads();
     if (has_channel) {
-        const A count = (A)positions * ranks;
+        const A count = (A)positions * parts.ranks;
         slope_means[thread] = all.slopes / count;
         product_means[thread] = all.products / count * inverses[its];
     }
@@ -372,30 +402,48 @@ __device__ void by_format(int format, int channels, size_t addresses, F f)
         by_words<double, double>(channels, addresses, f);
 }
 
-// All four: grid (channels / CHANNELS, parts, devices), block NORM_THREADS; the two of a pair have one grid.
+// All: grid (channels / CHANNELS, any, devices), block NORM_THREADS.
 //   x, y, dy, dx  (devices, positions, channels), of the format
-//   parts         (ranks, devices, parts, 2, channels): what the first of a pair left, on all ranks where the statistics
-//                 are taken over several, each of which then has one device; (1, …) else
-//   own           (devices, parts, 2, channels), those of this rank
+//   left          (devices, gridDim.y, 2, channels), written
+//   parts         (ranks, devices, count, 2, channels), left by the first of a pair; ranks is 1 unless the statistics are
+//                 taken over several, each of which has one device
+//   own           (devices, count, 2, channels), this rank's
 //   weight, bias  (channels)
 //   saved         (2, devices, channels): mean, and 1 / sqrt(variance + epsilon)
 //   seen          (2, channels): means over the devices of mean and unbiased variance
 //   slopes        (2, channels): gradients of weight and bias
-extern "C" __global__ void moments(const void* x, int format, int positions, int channels, void* parts)
+extern "C" __global__ void moments(const void* x, int format, int positions, int channels, void* left)
 {
     __shared__ double space[SPACE];
     const size_t skipped = (size_t)blockIdx.z * positions * channels;
     by_format(format, channels, (size_t)x, [&](auto kind) {
         using K = decltype(kind);
         using A = typename K::A;
-        A* part = (A*)parts + ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
+        A* part = (A*)left + ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
         moments_of_block<K::V>((const typename K::T*)x + skipped, positions, channels, part, (A*)space);
     });
 }
 
+// gridDim.y is 1.
+//   parts      (devices, count, 2, channels)
+//   positions  0 where the parts are sums
+//   one        (devices, 2, channels), written
+extern "C" __global__ void join(const void* parts, int format, int positions, int channels, int count, void* one)
+{
+    __shared__ double space[SPACE];
+    const size_t skipped = (size_t)blockIdx.z * 2 * channels;
+    if (format == 2) {
+        const Parts<double> all = {(const double*)parts, 1, (int)gridDim.z, count, channels};
+        join_block(all, positions, (double*)one + skipped, space);
+    } else {
+        const Parts<float> all = {(const float*)parts, 1, (int)gridDim.z, count, channels};
+        join_block(all, positions, (float*)one + skipped, (float*)space);
+    }
+}
+
 extern "C" __global__ void normalise(
-    const void* x, int format, int positions, int channels, int ranks, const void* parts, const void* weight,
-    const void* bias, double epsilon, void* y, void* saved, void* seen)
+    const void* x, int format, int positions, int channels, const void* parts, int ranks, int count,
+    const void* weight, const void* bias, double epsilon, void* y, void* saved, void* seen)
 {
     __shared__ double space[SPACE];
     const size_t skipped = (size_t)blockIdx.z * positions * channels;
@@ -403,14 +451,15 @@ extern "C" __global__ void normalise(
         using K = decltype(kind);
         using T = typename K::T;
         using A = typename K::A;
+        const Parts<A> all = {(const A*)parts, ranks, (int)gridDim.z, count, channels};
         normalise_block<K::V>(
-            (const T*)x + skipped, positions, channels, ranks, (const A*)parts, (const A*)weight, (const A*)bias,
-            epsilon, (T*)y + skipped, (A*)saved, (A*)seen, (A*)space);
+            (const T*)x + skipped, positions, all, (const A*)weight, (const A*)bias, epsilon, (T*)y + skipped,
+            (A*)saved, (A*)seen, (A*)space);
     });
 }
 
 extern "C" __global__ void gradient_sums(
-    const void* dy, const void* x, int format, int positions, int channels, const void* saved, void* parts)
+    const void* dy, const void* x, int format, int positions, int channels, const void* saved, void* left)
 {
     __shared__ double space[SPACE];
     const size_t skipped = (size_t)blockIdx.z * positions * channels;
@@ -418,14 +467,14 @@ extern "C" __global__ void gradient_sums(
         using K = decltype(kind);
         using T = typename K::T;
         using A = typename K::A;
-        A* part = (A*)parts + ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
+        A* part = (A*)left + ((size_t)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
         gradient_sums_of_block<K::V>(
             (const T*)dy + skipped, (const T*)x + skipped, positions, channels, (const A*)saved, part, (A*)space);
     });
 }
 
 extern "C" __global__ void gradient(
-    const void* dy, const void* x, int format, int positions, int channels, int ranks, const void* parts,
+    const void* dy, const void* x, int format, int positions, int channels, const void* parts, int ranks, int count,
     const void* own, const void* weight, const void* saved, void* dx, void* slopes)
 {
     __shared__ double space[SPACE];
@@ -434,8 +483,10 @@ extern "C" __global__ void gradient(
         using K = decltype(kind);
         using T = typename K::T;
         using A = typename K::A;
+        const Parts<A> all = {(const A*)parts, ranks, (int)gridDim.z, count, channels};
+        const Parts<A> here = {(const A*)own, 1, (int)gridDim.z, count, channels};
         gradient_block<K::V>(
-            (const T*)dy + skipped, (const T*)x + skipped, positions, channels, ranks, (const A*)parts, (const A*)own,
-            (const A*)weight, (const A*)saved, (T*)dx + skipped, (A*)slopes, (A*)space);
+            (const T*)dy + skipped, (const T*)x + skipped, positions, all, here, (const A*)weight, (const A*)saved,
+            (T*)dx + skipped, (A*)slopes, (A*)space);
     });
 }

@@ -24,9 +24,11 @@ FORMATS = {
     (torch.float64, torch.float64): 2,
 }  # of activations and of parameters
 
-Arguments = tuple[torch.Tensor | np.generic, ...]
-
 BLOCKS = 1024  # of a launch, about: the same on every GPU, so that all add in the same order
+MOST_PARTS = 128  # of a device: putting more together in every block would cost more than another launch
+
+Arguments = tuple[torch.Tensor | np.generic, ...]
+Shape = tuple[np.int32, np.int32, np.int32]
 
 
 def fits(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -65,10 +67,10 @@ def _forward(
     y, saved = _like(pixels), weight.new_empty(2, devices, channels)
     if fits(x, weight):
         grid, shape = _grid(pixels, devices)
-        parts, seen = weight.new_empty(grid[2], grid[1], 2, channels), weight.new_empty(2, channels)
-        nvrtc.launch("batch_norm", "moments", grid, (THREADS,), (pixels, *shape, parts))
-        ranks, parts = _all_parts(parts, over_ranks)
-        known: Arguments = (pixels, *shape, ranks, parts, weight, bias, np.float64(epsilon))
+        left, seen = weight.new_empty(devices, grid[1], 2, channels), weight.new_empty(2, channels)
+        nvrtc.launch("batch_norm", "moments", grid, (THREADS,), (pixels, *shape, left))
+        _, parts = _joined(left, grid, shape, over_ranks)
+        known: Arguments = (pixels, *shape, *parts, weight, bias, np.float64(epsilon))
         nvrtc.launch("batch_norm", "normalise", grid, (THREADS,), (*known, _channels_last(y), saved, seen))
         return y, seen, saved
     running = weight.new_zeros(2, devices, channels)
@@ -92,10 +94,11 @@ def _backward(
     dx = _like(pixels)
     if fits(x, weight):
         grid, shape = _grid(pixels, devices)
-        own, gradients = weight.new_empty(grid[2], grid[1], 2, channels), weight.new_empty(2, channels)
-        nvrtc.launch("batch_norm", "gradient_sums", grid, (THREADS,), (slopes, pixels, *shape, saved, own))
-        ranks, parts = _all_parts(own, over_ranks)
-        known: Arguments = (slopes, pixels, *shape, ranks, parts, own, weight, saved)
+        left, gradients = weight.new_empty(devices, grid[1], 2, channels), weight.new_empty(2, channels)
+        nvrtc.launch("batch_norm", "gradient_sums", grid, (THREADS,), (slopes, pixels, *shape, saved, left))
+        kind, _, width = shape
+        own, parts = _joined(left, grid, (kind, np.int32(0), width), over_ranks)
+        known: Arguments = (slopes, pixels, *shape, *parts, own, weight, saved)
         nvrtc.launch("batch_norm", "gradient", grid, (THREADS,), (*known, _channels_last(dx), gradients))
         return dx, gradients
     gradients = weight.new_empty(devices, 2, channels)
@@ -124,8 +127,8 @@ def _images(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.view(len(pixels), -1, 1, pixels.shape[-1]).movedim(-1, 1)
 
 
-def _grid(pixels: torch.Tensor, devices: int) -> tuple[tuple[int, int, int], tuple[np.int32, ...]]:
-    """Return the grid of all four kernels, and their format, positions and channels."""
+def _grid(pixels: torch.Tensor, devices: int) -> tuple[tuple[int, int, int], Shape]:
+    """Return the grid of the kernels, and what all are told: format, positions, channels."""
     channels = pixels.shape[-1]
     positions = pixels.numel() // (devices * channels)
     tiles = -(-channels // CHANNELS)
@@ -134,11 +137,28 @@ def _grid(pixels: torch.Tensor, devices: int) -> tuple[tuple[int, int, int], tup
     return (tiles, parts, devices), (np.int32(kind), np.int32(positions), np.int32(channels))
 
 
-def _all_parts(own: torch.Tensor, over_ranks: bool) -> tuple[np.int32, torch.Tensor]:
-    """Return of how many ranks the second of a pair puts parts together, and these."""
-    if not over_ranks:
-        return np.int32(1), own
-    return np.int32(rank_and_world_size()[1]), gather_ranks(own)
+def _joined(
+    left: torch.Tensor, grid: tuple[int, int, int], shape: Shape, over_ranks: bool
+) -> tuple[torch.Tensor, tuple[torch.Tensor, np.int32, np.int32]]:
+    """Make what a first launch left into few parts that every block of the second puts together.
+
+    Args:
+        left: (devices, parts, 2, C).
+        grid: of that launch.
+        shape: as of the kernels; 0 positions where the parts are sums.
+        over_ranks: gather the parts of all ranks.
+
+    Returns:
+        This rank's parts; and the parts (ranks, devices, parts, 2, C), of how many ranks, and of how many each.
+    """
+    devices, count, _, channels = left.shape
+    if over_ranks or count > MOST_PARTS:
+        one = left.new_empty(devices, 1, 2, channels)
+        nvrtc.launch("batch_norm", "join", (grid[0], 1, devices), (THREADS,), (left, *shape, np.int32(count), one))
+        left = one
+    parts = gather_ranks(left) if over_ranks else left
+    ranks = rank_and_world_size()[1] if over_ranks else 1
+    return left, (parts, np.int32(ranks), np.int32(left.shape[1]))
 
 
 _operator = torch.library.custom_op(

@@ -92,13 +92,23 @@ extern "C" int cpu_moments(
     });
 }
 
-extern "C" int cpu_normalise(
-    const void* x, int format, int positions, int channels, int ranks, const void* parts, const void* weight,
-    const void* bias, double epsilon, void* y, void* saved, void* seen, int tiles, int blocks, int devices, int threads,
-    unsigned thread_order)
+extern "C" int cpu_join(
+    const void* parts, int format, int positions, int channels, int count, void* one, int tiles, int blocks,
+    int devices, int threads, unsigned thread_order)
 {
     return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
-        batch_norm::normalise(x, format, positions, channels, ranks, parts, weight, bias, epsilon, y, saved, seen);
+        batch_norm::join(parts, format, positions, channels, count, one);
+    });
+}
+
+extern "C" int cpu_normalise(
+    const void* x, int format, int positions, int channels, const void* parts, int ranks, int count,
+    const void* weight, const void* bias, double epsilon, void* y, void* saved, void* seen, int tiles, int blocks,
+    int devices, int threads, unsigned thread_order)
+{
+    return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
+        batch_norm::normalise(
+            x, format, positions, channels, parts, ranks, count, weight, bias, epsilon, y, saved, seen);
     });
 }
 
@@ -112,12 +122,12 @@ extern "C" int cpu_gradient_sums(
 }
 
 extern "C" int cpu_gradient(
-    const void* dy, const void* x, int format, int positions, int channels, int ranks, const void* parts,
+    const void* dy, const void* x, int format, int positions, int channels, const void* parts, int ranks, int count,
     const void* own, const void* weight, const void* saved, void* dx, void* slopes, int tiles, int blocks, int devices,
     int threads, unsigned thread_order)
 {
     return cpu_cuda::launch(dim3(tiles, blocks, devices), dim3(threads), thread_order, {}, [=] {
         batch_norm::gradient(
-            dy, x, format, positions, channels, ranks, parts, own, weight, saved, dx, slopes);
+            dy, x, format, positions, channels, parts, ranks, count, own, weight, saved, dx, slopes);
     });
 }

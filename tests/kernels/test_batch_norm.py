@@ -149,11 +149,14 @@ def test_the_order_of_the_threads_does_not_matter_to_the_bit(dtype, on_cpu):
     assert all(torch.equal(one, other) for run in made[1:] for one, other in zip(made[0], run, strict=True))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("most", [1, 5, 128])
 @pytest.mark.parametrize("blocks", [1, 4, 10, 1000])
-def test_any_number_of_parts_is_the_same_norm(blocks, on_cpu):
-    given = example((3, 16, 11, 13), 2, torch.float32)
+def test_any_number_of_parts_is_the_same_norm(blocks, most, dtype, on_cpu, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PARTS", most)
+    given = example((3, 16, 11, 13), 2, dtype)
     with kernels_on(on_cpu, blocks=blocks):
-        compare(all_of(way, *given, 3), given, 3, *KINDS[torch.float32][1:])
+        compare(all_of(way, *given, 3), given, 3, *KINDS[dtype][1:])
 
 
 def test_large_means_cost_no_digits(on_cpu):

@@ -26,7 +26,7 @@ def test_every_source_compiles(name, arch, known):
 
 
 FUNCTIONS = [
-    *(("batch_norm", function) for function in ("moments", "normalise", "gradient_sums", "gradient")),
+    *(("batch_norm", function) for function in ("moments", "join", "normalise", "gradient_sums", "gradient")),
     ("anchor_score", "score_anchors"),
     ("nms", "nms_topk"),
     ("colour", "luma_means"),
