@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
 from objcrop.dali_pipes.decode_crop_resize import (
-    decodable,
     decode_graph,
     feed_of,
     orientations_of,
+    refused_alone,
+    trouble_of,
     union_of,
     windows_in,
 )
@@ -41,6 +42,7 @@ from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_one
 
 # Of the plan's arrays those that colour a view, and of the batch's tensors those that come with the views.
 DECISIONS = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
+CHANCE = 8  # images that DALI refuses one and all: that is no chance
 BESIDE_VIEWS = ("index", "requested", "labels", "substituted")
 
 
@@ -121,18 +123,19 @@ class DaliLoader(ViewLoader):
         """Yield batches from a position on, rebuilding the graph whenever a batch held a bad file."""
         while True:
             run = _GraphRun(self, start)
-            while True:
-                try:
-                    fed, decoded = run.next_batch()
-                except ObjcropError:
-                    raise
-                except RuntimeError as error:
-                    fed = run.oldest()
-                    start = fed.position
-                    self._rescue(fed.plan, fed.images, str(error))
-                    break
-                windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
-                yield self._finished(fed.plan, fed.asked, windows, decoded)
+            try:
+                while True:
+                    try:
+                        fed, decoded = run.next_batch()
+                    except RuntimeError as error:
+                        fed, said = run.oldest(), str(error)
+                        break
+                    windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
+                    yield self._finished(fed.plan, fed.asked, windows, decoded)
+            finally:
+                run.close()
+            self._rescue(fed, said)
+            start = fed.position
 
     def _planned(self, position: Position) -> tuple[ViewPlan, ViewPlan]:
         """Return a batch's plan as asked for, and with the rows known to be bad replaced."""
@@ -159,21 +162,36 @@ class DaliLoader(ViewLoader):
             if not wanted.size:
                 return asked, plan, [images[i] for i in range(len(plan))]
 
-    def _rescue(self, plan: ViewPlan, images: Sequence[Encoded], error: str) -> None:
-        """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses."""
-        at_fault = 0
-        for row, image in dict(zip(plan.row.tolist(), images)).items():
+    def _rescue(self, failed: _Fed, said: str) -> None:
+        """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses.
+
+        Raises:
+            ObjcropError: none is, it is the memory or the GPU, or this way of decoding is.
+        """
+        if trouble := trouble_of(said, len(failed.images)):
+            raise trouble
+        refused = sorted({int(failed.plan.row[i]) for i in refused_alone(failed.feed, **self.decoding)})
+        readable = 0
+        for row in refused:
             try:
                 open_upright(self.catalog, row)
+                readable += 1
             except BadImage as reason:
                 self.bad_images.add(row, str(reason))
-                at_fault += 1
-                continue
-            if row not in self._by_pil and not decodable(image):
-                self._by_pil.add(row)
-                at_fault += 1
-        if not at_fault:
-            raise ObjcropError(f"DALI failed on a batch whose files are all readable; it said: {error.strip()}")
+        said = " ".join(said.split())[:300]
+        if readable == len(set(failed.plan.row.tolist())) >= CHANCE:
+            raise ObjcropError(
+                f"DALI decodes none of the {readable} images of a batch, which PIL reads, so that it is the way and no "
+                f"file: take decode='whole' and hw_decoder_load=0 where you gave another, or backend='torch'; "
+                f"it said: {said}"
+            )
+        copied = {row for row in refused if row not in self.bad_images.reasons} - self._by_pil
+        if not copied and readable == len(refused):
+            raise ObjcropError(
+                f"DALI failed on a batch whose images it decodes one by one, or as copies of PIL's: take a smaller "
+                f"batch_size, or backend='torch'; it said: {said}"
+            )
+        self._by_pil |= copied
 
     # ---- pixels
 
@@ -242,6 +260,14 @@ class DaliLoader(ViewLoader):
         augment = self.planner.augment[v]
         return colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
 
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """How `decode_graph` decodes."""
+        return {
+            **{"device": self.device.type, "device_id": self.device.index, "decode": self.decode},
+            **{"hw_decoder_load": self.hw_decoder_load, "decoder_padding": self.decoder_padding},
+        }
+
     @cached_property
     def side_stream(self) -> torch.cuda.Stream | None:
         """The stream in which views are made; None on a CPU."""
@@ -260,12 +286,13 @@ class DaliLoader(ViewLoader):
 
 
 class _Fed(NamedTuple):
-    """A batch that was fed to the graph: the plan asked for and as shown, the images, and `feed_of`'s windows."""
+    """A batch that was fed to the graph: the plan asked for and as shown, the images, and what `feed_of` made of it."""
 
     position: Position
     asked: ViewPlan
     plan: ViewPlan
     images: list[Encoded]
+    feed: list[Any]
     windows: NDArray[np.int32]
 
 
@@ -277,16 +304,12 @@ class _GraphRun:
         self._positions = loader._positions(start)
         self._in_flight: deque[_Fed] = deque()
         self._planning_error: BaseException | None = None
-        self.pipe = decode_graph(
+        self.pipe: Any = decode_graph(
             self._feed,
             batch_size=-(-loader.batch_size // loader.world_size),
             threads=loader.threads,
             prefetch=loader.prefetch,
-            device=loader.device.type,
-            device_id=loader.device.index,
-            decode=loader.decode,
-            hw_decoder_load=loader.hw_decoder_load,
-            decoder_padding=loader.decoder_padding,
+            **loader.decoding,
         )
 
     def _feed(self) -> list[Any]:
@@ -298,7 +321,7 @@ class _GraphRun:
             self._planning_error = error
             raise
         feed, windows = feed_of(images, plan.windows, self.loader.catalog.sizes[plan.row], self.loader.decode)
-        self._in_flight.append(_Fed(position, asked, plan, images, windows))
+        self._in_flight.append(_Fed(position, asked, plan, images, feed, windows))
         return feed
 
     def next_batch(self) -> tuple[_Fed, Any]:
@@ -310,6 +333,10 @@ class _GraphRun:
                 raise self._planning_error from None
             raise
         return self._in_flight.popleft(), decoded
+
+    def close(self) -> None:
+        """Let go of the graph and its memory, which would wait for the garbage collector: it knows who feeds it."""
+        self.pipe = None
 
     def oldest(self) -> _Fed:
         """Return the batch that failed: the oldest that was fed and not handed out."""

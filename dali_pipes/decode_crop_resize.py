@@ -12,6 +12,7 @@ window, so that a view does not depend on what else was decoded.
 from __future__ import annotations
 
 import os
+import re
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -158,7 +159,10 @@ def decode_graph(
         return fn.decoders.image_slice(encoded, start=part[0], end=part[1], axes=[0, 1], **how)
 
     pipe = graph()
-    pipe.build()
+    try:
+        pipe.build()
+    except RuntimeError as error:
+        raise trouble_of(str(error), batch_size) or error from None
     _built.add(pipe)
     return pipe
 
@@ -211,7 +215,9 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
             for _ in left:
                 try:
                     (decoded,) = pipe.run()
-                except RuntimeError:  # the graph does not go on from here, so another one will
+                except RuntimeError as error:  # the graph does not go on from here, so another one will
+                    if trouble := trouble_of(str(error), size):
+                        raise trouble from None
                     decoded = None
                 if reading.failed is not None:
                     raise reading.failed from None
@@ -245,9 +251,56 @@ class _PartReader:
 
 def decodable(image: Encoded) -> bool:
     """Whether DALI decodes this image on the CPU."""
-    pipe = decode_graph(lambda: [[image.data]], batch_size=1, threads=1, prefetch=1, decode="whole")
-    try:
-        pipe.run()
-    except RuntimeError:
-        return False
-    return True
+    return not refused_alone([[image.data]], decode="whole")
+
+
+def refused_alone(feed: list[Any], **graph: Any) -> list[int]:
+    """Return which images of a batch DALI does not decode, each alone, for then no parser's failure can meet another.
+
+    Args:
+        feed: the batch, as `feed_of` returns it.
+        **graph: device, device_id and what else decides how `decode_graph` decodes.
+
+    Raises:
+        ObjcropError: it fails for want of memory, or the GPU does.
+    """
+    refused: list[int] = []
+    count, done = len(feed[0]), 0
+    while done < count:
+        pipe = None  # before another one takes its memory
+        pipe = decode_graph(_one_by_one(feed, done), batch_size=1, threads=1, prefetch=1, **graph)
+        for i in range(done, count):
+            done = i + 1
+            try:
+                pipe.run()
+            except RuntimeError as error:
+                if trouble := trouble_of(str(error), 1):
+                    raise trouble from None
+                refused.append(i)
+                break
+    return refused
+
+
+def _one_by_one(feed: list[Any], begin: int) -> Feed:
+    coming = iter(range(begin, len(feed[0])))
+
+    def next_image() -> list[Any]:
+        i = next(coming)
+        return [part[i : i + 1] for part in feed]
+
+    return next_image
+
+
+def trouble_of(said: str, batch_size: int) -> ObjcropError | None:
+    """Return the error to raise where what DALI said is about memory or the GPU itself, which is no file's fault."""
+    if re.search(r"out of memory|bad_alloc|MemoryAllocation|can't allocate|allocation failed", said, re.IGNORECASE):
+        return ObjcropError(
+            f"the memory is full, of the GPU or of page-locked memory, while DALI decodes {batch_size} images at once; "
+            "take a smaller batch_size, decoder_padding or prefetch, or fewer threads, or end what else runs there."
+        )
+    if found := re.search(r"[^\n]*(cudaError|CUDA_ERROR|CUDA (runtime|driver) API error)[^\n]*", said):
+        return ObjcropError(
+            f"the GPU failed while DALI decoded ({' '.join(found[0].split())}), which is no file's fault; take "
+            "decode='whole' and hw_decoder_load=0 where you gave another, or backend='torch'."
+        )
+    return None

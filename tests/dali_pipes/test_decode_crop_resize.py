@@ -138,7 +138,7 @@ def test_the_side_stream_reaches_dali():
     """Once it was passed by keyword, which DALI takes for the name of an input."""
     run = object.__new__(_GraphRun)
     run.loader = SimpleNamespace(side_stream="the side stream")
-    run._in_flight = deque([_Fed((0, 0), "asked", "shown", [], None)])
+    run._in_flight = deque([_Fed((0, 0), "asked", "shown", [], [], None)])
     run.pipe = create_autospec(Pipeline, instance=True)
     run.pipe.run.return_value = ("pixels",)
     assert run.next_batch()[1] == "pixels"
