@@ -21,7 +21,7 @@ from typing import Any
 
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.decode_crop_resize import decode_whole
+from objcrop.dali_pipes.decode_crop_resize import decode_whole, default_threads
 from objcrop.devices import resolve_device
 from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.proposals.anchors import AnchorProposer
@@ -88,7 +88,7 @@ def _walk(name: str, catalog: Catalog, parts: list[range], device: str) -> Gener
 
 def _decoded(catalog: Catalog, parts: list[range], device: str) -> Iterator[range]:
     if device == "cuda":
-        graph: dict[str, Any] = {"threads": len(os.sched_getaffinity(0)), "prefetch": 2, "device": device}
+        graph: dict[str, Any] = {"threads": default_threads(device), "prefetch": 2, "device": device}
         graph["device_id"] = resolve_device(device).index
         for rows, _ in zip(parts, decode_whole(catalog, parts, **graph)):
             yield rows

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
-from objcrop.dali_pipes.decode_crop_resize import decode_whole, union_of, windows_at
+from objcrop.dali_pipes.decode_crop_resize import Part, decode_whole, union_of, windows_at
 from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
 from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
@@ -94,15 +95,22 @@ class CachedLoader(DaliLoader):
         for rows, part in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
             if part.decoded is None:
                 self._read_with_pil(rows)
-                continue
-            for row, pixels, orientation, reason in zip(rows, part.decoded, part.orientations, part.reasons):
-                if reason:
-                    self.bad_images.add(row, reason)
-                else:
-                    self._keep(row, upright_pixels(torch.from_dlpack(pixels), int(orientation)))
-            if self.place.type == "cuda":
-                torch.cuda.current_stream(self.place).synchronize()  # before DALI takes its memory back
+            else:
+                self._keep_part(rows, part)
+            self._wait()
         return self._pixels
+
+    def _keep_part(self, rows: range, part: Part) -> None:
+        for row, pixels, orientation, reason in zip(rows, part.decoded, part.orientations, part.reasons):
+            if reason:
+                self.bad_images.add(row, reason)
+            else:
+                self._keep(row, upright_pixels(torch.from_dlpack(pixels), int(orientation)))
+
+    def _wait(self) -> None:
+        """Wait for what fills the cache: DALI takes its memory back, and the side stream knows of no other stream."""
+        if self.place.type == "cuda":
+            torch.cuda.current_stream(self.place).synchronize()
 
     def _keep(self, row: int, pixels: torch.Tensor) -> None:
         kept = self.image(row)
@@ -135,7 +143,7 @@ class CachedLoader(DaliLoader):
         pixels = self._pixels
         if self.batchwise and self.cache == "host":
             unions = union_of(windows)
-            packed, begins, widths = pack([self.image(int(row)) for row in plan.row], unions)
+            packed, begins, widths = pack(pixels.numpy(), begins, widths, unions, self._pool, self.threads)
             with torch.cuda.stream(self.side_stream):
                 pixels = packed.to(self.device, non_blocking=True)
             windows = windows - np.tile(unions[:, None, :2], 2)
@@ -151,23 +159,42 @@ def kept_sizes(catalog: Catalog, side: int | None) -> NDArray[np.int32]:
 
 
 def pack(
-    images: list[torch.Tensor], cuts: NDArray[np.int32]
+    pixels: NDArray[np.uint8],
+    begins: NDArray[np.int64],
+    widths: NDArray[np.int32],
+    cuts: NDArray[np.int32],
+    pool: ThreadPoolExecutor,
+    threads: int,
 ) -> tuple[torch.Tensor, NDArray[np.int64], NDArray[np.int32]]:
     """Copy a part of each image, one behind the other, into page-locked memory where there is a GPU.
 
     Args:
-        images: uint8 (h, w, 3).
+        pixels: uint8 (bytes,), RGB images.
+        begins: (N,), where each image begins.
+        widths: (N,) of the images.
         cuts: (N, 4) x0, y0, x1, y1.
+        pool: where the copying runs: one thread's does not fill the memory's width.
+        threads: parts that it is cut into.
 
     Returns:
         The bytes, where each part begins (N,), and its width (N,).
     """
-    widths, heights = cuts[:, 2] - cuts[:, 0], cuts[:, 3] - cuts[:, 1]
-    begins = np.concatenate([[0], np.cumsum(3 * widths.astype(np.int64) * heights)])
-    packed = torch.empty(int(begins[-1]), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
-    for i, (x0, y0, x1, y1) in enumerate(cuts):
-        packed[begins[i] : begins[i + 1]].view(y1 - y0, x1 - x0, 3).copy_(images[i][y0:y1, x0:x1])
-    return packed, begins[:-1], widths
+    across, down = (cuts[:, 2:] - cuts[:, :2]).T
+    ends = np.cumsum(3 * across.astype(np.int64) * down)
+    packed = torch.empty(int(ends[-1]), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    there = packed.numpy()
+
+    def copy(part: slice) -> None:
+        facts = zip(ends[part].tolist(), begins[part].tolist(), widths[part].tolist(), cuts[part].tolist())
+        for end, begin, width, (x0, y0, x1, y1) in facts:
+            lines = pixels[begin + 3 * width * y0 : begin + 3 * width * y1].reshape(y1 - y0, 3 * width)
+            size = 3 * (x1 - x0) * (y1 - y0)
+            there[end - size : end].reshape(y1 - y0, -1)[...] = lines[:, 3 * x0 : 3 * x1]
+
+    share = -(-len(cuts) // threads)
+    for _ in pool.map(copy, [slice(at, at + share) for at in range(0, len(cuts), share)]):
+        pass
+    return packed, np.concatenate([[0], ends[:-1]]), across
 
 
 def refuse_if_too_large(needed: int, place: torch.device, side: int | None) -> None:

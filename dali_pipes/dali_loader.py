@@ -77,9 +77,12 @@ class DaliLoader(ViewLoader):
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
 
     def close(self) -> None:
-        """Stop the producer and the pool."""
+        """Stop the producer and the pool, and let go of what kernels have read."""
         super().close()
         self._pool.shutdown()
+        while self._read_later:
+            self._read_later[0][0].synchronize()
+            self._read_later.popleft()
 
     def _stream(self, start: Position) -> Iterator[Views]:
         """Run `_produce` in a thread; whatever it raises is raised here."""

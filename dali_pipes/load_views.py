@@ -18,6 +18,7 @@ from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Setting, read_options, refuse_idle
 from objcrop.dali_pipes.view_plan import ViewPlanner
 from objcrop.errors import UsageError
+from objcrop.launcher import cores_here
 
 TENSOR_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -87,8 +88,9 @@ def load_views(
         seed: 0 to 2**64 - 1.
         shuffle: False walks the catalog in order.
         drop_last: False keeps the short batch at the end, for evaluation.
-        workers: processes of the torch backend; default: the number of cores, 0 works in this process.
-        threads: threads of the dali backend; default: the number of cores.
+        workers: processes of the torch backend; default: this process's share of the cores (all of them, but for the
+            other ranks of torchrun on this machine); 0 works in this process.
+        threads: threads of the dali backend; default: the same share, on "cuda" at most 24.
         prefetch: batches kept ready (per worker with "torch"), 2.
         decode: the "whole" image (default), or the "union" of an image's windows; dali on "cuda" only: a CPU decodes
             the union. Views are the same. `objcrop bench loader --tune` finds this, threads, prefetch and the next two;
@@ -148,7 +150,6 @@ def load_views(
     if planner.boxes_left_out:
         assert boxes is not None
         _say_left_out(boxes.fingerprint, planner.boxes_left_out, planner.max_boxes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     contract: dict[str, Any] = {name: given[name] for name in ("batch_size", "shuffle", "drop_last")}
     contract |= {"prefetch": given.get("prefetch", 2), "device": device, "dtype": TENSOR_TYPES[dtype]}
     contract |= {"rank": rank, "world_size": world_size}
@@ -156,18 +157,20 @@ def load_views(
     if backend == "torch":
         from objcrop.dali_pipes.torch_loader import TorchLoader
 
-        contract |= {"workers": given.get("workers", cores), "colour": given.get("colour", "float")}
+        contract |= {"workers": given.get("workers", cores_here()), "colour": given.get("colour", "float")}
         return TorchLoader(planner, bad, **contract)
     from objcrop.dali_pipes.dali_loader import DaliLoader
+    from objcrop.dali_pipes.decode_crop_resize import default_threads
 
     decoding = ("decode", "hw_decoder_load", "decoder_padding")
     contract |= {name: given[name] for name in decoding if name in given}
+    contract["threads"] = given.get("threads", default_threads(str(device)))
     if cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader
 
         contract |= {"cache": cache, "cache_side": given.get("cache_side")}
-        return CachedLoader(planner, bad, threads=given.get("threads", cores), **contract)
-    return DaliLoader(planner, bad, threads=given.get("threads", cores), **contract)
+        return CachedLoader(planner, bad, **contract)
+    return DaliLoader(planner, bad, **contract)
 
 
 @lru_cache

@@ -92,6 +92,15 @@ def local_rank() -> int | None:
     return None
 
 
+def cores_here() -> int:
+    """Return how many cores this process may keep busy, 1 or more.
+
+    Those it is bound to, which srun and mpirun see to; torchrun binds none, but says how many share the machine.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // max(_number("LOCAL_WORLD_SIZE") or 1, 1), 1)
+
+
 def _world(launcher: Launcher) -> int | None:
     return _tasks_of_step() if launcher.name == "srun" else _number(launcher.world)
 

@@ -90,8 +90,8 @@ class Recipe:
         wandb: project of Weights & Biases to report to; None for none.
         checkpoint_every_steps: beside each epoch's end; None for epochs only.
         log_every_steps: a line in metrics.jsonl.
-        workers: processes of the torch loader; None is the number of cores.
-        threads: threads of the dali loader; None is the number of cores.
+        workers: processes of the torch loader; None is this process's share of the cores.
+        threads: threads of the dali loader; None is the same share, on a GPU at most 24.
         prefetch: see `load_views`, as the next three.
         decode: "union" or "whole"; None is whole on a GPU and union on a CPU.
         hw_decoder_load: share of the JPEGs that the GPU's own decoder takes.

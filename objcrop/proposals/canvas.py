@@ -19,7 +19,7 @@ import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.decode_crop_resize import decode_whole, windows_in
+from objcrop.dali_pipes.decode_crop_resize import decode_whole, default_threads, windows_in
 from objcrop.devices import resolve_device
 from objcrop.errors import UsageError
 from objcrop.kernels.crop_resize import Windows, crop_resize
@@ -137,7 +137,7 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
         What `propose_from_images` wants of each part.
     """
     graph: dict[str, Any] = {
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": default_threads(proposer.device.type),
         "prefetch": 2,
         "device": proposer.device.type,
         "device_id": proposer.device.index,

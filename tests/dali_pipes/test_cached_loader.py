@@ -1,6 +1,8 @@
 """The decoded cache: the views of the loader without one, from memory alone."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -84,19 +86,54 @@ def test_smaller_images_give_nearly_the_same_views(photos):
                 assert 0 < float((a - b).abs().mean()) < 0.25  # in units of the normalised views
 
 
-def test_what_is_packed_for_a_gpu_gives_the_same_crops():
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_what_is_packed_for_a_gpu_gives_the_same_crops(threads):
     """The way from the host's cache to a GPU, with torch in the kernel's place."""
     rng = np.random.default_rng(0)
     images = [torch.from_numpy(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((40, 60), (80, 30))]
+    cached, places = np.concatenate([image.flatten().numpy() for image in images]), np.array([0, 3 * 40 * 60])
     cuts = np.array([[10, 5, 50, 30], [0, 20, 30, 80]], np.int32)
     windows = np.array([[12, 6, 40, 29], [3, 20, 30, 77]], np.int32)
-    pixels, begins, widths = pack(images, cuts)
+    with ThreadPoolExecutor(threads) as pool:
+        pixels, begins, widths = pack(cached, places, np.array([60, 30], np.int32), cuts, pool, threads)
     assert len(pixels) == 3 * (40 * 25 + 30 * 60)
     inside = (windows - np.tile(cuts[:, :2], 2))[:, None]
     there = Windows(*(part[0] for part in windows_at(pixels.data_ptr() + begins, inside, widths)))
     made = crop_resize(there, 16, "bilinear", torch.device("cpu"))
     for view, image, (x0, y0, x1, y1) in zip(made, images, windows):
         assert torch.equal(view, resize_uint8(image[y0:y1, x0:x1], (16, 16), "bilinear"))
+
+
+@pytest.mark.parametrize("stumbled", [False, True])
+def test_what_fills_the_cache_is_waited_for_part_by_part(photos, monkeypatch, stumbled):
+    """Once what PIL read was copied to a GPU and nobody waited: the first batch could see it unwritten."""
+    done = []
+    whole = cached_loader.decode_whole
+
+    def decoded(*arguments, **graph):
+        for part in whole(*arguments, **graph):
+            yield part._replace(decoded=None) if stumbled else part
+
+    monkeypatch.setattr(cached_loader, "decode_whole", decoded)
+    monkeypatch.setattr(cached_loader, "ROWS", 10)
+    keep, wait = cached_loader.CachedLoader._keep, cached_loader.CachedLoader._wait
+    kept = lambda self, row, pixels: (done.append(row), keep(self, row, pixels))  # noqa: E731
+    monkeypatch.setattr(cached_loader.CachedLoader, "_keep", kept)
+    monkeypatch.setattr(cached_loader.CachedLoader, "_wait", lambda self: (done.append("wait"), wait(self)))
+    with load_views(photos[0], **{**OPTIONS, "crops": "scene"}, cache="host") as loader:
+        next(iter(loader))
+    assert done == [*range(10), "wait", *range(10, 20), "wait", *range(20, 24), "wait"]
+
+
+def test_closing_waits_for_the_kernels_that_read(photos):
+    """Once the cache's memory was another tensor's while kernels in the side stream still read it."""
+    said = []
+    loader = load_views(photos[0], **{**OPTIONS, "crops": "scene"}, cache="host")
+    next(iter(loader))
+    last = SimpleNamespace(synchronize=lambda: said.append(loader._pixels is not None))
+    loader._read_later.append((last, "images"))
+    loader.close()
+    assert said == [True] and not loader._read_later and loader._pixels is None
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(photos, monkeypatch):

@@ -52,6 +52,7 @@ def test_memory_is_small_and_stays_flat(tmp_path, batch_size, batches):
     catalog, _ = index_source(tmp_path, "scenes")
     before = free_memory(True)
     options = dict(boxes=propose(catalog, "gt"), crops="obj-obj+dilate", batch_size=batch_size)
+    options |= dict(threads=8)  # each sets memory aside
     with load_views(catalog, **options, backend="dali", device="cuda") as loader:
         views = endless_views(loader)
         taken = []

@@ -1,5 +1,7 @@
 """What a device's name means, on a machine that pretends to have four GPUs."""
 
+import os
+
 import pytest
 import torch
 
@@ -127,7 +129,8 @@ def test_loaders_settle_on_the_gpu_that_is_current_as_iteration_begins(gpus, pho
 
 
 @pytest.mark.parametrize("cache", [None, "device"])
-def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypatch, cache):
+@pytest.mark.parametrize(("name", "current"), [("cuda:3", 0), ("cuda", 3)])
+def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypatch, cache, name, current):
     """Nothing in the thread or the graph falls back to GPU 0."""
     from objcrop.dali_pipes import dali_loader, decode_crop_resize
     from objcrop.dali_pipes.load_views import load_views
@@ -139,7 +142,7 @@ def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypat
         pass
 
     def graph(feed, **options):
-        told.append((options["device"], options["device_id"]))
+        told.append((options["device"], options["device_id"], options["decode"], options["threads"]))
         in_thread.append(gpus["current"])
         raise Stop
 
@@ -148,11 +151,59 @@ def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypat
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**12, 10**12))
     monkeypatch.setattr(torch, "empty", lambda *shape, **options: None)
     loader = load_views(
-        catalog, boxes=boxes, crops="obj-obj", size=32, batch_size=8, backend="dali", device="cuda:3", cache=cache
+        catalog, boxes=boxes, crops="obj-obj", size=32, batch_size=8, backend="dali", device=name, cache=cache
     )
+    loader.threads = 24
+    gpus["current"] = current
     with pytest.raises(Stop):
         next(iter(loader))
-    assert told == [("cuda", 3)] and in_thread == [3]
+    assert told == [("cuda", 3, "whole", 24)] and in_thread == [3]
+
+
+@pytest.mark.parametrize(
+    ("device", "launcher", "expected"),
+    [
+        ("cpu", {}, 64),
+        ("cuda", {}, 24),
+        ("cuda", {"LOCAL_WORLD_SIZE": "8"}, 8),
+        ("cpu", {"LOCAL_WORLD_SIZE": "8"}, 8),
+        ("cpu", {"LOCAL_WORLD_SIZE": "100"}, 1),
+        ("cuda", SRUN, 24),  # srun binds its tasks: the cores seen are those of this one
+    ],
+)
+def test_ranks_of_a_machine_share_its_cores(gpus, photos, monkeypatch, device, launcher, expected):
+    """Once each of 8 ranks began as many threads and workers as the machine has cores."""
+    from objcrop.dali_pipes.decode_crop_resize import default_threads
+    from objcrop.dali_pipes.load_views import load_views
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    for variable, value in launcher.items():
+        monkeypatch.setenv(variable, value)
+    options = dict(size=32, batch_size=8, device=device, rank=0, world_size=1)
+    with load_views(photos[0], **options) as loader:
+        assert loader.threads == default_threads(device) == expected
+    with load_views(photos[0], **options, threads=40) as loader:
+        assert loader.threads == 40
+    with load_views(photos[0], **options, backend="torch") as loader:
+        assert loader.workers == max(64 // int(launcher.get("LOCAL_WORLD_SIZE", 1)), 1)
+
+
+def test_canvases_are_decoded_on_the_gpu_that_scores_them(gpus, photos, monkeypatch):
+    from types import SimpleNamespace
+
+    from objcrop.dali_pipes import decode_crop_resize
+    from objcrop.proposals.canvas import propose_with_dali
+
+    class Stop(Exception):
+        pass
+
+    def graph(feed, **options):
+        raise Stop(options["device"], options["device_id"], options["decode"])
+
+    monkeypatch.setattr(decode_crop_resize, "decode_graph", graph)
+    with pytest.raises(Stop) as caught:
+        next(propose_with_dali(photos[0], [range(4)], SimpleNamespace(device=torch.device("cuda", 2), side=32)))
+    assert caught.value.args == ("cuda", 2, "whole")
 
 
 @pytest.mark.parametrize(
