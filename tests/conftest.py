@@ -85,6 +85,23 @@ def photos(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def turned(tmp_path_factory):
+    """A catalog of 24 JPEGs and PNGs of odd sizes in all eight orientations, and its boxes."""
+    from objcrop.boxes import BoxTable
+    from objcrop.formats import index_source
+
+    folder = tmp_path_factory.mktemp("turned")
+    for i in range(24):
+        exif = Image.Exif()
+        exif[0x0112] = 1 + i % 8
+        name = f"{i:02d}.{'png' if i % 3 else 'jpg'}"
+        photo(*[(131, 97), (80, 143), (57, 61)][i % 3], i).save(folder / name, exif=exif)
+    catalog, _ = index_source(folder, "folder")
+    assert sorted(catalog.orientations.tolist()) == sorted([*range(1, 9)] * 3)
+    return catalog, BoxTable.from_arrays(catalog, boxes_for(catalog))
+
+
+@pytest.fixture(scope="session")
 def save_photos():
     """The function that writes n pictures into a folder."""
     return write_photos

@@ -11,15 +11,12 @@ import pytest
 import torch
 from conftest import photo
 from nvidia.dali import Pipeline
-from PIL import Image
 
-from objcrop.boxes import BoxTable
 from objcrop.dali_pipes.dali_loader import _Fed, _GraphRun
 from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of, orientations_of, windows_in
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.read_image import Encoded, encoded, open_upright
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
 from objcrop.kernels.crop_resize import Windows, crop_resize, resize_uint8
 
 CPU = torch.device("cpu")
@@ -69,22 +66,6 @@ def test_a_part_is_decoded_as_the_whole_is(kind):
     whole, _ = decoded(images, windows, sizes, "whole")
     for i, (x0, y0, x1, y1) in enumerate(windows[:, 0].tolist()):
         np.testing.assert_array_equal(np.asarray(part[i]), np.asarray(whole[i])[y0:y1, x0:x1])
-
-
-@pytest.fixture(scope="module")
-def turned(tmp_path_factory):
-    """A catalog of JPEGs and PNGs in all eight orientations, odd sizes, and its boxes."""
-    folder = tmp_path_factory.mktemp("turned")
-    for i in range(24):
-        exif = Image.Exif()
-        exif[0x0112] = 1 + i % 8
-        name = f"{i:02d}.{'png' if i % 3 else 'jpg'}"
-        photo(*[(131, 97), (80, 143), (57, 61)][i % 3], i).save(folder / name, exif=exif)
-    catalog, _ = index_source(folder, "folder")
-    assert sorted(catalog.orientations.tolist()) == sorted([*range(1, 9)] * 3)
-    rng = np.random.default_rng(0)
-    boxes = [some_windows(catalog.sizes[[row]], rng, 3)[0].astype(np.float32) for row in range(len(catalog))]
-    return catalog, BoxTable.from_arrays(catalog, boxes)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
