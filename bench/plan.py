@@ -21,8 +21,8 @@ import numpy as np
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.augment import augment_recipe
 from objcrop.dali_pipes.crop_policy import POLICIES
+from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.decode_crop_resize import fed, feed_of
 from objcrop.dali_pipes.epoch_order import batch_samples
 from objcrop.dali_pipes.read_image import Encoded
@@ -42,9 +42,8 @@ def bench_plan(*, images: int = 20_000, batch_size: int = 256, repeats: int = 5)
             yield planner.plan(batch_samples(planner.samples, b, batch_size, 0, 0), 0)
 
     planners = {}
-    for name, policy in POLICIES.items():
-        recipe = augment_recipe("moco-v2", len(policy.views))
-        planner = planners[name] = ViewPlanner(catalog, boxes, policy, recipe, size=224, seed=0)
+    for name in POLICIES:
+        planner = planners[name] = ViewPlanner(catalog, boxes, Crops(crops=name))
         watch = Stopwatch()
         for _ in range(repeats):
             watch.lap(batches(planner))

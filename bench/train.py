@@ -111,7 +111,8 @@ def bench_train(
         figures = figures_of(alone, synthetic, real)
         return {
             "what": "the real step with its loader, and with a batch kept on the device",
-            **{name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops", "loader")},
+            **{name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops")},
+            "loader": recipe.backend,
             "device": str(device),
             "steps": steps,
             "repeats": repeats,

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.augment import Augment, augment_recipe
 from objcrop.dali_pipes.crop_policy import (
-    CropPolicy,
     centre_square,
     dilate,
     enlarge_small,
@@ -25,10 +24,11 @@ from objcrop.dali_pipes.crop_policy import (
     shift,
     with_scale,
 )
+from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
 from objcrop.dali_pipes.random_resized_crop import random_resized_crop
-from objcrop.errors import UsageError, one_of
+from objcrop.errors import UsageError
 from objcrop.option_value import seed_of
 
 _SCALE_SAMPLE = 20_000  # images that the mean box share is taken over: enough for two digits, no wait on millions
@@ -84,69 +84,36 @@ class ViewPlanner:
     Args:
         catalog: the images.
         boxes: made for this catalog; needed by policies that crop in boxes.
-        policy: from `crop_policy`.
-        augment: one recipe a view.
-        size: side of the views, pixels.
-        seed: the run's seed.
-        scale: smallest and largest crop, as shares of the region's area.
-        scale_min: smallest share inside a box, or "auto": `scale[0]` / mean share of the image a box covers after the
+        crops: what views are. Its `scale_min` "auto" is `scale[0]` / mean share of the image a box covers after the
             small-box rule, at most 0.9 (OAC 3, S_min). The mean is over boxes, first of each image, then over images
             that have some.
-        min_side: smallest side of a box in pixels, or "auto" (see `resolve_min_side`).
-        delta: how much a box is dilated (`dilate=` in `load_views`).
-        dilate_by: "image" or "box".
-        distance: smallest and largest shift, pixels.
-        max_boxes: one of so many boxes is drawn, the first of each row (OAC: 10).
+        seed: the run's seed.
         view_boxes: whether batches carry the boxes of each view.
 
     Raises:
-        UsageError: a box policy without boxes, or an option out of range.
+        UsageError: a box policy without boxes, or scales that do not fit each other.
     """
 
     def __init__(
-        self,
-        catalog: Catalog,
-        boxes: BoxTable | None,
-        policy: CropPolicy,
-        augment: tuple[Augment, ...],
-        *,
-        size: int,
-        seed: int,
-        scale: tuple[float, float] = (0.2, 1.0),
-        scale_min: float | str = "auto",
-        min_side: int | str = "auto",
-        delta: float = 0.1,
-        dilate_by: str = "image",
-        distance: tuple[float, float] = (80.0, 100.0),
-        max_boxes: int = 10,
-        view_boxes: bool = False,
+        self, catalog: Catalog, boxes: BoxTable | None, crops: Crops, *, seed: int = 0, view_boxes: bool = False
     ) -> None:
+        policy = crops.policy
         if policy.needs_boxes and boxes is None:
             raise UsageError(
                 f"crops '{policy.name}' are drawn from boxes, but none were given: pass --boxes, "
                 "made by `objcrop propose`."
             )
-        if not 0 <= delta <= 2:
-            raise UsageError(f"dilate is {delta}, but it must be a share from 0 to 2.")
-        if not 0 <= distance[0] <= distance[1]:
-            raise UsageError(f"shift is {distance}, but it must be two distances in pixels, the smaller first.")
-        if min_side != "auto" and (isinstance(min_side, str) or min_side < 1):
-            raise UsageError(f"min_side is '{min_side}', but it must be 'auto' or a number of pixels from 1.")
-        if max_boxes < 1:
-            raise UsageError(f"max_boxes is {max_boxes}, but at least one box must be left to draw from.")
-        self.catalog, self.boxes, self.augment = catalog, boxes, augment
-        self.size, self.seed = size, seed_of(seed)
-        self.delta, self.dilate_by, self.distance = delta, one_of(dilate_by, ("image", "box"), "dilate_by"), distance
-        self.min_side, self.max_boxes, self.view_boxes = min_side, max_boxes, view_boxes
+        self.catalog, self.boxes, self.crops = catalog, boxes, crops
+        self.augment = augment_recipe(crops.augment, len(policy.views))
+        self.size, self.seed, self.view_boxes = crops.size, seed_of(seed), view_boxes
         self.policy = policy
         self._ends = self._sample_ends() if policy.per_box else None
         self.samples = len(catalog) if self._ends is None else int(self._ends[-1])
         self._drawn = np.flatnonzero([not view.whole for view in policy.views])  # views cropped at random
         needs_auto = any(policy.views[v].scale[0] is None for v in self._drawn)
+        scale, scale_min = crops.scale, crops.scale_min
         if scale_min == "auto":
             scale_min = self._scale_min(scale[0]) if needs_auto else scale[0]
-        elif isinstance(scale_min, str):
-            raise UsageError(f"scale_min is '{scale_min}', but it must be 'auto' or a share.")
         self.policy = with_scale(policy, scale, float(scale_min))
         self._scales = np.array([view.scale for view in self.policy.views], dtype=np.float64)
         self.scale_min = float(scale_min) if needs_auto else None  # None: no view asks for it
@@ -176,7 +143,7 @@ class ViewPlanner:
             return smallest  # every region is a whole frame
         some = permute(np.arange(min(len(having), _SCALE_SAMPLE)), len(having), seed=0, epoch=0)
         rows = np.sort(having[some])
-        counts = np.minimum(self.boxes.counts(rows), self.max_boxes)
+        counts = np.minimum(self.boxes.counts(rows), self.crops.max_boxes)
         row = np.repeat(rows, counts)
         which = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         window = self._box_windows(row, which)
@@ -189,7 +156,7 @@ class ViewPlanner:
         """How many boxes are never drawn, because `max_boxes` of their image stand before them."""
         if self.boxes is None or not self.policy.needs_boxes or self.policy.per_box:
             return 0
-        return int(np.maximum(np.diff(self.boxes.offsets) - self.max_boxes, 0).sum())
+        return int(np.maximum(np.diff(self.boxes.offsets) - self.crops.max_boxes, 0).sum())
 
     def _box_windows(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return integer windows (N, 4) of the boxes drawn, after the small-box rule; which -1: the whole image."""
@@ -200,7 +167,7 @@ class ViewPlanner:
             assert self.boxes is not None
             window[has] = outward(self.boxes.gather(rows[has], which[has]), sizes[has])
             if self.policy.small_box_rule:
-                smallest = resolve_min_side(sizes[has], self.min_side, self.size)
+                smallest = resolve_min_side(sizes[has], self.crops.min_side, self.size)
                 window[has] = enlarge_small(window[has], sizes[has], smallest)
         return window
 
@@ -216,7 +183,7 @@ class ViewPlanner:
             return rows, np.where(self.boxes.counts(rows) > 0, within, -1)
         if self.boxes is None or not self.policy.needs_boxes:
             return samples, np.full(len(samples), -1, dtype=np.int64)
-        counts = np.minimum(self.boxes.counts(samples), self.max_boxes)
+        counts = np.minimum(self.boxes.counts(samples), self.crops.max_boxes)
         drawn = (uniforms(self.seed, epoch, samples, 0, "box")[:, 0] * counts).astype(np.int64)
         return samples, np.where(counts > 0, drawn, -1)
 
@@ -250,9 +217,9 @@ class ViewPlanner:
         made = {"image": image, "box": box}
         for region in {view.region for view in self.policy.views} - made.keys():
             if region == "dilated":
-                made[region] = dilate(box, sizes, self.delta, self.dilate_by)
+                made[region] = dilate(box, sizes, self.crops.dilate, self.crops.dilate_by)
             elif region == "shifted":
-                made[region] = shift(box, sizes, self.distance, samples, seed=self.seed, epoch=epoch)
+                made[region] = shift(box, sizes, self.crops.shift, samples, seed=self.seed, epoch=epoch)
             else:
                 made[region] = centre_square(sizes)
         return np.stack([made[view.region] for view in self.policy.views], axis=1).astype(np.int32)

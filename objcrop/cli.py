@@ -7,6 +7,7 @@ the options are read, before any work (`cli_options.writes`).
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,14 +22,20 @@ from objcrop.cli_options import (
     TABLE,
     BoxesOption,
     CatalogFile,
+    Commands,
     JsonOption,
+    RecipeOption,
     RootOption,
     assignments,
     note_options,
+    takes,
     writes,
     writes_folder,
 )
+from objcrop.dali_pipes.crops import Crops
+from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.option import Options, options_of
 from objcrop.whole_file import refuse_overwriting, refuse_unwritable, whole_file
 
 app = typer.Typer(
@@ -37,10 +44,38 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     callback=note_options,
+    cls=Commands,
     pretty_exceptions_enable=False,
 )
 app.add_typer(bench_app, name="bench")
 console = Console(soft_wrap=True)
+
+
+def crops_alone() -> type[Options]:
+    """Return the options of crops."""
+    return Crops
+
+
+def view_options() -> type[Options]:
+    """Return the options of `load_views`."""
+    return ViewOptions
+
+
+def every_recipe() -> type[Options]:
+    """Return the options of all methods' recipes, put together."""
+    from objcrop.ssl.methods import METHODS
+
+    return dataclass(frozen=True)(type("EveryRecipe", tuple(method.options for method in METHODS.values()), {}))
+
+
+def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of crops that act in a recipe, those that were given in their place; without one, these."""
+    if recipe is None:
+        return options
+    from objcrop.ssl.recipe import acting, resolve
+
+    made = acting(resolve(recipe, options))
+    return {name: value for name, value in made.items() if name in options_of(Crops) or name in options}
 
 
 @app.command()
@@ -172,11 +207,12 @@ def train_bing(
 
 
 @app.command()
+@takes(crops_alone)
 def stats(
     catalog: CatalogFile,
+    options: dict[str, Any],
     boxes: BoxesOption = None,
-    crops: Annotated[str | None, typer.Option(help="Crop policy whose windows are looked at too.")] = None,
-    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    recipe: RecipeOption = None,
     seed: Annotated[int, typer.Option(**SEEDS, help="The run's seed.")] = 0,
     images: Annotated[int | None, typer.Option(min=1, help="Look at so many only.")] = None,
     draws: Annotated[int, typer.Option(min=1, help="Epochs of views to look at.")] = 1,
@@ -197,7 +233,10 @@ def stats(
 
     photos = Catalog.load(catalog, root=root)
     table = None if boxes is None else BoxTable.load(boxes, photos)
-    result = run_stats(photos, table, crops, size=size, seed=seed, images=images, draws=draws)
+    asked = of_recipe(recipe, options)
+    crops = asked.pop("crops", None)
+    asked.pop("augment", None)  # windows are measured, whose colours are nobody's
+    result = run_stats(photos, table, crops, seed=seed, images=images, draws=draws, **asked)
     stats_table(result, console)
     if output is not None:
         with whole_file(output) as part:
@@ -208,17 +247,15 @@ def stats(
 
 
 @app.command()
+@takes(view_options, only=(*options_of(Crops), "seed", "backend"))
 def show(
     catalog: CatalogFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.", callback=writes(".png"))],
+    options: dict[str, Any],
     boxes: BoxesOption = None,
-    crops: Annotated[str, typer.Option(help="Crop policy.")] = "scene-scene",
-    augment: Annotated[str, typer.Option(help="moco-v2, byol, flip or none.")] = "moco-v2",
-    size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
+    recipe: RecipeOption = None,
     images: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
     epoch: Annotated[int, typer.Option(min=0, help="Which epoch's views.")] = 0,
-    seed: Annotated[int, typer.Option(**SEEDS, help="The run's seed.")] = 0,
-    backend: Annotated[str, typer.Option(help="torch or dali.")] = "dali",
     root: RootOption = None,
 ) -> None:
     """Draw a contact sheet: image, box, both windows, both final views."""
@@ -227,63 +264,32 @@ def show(
     from objcrop.dali_pipes.load_views import load_views
 
     photos = Catalog.load(catalog, root=root)
-    with load_views(
-        photos,
-        boxes=boxes,
-        crops=crops,
-        augment=augment,
-        size=size,
-        batch_size=min(images, len(photos)),
-        backend=backend,
-        seed=seed,
-        workers=0 if backend == "torch" else None,
-        prefetch=None if backend == "torch" else 1,
-        rank=0,
-        world_size=1,
-    ) as loader:
+    asked = of_recipe(recipe, options)
+    backend = asked.get("backend", "dali")
+    how: dict[str, Any] = {"workers": 0} if backend == "torch" else {"prefetch": 1}
+    how |= {"batch_size": min(images, len(photos)), "rank": 0, "world_size": 1}
+    with load_views(photos, boxes=boxes, **asked, **how) as loader:
         loader.set_epoch(epoch)
         batch = next(iter(loader))
+    chosen, boxes_drawn = loader.planner.crops, loader.planner.boxes
     contact_sheet(
-        photos, batch.index.numpy(), batch.plan, batch.views, output, policy_name=crops, boxes=loader.planner.boxes
+        photos, batch.index.numpy(), batch.plan, batch.views, output, policy_name=chosen.crops, boxes=boxes_drawn
     )
-    console.print(f"{len(batch)} images, {crops}, {augment} → {output}", highlight=False)
+    console.print(f"{len(batch)} images, {chosen.crops}, {chosen.augment} → {output}", highlight=False)
 
 
 @app.command()
+@takes(every_recipe)
 def pretrain(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],
-    recipe: Annotated[str | None, typer.Option(help="A YAML file, or a name in ssl/recipes.")] = None,
+    options: dict[str, Any],
+    recipe: RecipeOption = None,
     catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
     boxes: Annotated[str | None, typer.Option(help="File that `objcrop propose` wrote, or online:anchors.")] = None,
     root: RootOption = None,
-    method: Annotated[str | None, typer.Option(help="moco-v2, byol or supervised.")] = None,
-    crops: Annotated[str | None, typer.Option(help="Crop policy.")] = None,
-    augment: Annotated[str | None, typer.Option(help="moco-v2, byol, flip or none.")] = None,
-    arch: Annotated[str | None, typer.Option(help="Any torchvision ResNet, or timm/NAME.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the views, pixels.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Global batch, over all processes.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    base_lr: Annotated[float | None, typer.Option(help="Learning rate at batch 256.")] = None,
-    queue: Annotated[int | None, typer.Option(help="moco-v2: keys in the queue.")] = None,
-    ema: Annotated[float | None, typer.Option(help="Momentum of the momentum encoder.")] = None,
-    bn_groups: Annotated[int | None, typer.Option(help="Virtual devices for BatchNorm; 1 is SyncBN.")] = None,
-    init: Annotated[str | None, typer.Option(help="Weights to begin with.")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Parts that a step is taken in.")] = None,
-    compile: Annotated[bool | None, typer.Option("--compile", help="torch.compile the encoder.")] = None,
-    online_probe: Annotated[bool | None, typer.Option("--online-probe", help="Probe while training.")] = None,
-    tensorboard: Annotated[bool | None, typer.Option("--tensorboard", help="Write TensorBoard's files.")] = None,
-    wandb: Annotated[str | None, typer.Option(help="Project of Weights & Biases.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Any other option of a recipe.")
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option by name; null takes it back.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The run's seed.")] = None,
-    loader: Annotated[str | None, typer.Option(help="dali or torch.")] = None,
-    device: Annotated[str | None, typer.Option(help="cuda or cpu.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes of the torch loader.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Threads of the dali loader.")] = None,
-    max_bad: Annotated[float | None, typer.Option(help="Share of bad images to step over.")] = None,
-    checkpoint_every_steps: Annotated[int | None, typer.Option(help="Beside each epoch's end.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
@@ -293,16 +299,8 @@ def pretrain(
 
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
-    flags: dict[str, Any] = {k: v for k, v in locals().items() if k in RECIPE_FLAGS and v is not None}
-    flags |= assignments(set_)
-    run_pretraining(resolve(recipe, flags), Catalog.load(catalog, root=root), boxes, output, resume=resume)
-
-
-RECIPE_FLAGS = (
-    *("method", "crops", "augment", "arch", "size", "batch_size", "epochs", "steps", "base_lr", "queue", "seed"),
-    *("loader", "device", "workers", "threads", "max_bad", "checkpoint_every_steps", "ema", "bn_groups", "init"),
-    *("accumulate", "compile", "online_probe", "tensorboard", "wandb"),
-)
+    made = resolve(recipe, {**options, **assignments(set_)})
+    run_pretraining(made, Catalog.load(catalog, root=root), boxes, output, resume=resume)
 
 
 @app.command()

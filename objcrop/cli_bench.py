@@ -9,11 +9,20 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import BoxesOption, CatalogFile, JsonOption, assignments, note_options, writes, writes_folder
+from objcrop.cli_options import (
+    BoxesOption,
+    CatalogFile,
+    Commands,
+    JsonOption,
+    assignments,
+    note_options,
+    writes,
+    writes_folder,
+)
 from objcrop.errors import UsageError
 
 bench_app = typer.Typer(
-    help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options
+    help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options, cls=Commands
 )
 console = Console(soft_wrap=True)
 

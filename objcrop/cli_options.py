@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
+import typer.core
+import typer.main
 
 from objcrop.errors import ObjcropError, UsageError, options_at_hand
+from objcrop.option import Option, Options, home_of, in_words, options_of
+from objcrop.option_value import flag
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
 
 CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
+RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the images, if they moved.")]
 
 
@@ -48,10 +55,77 @@ JsonOption = Annotated[Path | None, typer.Option("--output", "-o", help="JSON to
 SEEDS: Any = {"min": 0, "max": 2**64 - 1}
 
 
+def takes(
+    group: Callable[[], type[Options]], but: Collection[str] = (), only: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a group as flags; it gets those that were given as `options`, by name.
+
+    Args:
+        group: returns the group. It is asked when the command is looked up: groups of methods import PyTorch.
+        but: options that the command has not.
+        only: the options that it has; none given stands for all.
+    """
+
+    def declared(command: Callable[..., None]) -> Callable[..., None]:
+        def derived() -> Callable[..., None]:
+            made_of = group()
+            known = {n: o for n, o in options_of(made_of).items() if n not in but and (n in only or not only)}
+            hints = get_type_hints(command, include_extras=True)
+            parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
+            own = [p.replace(annotation=hints[p.name]) for p in parameters]
+            flags = {name: _flag(option, home_of(made_of, name)) for name, option in known.items()}
+
+            @functools.wraps(command)
+            def run(**given: Any) -> None:
+                options = {name: given.pop(name) for name in known}
+                command(**given, options={name: value for name, value in options.items() if value is not None})
+
+            keyword = inspect.Parameter.KEYWORD_ONLY
+            more = [inspect.Parameter(name, keyword, default=None, annotation=of) for name, of in flags.items()]
+            run.__annotations__ = {**{p.name: p.annotation for p in own}, **flags}
+            run.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+            return run
+
+        @functools.wraps(command)
+        def short() -> None:
+            """Stand in for the command until it is looked up."""
+
+        del short.__wrapped__  # type: ignore[attr-defined]
+        short.__annotations__ = {}
+        short.derived = derived  # type: ignore[attr-defined]
+        return short
+
+    return declared
+
+
+class Commands(typer.core.TyperGroup):
+    """Commands, of which those that `takes` declares get their flags when they are looked up."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by name."""
+        command = super().get_command(ctx, cmd_name)
+        derived = getattr(getattr(command, "callback", None), "derived", None) or getattr(command, "_derived", None)
+        if derived is None:
+            return command
+        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        single.command(cmd_name)(derived())
+        self.commands[cmd_name] = typer.main.get_command(single)
+        return self.commands[cmd_name]
+
+
+def _flag(option: Option, home: type[Options]) -> Any:
+    """Return an option as typer takes it; its own kind reads the value."""
+    name = "--" + option.flag.replace("_", "-")
+    says: Any = {"help": f"{in_words(option)}.", "rich_help_panel": f"Options of {home.group or 'the method'}"}
+    if option.kind is flag:
+        return Annotated[bool | None, typer.Option(f"{name}/--no-{name[2:]}", show_default=False, **says)]
+    return Annotated[str | None, typer.Option(name, metavar="VALUE", show_default=False, **says)]
+
+
 def note_options(context: typer.Context) -> None:
     """Tell `way_out` the options of the command that is about to run; the callback of every group of commands."""
     group: Any = context.command
-    command = group.commands.get(context.invoked_subcommand)
+    command = group.get_command(context, context.invoked_subcommand) if context.invoked_subcommand else None
     if command is not None:
         names = (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
         options_at_hand.set(frozenset(name for name in names if name.startswith("--")))

@@ -20,12 +20,13 @@ from rich.table import Table
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.coverage import COVERED, HELD_PART, PairCoverage, pair_coverage
-from objcrop.dali_pipes.augment import augment_recipe
-from objcrop.dali_pipes.crop_policy import crop_policy, enlarge_small, outward, resolve_min_side
+from objcrop.dali_pipes.crop_policy import enlarge_small, outward, resolve_min_side
+from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.view_plan import ViewPlanner
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import tracked
 from objcrop.objectness import area, box_union, object_mask, object_share, summed_area, zones
+from objcrop.option import cannot_act
 from objcrop.recall import FOUND, best_overlaps, budgets
 
 HISTOGRAM_BINS = 20  # of 5 % object share each
@@ -124,11 +125,11 @@ def stats(
     boxes: BoxTable | None = None,
     crops: str | None = None,
     *,
-    size: int = 224,
     seed: int = 0,
     images: int | None = None,
     draws: int = 1,
     bootstrap: int = 1000,
+    **options: Any,
 ) -> dict[str, Any]:
     """Measure boxes, and the windows that a crop policy draws from them, against the catalog's ground truth.
 
@@ -139,12 +140,12 @@ def stats(
     Args:
         catalog: the images with their ground truth.
         boxes: made for this catalog; None measures the policy alone, where it needs none.
-        crops: a crop policy, with the loader's defaults; None measures the boxes alone.
-        size: side of the views, pixels; decides which boxes are small.
+        crops: a crop policy; None measures the boxes alone.
         seed: of the policy's draws and of the resampling.
         images: measure so many, evenly spaced over the catalog.
         draws: epochs of windows to measure.
         bootstrap: resamplings behind each interval; 0 leaves them out.
+        **options: of the crops, as `load_views` takes them: size (which decides what boxes are small), scale, dilate, …
 
     Returns:
         A dict that JSON takes. Every mean in it is {"mean", "low", "high"}, shares run from 0 to 1. `ground_truth`
@@ -165,18 +166,20 @@ def stats(
         ("images", images, 1),
         ("draws", draws, 1),
         ("bootstrap", bootstrap, 0),
-        ("size", size, 8),
     ):
         if value is not None and value < least:
             raise UsageError(f"{name} is {value}, but it must be at least {least}.")
+    if crops is None and options:
+        name, value = next(iter(options.items()))
+        raise cannot_act(name, value, "no crops are measured")
     rows = measured_rows(catalog, images)
     count = len(rows)
 
     planner = None
     windows, begin = np.zeros((0, 0, 4), np.int32), np.zeros(count + 1, np.int64)
     if crops is not None:
-        policy = crop_policy(crops)
-        planner = ViewPlanner(catalog, boxes, policy, augment_recipe("none", len(policy.views)), size=size, seed=seed)
+        chosen = Crops.read({"crops": crops, **options})
+        planner = ViewPlanner(catalog, boxes, chosen, seed=seed)
         windows, begin = _windows(planner, rows, draws)
     at = [] if boxes is None else budgets(int(boxes.counts(rows).max()))
     found, truth = _measure(catalog, boxes, rows, windows, begin, at)
@@ -189,7 +192,13 @@ def stats(
         else {"method": boxes.method, "parameters": boxes.parameters, "fingerprint": boxes.fingerprint},
         "crops": None
         if planner is None
-        else {"policy": crops, "size": size, "seed": seed, "draws": draws, "scale_min": planner.scale_min},
+        else {
+            "policy": crops,
+            **{name: getattr(planner.crops, name) for name in ("size", *options)},
+            "seed": seed,
+            "draws": draws,
+            "scale_min": planner.scale_min,
+        },
         "bootstrap": bootstrap,
         "ground_truth": truth,
         "objectness": {},
@@ -340,9 +349,9 @@ def _box_facts(
     if planner is not None and planner.policy.needs_boxes and planner.policy.small_box_rule:
         # The policy draws among the first `max_boxes` of each image; the others are never enlarged.
         rank = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-        some = rank < planner.max_boxes
+        some = rank < planner.crops.max_boxes
         whole = outward(flat[some], sizes[some])
-        larger = enlarge_small(whole, sizes[some], resolve_min_side(sizes[some], planner.min_side, planner.size))
+        larger = enlarge_small(whole, sizes[some], resolve_min_side(sizes[some], planner.crops.min_side, planner.size))
         facts["enlarged"] = means.mean((larger != whole).any(axis=1), image[some])
     return facts
 

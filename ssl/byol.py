@@ -7,7 +7,9 @@ the batch's own statistics too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 
@@ -15,7 +17,7 @@ from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, byol_head
 from objcrop.ssl.method import Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.recipe import JointEmbedding, Recipe
 from objcrop.ssl.schedules import byol_momentum
 from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.unit_rows import unit_rows
@@ -24,6 +26,22 @@ from objcrop.ssl.unit_rows import unit_rows
 def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean of 2 - 2 cos(prediction, target) (equation 2); both (N, dim), the target without gradient."""
     return (2 - 2 * (unit_rows(prediction) * unit_rows(target)).sum(1)).mean()
+
+
+@dataclass(frozen=True)
+class BYOLRecipe(Recipe, JointEmbedding):
+    """The options of BYOL, and what its paper trains with (appendix A and table 6)."""
+
+    own_defaults: ClassVar[Mapping[str, Any]] = {
+        "augment": "byol",
+        "scale": (0.08, 1.0),
+        "optimiser": "lars",
+        "base_lr": 0.2,
+        "weight_decay": 1.5e-6,
+        "warmup_epochs": 10.0,
+        "dim": 256,
+        "ema": 0.996,
+    }
 
 
 class BYOL(Method):
@@ -36,7 +54,9 @@ class BYOL(Method):
         classes: not used.
     """
 
-    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
+    options = BYOLRecipe
+
+    def __init__(self, recipe: BYOLRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
         super().__init__()
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         hidden = recipe.hidden or 4096

@@ -63,7 +63,7 @@ def fine_tuned_scores(
     else:
         trained = load_checkpoint(checkpoint, BACKBONE)["recipe"]
         origin = {"init": name, "arch": trained["arch"], "size": trained["size"]}
-    options = {**RECIPE, "epochs": epochs, "single_label": single, "loader": backend, "device": device}
+    options = {**RECIPE, "epochs": epochs, "single_label": single, "backend": backend, "device": device}
     recipe = resolve(None, {**options, **origin, **flags})
     saved = load_checkpoint(pretrain(recipe, train, None, output))
     network, width = backbone(recipe.arch, recipe.size)

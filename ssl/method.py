@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from objcrop.ssl.heads import RoleHeads
+from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
 
 
@@ -47,10 +48,14 @@ class Method(nn.Module, ABC):
     `after_step`.
 
     Attributes:
+        options: the class of its recipe.
+        takes: numbers of views that it can be trained on.
         encoder: what is trained and probed.
         devices: how rows lie.
     """
 
+    options: ClassVar[type[Recipe]] = Recipe
+    takes: ClassVar[range] = range(2, 3)
     encoder: Encoder
     devices: VirtualDevices
 

@@ -13,18 +13,22 @@ momentum encoder follows after the optimiser's step instead of before the next o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from objcrop.dali_pipes.philox import uniforms
+from objcrop.errors import UsageError
+from objcrop.option import option
+from objcrop.option_value import number, whole
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, moco_head
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
 from objcrop.ssl.method import Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.recipe import JointEmbedding, Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.unit_rows import unit_rows
 
@@ -32,6 +36,35 @@ from objcrop.ssl.unit_rows import unit_rows
 def query_view(seed: int, step: int) -> int:
     """Return which of two views is the query at this step."""
     return int(uniforms(seed, step, 0, 0, "query_view")[0] < 0.5)
+
+
+def default_bn_groups(batch_size: int, most: int = 8) -> int:
+    """Return the largest power of two up to `most` that leaves every virtual device at least 4 rows."""
+    groups = most
+    while groups > 1 and (batch_size % groups or batch_size // groups < 4):
+        groups //= 2
+    return groups
+
+
+@dataclass(frozen=True)
+class MoCoRecipe(Recipe, JointEmbedding):
+    """The options of MoCo-v2."""
+
+    temperature: float = option(0.2, number(1e-4, 100), "of InfoNCE")
+    queue: int = option(65536, whole(1, 2**24), "number of keys, a multiple of batch_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.queue % self.batch_size:
+            raise UsageError(
+                f"queue is {self.queue}, but it must be a multiple of the batch_size {self.batch_size}: "
+                f"take {max(self.queue // self.batch_size, 1) * self.batch_size}."
+            )
+
+    @property
+    def virtual_devices(self) -> int:
+        """8, as the published runs had GPUs, where that leaves rows enough."""
+        return self.bn_groups or default_bn_groups(self.batch_size)
 
 
 class MoCo(Method):
@@ -44,7 +77,9 @@ class MoCo(Method):
         classes: not used.
     """
 
-    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
+    options = MoCoRecipe
+
+    def __init__(self, recipe: MoCoRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
         super().__init__()
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         shared = heads_shared or recipe.heads == "shared"

@@ -6,7 +6,9 @@ mean over the classes of logistic regression.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -27,6 +29,20 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torc
     return binary_cross_entropy_with_logits(logits.float(), labels)
 
 
+@dataclass(frozen=True)
+class SupervisedRecipe(Recipe):
+    """One crop an image and its mirror image, as networks are trained on labels (He et al. 2016, torchvision)."""
+
+    own_defaults: ClassVar[Mapping[str, Any]] = {
+        "crops": "scene",
+        "augment": "flip",
+        "scale": (0.08, 1.0),
+        "optimiser": "adam",
+        "base_lr": 1e-3,
+        "weight_decay": 0.0,
+    }
+
+
 class Supervised(Method):
     """Encoder and one linear classifier, whatever the roles.
 
@@ -36,6 +52,9 @@ class Supervised(Method):
         heads_shared: not used.
         classes: of the catalog.
     """
+
+    options = SupervisedRecipe
+    takes = range(1, 17)
 
     def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
         super().__init__()

@@ -23,32 +23,25 @@ from objcrop import __version__
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
+from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.dali_pipes.view_loader import ViewLoader
-from objcrop.dali_pipes.view_options import VIEW_OPTIONS
 from objcrop.dali_pipes.views import Views
 from objcrop.devices import resolve_device
 from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.option import options_of
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
-from objcrop.ssl.byol import BYOL
 from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
 from objcrop.ssl.lars import LARS
 from objcrop.ssl.method import Encoder, Method
-from objcrop.ssl.moco import MoCo
+from objcrop.ssl.methods import method_class
 from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.online_probe import OnlineProbe
-from objcrop.ssl.recipe import OPTIONS, Recipe, as_dict
+from objcrop.ssl.recipe import Recipe, acting, as_dict
 from objcrop.ssl.run_folder import RunFolder
 from objcrop.ssl.schedules import cosine_rate
 from objcrop.ssl.stop_signal import Stopped, StopSignal
-from objcrop.ssl.supervised import Supervised
 from objcrop.ssl.watch import Watch
-
-METHODS: dict[str, type[MoCo] | type[BYOL] | type[Supervised]] = {
-    "moco-v2": MoCo,
-    "byol": BYOL,
-    "supervised": Supervised,
-}
 
 
 def pretrain(
@@ -145,11 +138,10 @@ def views_for(
         device: where the views lie; in the type that the step computes in, which they would be rounded to there.
     """
     rank, _ = rank_and_world_size()
-    options = {name: getattr(recipe, name) for name in OPTIONS if name in VIEW_OPTIONS and recipe.acts(name)}
+    options = {name: value for name, value in acting(recipe).items() if name in options_of(ViewOptions)}
     return load_views(
         catalog,
         boxes=boxes,
-        backend=recipe.loader,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
         **{**options, "device": str(device), "dtype": precision_of(recipe, device)},
     )
@@ -172,8 +164,13 @@ class Run:
         resume: bool,
         online: OnlineBoxes | None = None,
     ) -> None:
-        if len(loader.policy.views) != 2 and recipe.method != "supervised":
-            raise UsageError(f"crops '{recipe.crops}' make {len(loader.policy.views)} view, but training needs two.")
+        made_by, views = method_class(recipe.method), len(loader.policy.views)
+        if views not in made_by.takes:
+            least, most = made_by.takes[0], made_by.takes[-1]
+            wants = str(least) if least == most else f"{least} to {most}"
+            raise UsageError(
+                f"crops '{recipe.crops}' make {views} view{'s' * (views > 1)}, but {recipe.method} takes {wants}."
+            )
         self.recipe, self.loader, self.folder, self.device, self.online = recipe, loader, folder, device, online
         self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
         self.batches = len(loader)  # of an epoch; later boxes may make it another number, but not the schedule
@@ -181,9 +178,9 @@ class Run:
         self.step = 0
         self.precision = precision_of(recipe, device)
         torch.manual_seed(recipe.seed)
-        self.method: Method = METHODS[recipe.method](
-            recipe, loader.policy.roles, loader.policy.heads_shared, len(loader.classes)
-        ).to(device)
+        self.method: Method = made_by(recipe, loader.policy.roles, loader.policy.heads_shared, len(loader.classes)).to(
+            device
+        )
         if self.method.devices.here % recipe.accumulate:
             raise UsageError(
                 f"accumulate is {recipe.accumulate}, but a step is taken in whole virtual devices, of which a process "
@@ -236,12 +233,13 @@ class Run:
 
     def _warn(self) -> None:
         samples = self.loader.planner.samples
-        if self.recipe.method == "moco-v2" and self.recipe.queue * 2 > samples:
+        queue: int = getattr(self.recipe, "queue", 0)
+        if queue * 2 > samples:
             most = max(samples // 2 // self.recipe.batch_size, 1) * self.recipe.batch_size
             logging.getLogger("objcrop").warning(
                 "The queue of %d keys is more than half of the %d samples: it will hold the positives' own images as "
                 "negatives; %s.",
-                self.recipe.queue,
+                queue,
                 samples,
                 way_out(f"take --queue {most} or less", f"take a queue of {most} or less"),
             )
@@ -373,7 +371,7 @@ class Run:
                 "loader": self.loader.state_dict(),
                 "watch": self.watch.state_dict(),
                 "probe": None if self.probe is None else self.probe.state_dict(),
-                "recipe": as_dict(self.recipe),
+                "recipe": acting(self.recipe),
             }
             save_checkpoint(self.folder.checkpoint, content)
         wait_for_ranks("the checkpoint is written")
@@ -381,10 +379,11 @@ class Run:
     def _restore(self) -> dict[str, Any]:
         saved = load_newest(self.folder.checkpoint)
         for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe"):
-            if self.recipe.acts(name) and saved["recipe"].get(name) != getattr(self.recipe, name):
+            now = acting(self.recipe).get(name)
+            if name in acting(self.recipe) and saved["recipe"].get(name) != now:
                 raise ObjcropError(
-                    f"{self.folder.checkpoint} was trained with {name}={saved['recipe'].get(name)}, not "
-                    f"{getattr(self.recipe, name)}; resume with what the run began with."
+                    f"{self.folder.checkpoint} was trained with {name}={saved['recipe'].get(name)}, not {now}; resume "
+                    "with what the run began with."
                 )
         with restoring(self.folder.checkpoint):
             self.method.load_state_dict(saved["method"])

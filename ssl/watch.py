@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
-from objcrop.ssl.recipe import Recipe, as_dict
+from objcrop.ssl.recipe import JointEmbedding, Recipe, acting
 from objcrop.ssl.run_folder import RunFolder
 from objcrop.whole_file import whole_file
 
@@ -154,8 +154,8 @@ class Watch:
             self.bar.update(self.task, completed=line["step"], line=text)
         elif line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total:
             self.console.print(f"step {line['step']}/{self.total}  {text}", highlight=False)
-        evenly = self.recipe.dim**-0.5
-        if self.recipe.method != "supervised" and line["embedding_std"] < COLLAPSED * evenly and not self.warned:
+        evenly = self.recipe.dim**-0.5 if isinstance(self.recipe, JointEmbedding) else 0.0
+        if line["embedding_std"] < COLLAPSED * evenly and not self.warned:
             self.warned = True
             logging.getLogger("objcrop").warning(
                 "The embeddings have collapsed at step %d (their standard deviation is %.4f, spread evenly it is "
@@ -192,7 +192,7 @@ class _WeightsAndBiases:
         name = os.fsencode(folder.path.resolve().name).decode("utf-8", "replace")[:128]
         options = {"project": recipe.wandb, "id": run_id(folder), "name": name, "resume": "allow"}
         try:
-            self.run = wandb.init(**options, dir=str(folder.path), config=as_dict(recipe))
+            self.run = wandb.init(**options, dir=str(folder.path), config=acting(recipe))
         except Exception as error:  # no login, no network, a project's name it does not like
             raise ObjcropError(
                 f"Weights & Biases cannot begin the run ({_short(error)}); log in with `wandb login`, set "

@@ -102,7 +102,9 @@ def seeds(folder: Path) -> None:
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.yaml").write_text("method: moco-v2\ncrops: obj-obj\nsize: 64\nbase_lr: 0.03\nshift: [80, 100]\n")
+    (folder / "recipe.yaml").write_text(
+        "method: moco-v2\ncrops: {policy: obj-obj+shift, size: 64, shift: [80, 100]}\ntraining: {base_lr: 0.03}\n"
+    )
 
 
 # A format: the sound file, whether it is text, and the commands that meet the mutated one; {} is where it lies.
@@ -141,7 +143,7 @@ def try_one(words: list[str]) -> str:
     sentences = [line for line in failed.getvalue().splitlines() if line.startswith("objcrop: ")]
     if code not in (0, 1, 2) or len(sentences) != bool(code) or "Traceback" in failed.getvalue():
         return f"code {code}: {failed.getvalue()}"
-    command = typer.main.get_command(app).commands[words[0]]
+    command = typer.main.get_command(app).get_command(None, words[0])
     unknown = options_named("".join(sentences)) - {option for p in command.params for option in p.opts}
     return f"advice that cannot be taken, {unknown}: {sentences}" if unknown else ""
 
@@ -177,7 +179,8 @@ def without_the_slow_parts() -> None:
     from objcrop.cli import app
 
     command = typer.main.get_command(app)
-    typer.main.get_command = lambda _: command
+    built = typer.main.get_command
+    typer.main.get_command = lambda asked: command if asked is app else built(asked)
 
     objcrop.ssl.plot_run.save_picture = lambda *_, **__: None  # type: ignore[assignment]
     objcrop.ssl.trainer.pretrain = lambda *_, **__: Path()  # type: ignore[assignment]

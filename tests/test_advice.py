@@ -78,7 +78,7 @@ def commands(command=None, name="objcrop"):
     """Return every command's options by its name, `objcrop bench loader` say."""
     command = command or typer.main.get_command(app)
     if hasattr(command, "commands"):
-        below = [commands(c, f"{name} {word}") for word, c in command.commands.items()]
+        below = [commands(command.get_command(None, word), f"{name} {word}") for word in command.commands]
         return {name: {"--help"}, **{n: o for part in below for n, o in part.items()}}
     return {name: {option for p in command.params for option in (*p.opts, *p.secondary_opts)} | {"--help"}}
 

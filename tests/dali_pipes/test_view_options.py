@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
+from objcrop.dali_pipes.crops import why_no_boxes
 from objcrop.dali_pipes.load_views import _say_left_out, load_views
-from objcrop.dali_pipes.view_options import VIEW_OPTIONS, Setting
+from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.errors import UsageError
+from objcrop.option import options_of
 
 SMALL = dict(size=24, batch_size=4, seed=3, backend="torch", workers=0)
 
@@ -120,8 +122,9 @@ def test_all_pairs_of_a_setting_are_decided():
         for backend in ("torch", "dali"):
             for device in ("cpu", "cuda", "cuda:1"):
                 for cache in (None, "host"):
-                    at = Setting(policy, backend, device, cache, None)
-                    idle = {n for n, o in VIEW_OPTIONS.items() if o.idle is not None and o.idle(at) is not None}
+                    at = ViewOptions(crops=policy.name, backend=backend, device=device, cache=cache)
+                    idle = {name for name in options_of(ViewOptions) if not at.acts(name)}
+                    idle |= {"boxes"} if why_no_boxes(at) else set()
                     loads = idle - set(CROPS)
                     decoding = {"decode", "hw_decoder_load", "decoder_padding"}
                     expected = {"threads", "cache"} | decoding if backend == "torch" else {"workers", "colour"}

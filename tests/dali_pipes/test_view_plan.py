@@ -9,17 +9,16 @@ from torchvision.transforms import ColorJitter
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES, augment_recipe
-from objcrop.dali_pipes.crop_policy import POLICIES, crop_policy
+from objcrop.dali_pipes.crop_policy import POLICIES
+from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner, colour_decisions
 from objcrop.errors import UsageError
 
 
 def planner(photos, crops="obj-obj+dilate", augment="moco-v2", **options):
     catalog, boxes = photos
-    policy = crop_policy(crops)
-    return ViewPlanner(
-        catalog, boxes, policy, augment_recipe(augment, len(policy.views)), **{"size": 64, "seed": 5, **options}
-    )
+    seed = options.pop("seed", 5)
+    return ViewPlanner(catalog, boxes, Crops(crops=crops, augment=augment, **{"size": 64, **options}), seed=seed)
 
 
 def assert_same(a: ViewPlan, b: ViewPlan):
@@ -171,12 +170,12 @@ def test_a_new_augmentation_leaves_the_others_alone():
 @pytest.mark.parametrize(
     ("options", "word"),
     [
-        (dict(delta=-0.1), "dilate"),
+        (dict(dilate=-0.1), "dilate"),
         (dict(scale=(0.5, 0.2)), "scale"),
         (dict(scale_min="all"), "scale_min"),
         (dict(scale_min=1.5), "scale_min"),
         (dict(min_side="big"), "min_side"),
-        (dict(distance=(100, 80)), "shift"),
+        (dict(shift=(100, 80)), "shift"),
         (dict(max_boxes=0), "max_boxes"),
         (dict(dilate_by="photo"), "dilate_by"),
     ],

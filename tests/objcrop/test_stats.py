@@ -213,14 +213,21 @@ def test_errors_say_what_to_do(annotated, photos):
         stats(annotated, crops="obj-scene")
     with pytest.raises(UsageError, match="crops is 'scenes', but it must be one of"):
         stats(annotated, crops="scenes")
-    for name in ("images", "draws", "size", "bootstrap"):
+    with pytest.raises(UsageError, match=r"size \(32\) cannot act here: no crops are measured"):
+        stats(annotated, propose(annotated, "gt"), size=32)
+    with pytest.raises(UsageError, match=r"dilate \(0.2\) cannot act here"):
+        stats(annotated, crops="scene-scene", dilate=0.2)
+    with pytest.raises(UsageError, match="size is -1, but it must be"):
+        stats(annotated, crops="scene-scene", size=-1)
+    for name in ("images", "draws", "bootstrap"):
         with pytest.raises(UsageError, match=f"{name} is -1, but it must be at least"):
             stats(annotated, crops="scene-scene", **{name: -1})
 
 
 @pytest.mark.parametrize("crops", [None, "obj-obj+dilate"])
 def test_the_table_shows_means_with_intervals(annotated, crops):
-    result = stats(annotated, propose(annotated, "gt"), crops, size=32, bootstrap=100)
+    options = {} if crops is None else {"size": 32}
+    result = stats(annotated, propose(annotated, "gt"), crops, bootstrap=100, **options)
     out = io.StringIO()
     stats_table(result, Console(file=out, width=100))
     shown = out.getvalue()

@@ -15,10 +15,12 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from objcrop.ssl.methods import METHODS
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import resolve
+from objcrop.ssl.recipe import resolve
 from objcrop.ssl.shuffle_bn import VirtualBatchNorm
-from objcrop.ssl.trainer import METHODS, Run, precision_of
+from objcrop.ssl.trainer import Run, precision_of
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)

@@ -18,7 +18,7 @@ from objcrop.ssl.lars import LARS
 from objcrop.ssl.method import similarities
 from objcrop.ssl.moco import MoCo, query_view
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.recipe import FOLDER, Recipe, resolve
+from objcrop.ssl.recipe import FOLDER, resolve
 from objcrop.ssl.schedules import byol_momentum, cosine_rate
 from objcrop.ssl.supervised import Supervised, label_loss
 
@@ -170,7 +170,7 @@ SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=16, dim=16)
 
 def test_mocos_step_is_the_loss_of_its_parts():
     torch.manual_seed(0)
-    moco = MoCo(Recipe(**SMALL, bn_groups=1), ("object", "scene"), False).eval()
+    moco = MoCo(resolve(None, {**SMALL, "bn_groups": 1}), ("object", "scene"), False).eval()
     views, labels = list(torch.randn(2, 8, 3, 32, 32)), torch.zeros(8, 1)
     assert float(moco(views, moco.targets(views, labels, 3), 3).loss) == 0  # its role's queue is empty yet
     moco.after_step(0.0)
@@ -203,7 +203,9 @@ def test_similarities_by_loops():
 
 def test_byol_is_symmetric():
     torch.manual_seed(0)
-    byol = BYOL(Recipe(**{**SMALL, "method": "byol", "hidden": 32}), ("scene", "scene"), True).eval()
+    byol = BYOL(
+        resolve(None, {**SMALL, "method": "byol", "hidden": 32, "queue": None}), ("scene", "scene"), True
+    ).eval()
     a, b = torch.randn(2, 8, 3, 32, 32)
     losses = [byol(pair, byol.targets(pair, torch.zeros(8, 1), 0), 0).loss for pair in ([a, b], [b, a])]
     torch.testing.assert_close(*losses)
@@ -224,7 +226,12 @@ def test_supervised_loss_by_loops(single):
 
 def test_supervised_needs_labels():
     with pytest.raises(UsageError, match="no labels"):
-        Supervised(Recipe(**{**SMALL, "method": "supervised"}), ("scene", "scene"), True, classes=0)
+        Supervised(
+            resolve(None, {**SMALL, "method": "supervised", "queue": None, "dim": None}),
+            ("scene", "scene"),
+            True,
+            classes=0,
+        )
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.yaml")))

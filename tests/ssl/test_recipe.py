@@ -4,7 +4,9 @@ import pytest
 import yaml
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.recipe import FOLDER, Recipe, as_dict, resolve
+from objcrop.option import options_of
+from objcrop.ssl.moco import MoCoRecipe
+from objcrop.ssl.recipe import FOLDER, Recipe, acting, resolve
 
 
 def written(tmp_path, text):
@@ -14,16 +16,20 @@ def written(tmp_path, text):
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path):
-    recipe = resolve(written(tmp_path, "dim: 64\nema: 0.5\ncrops: obj-obj+shift\nshift: [10, 20]\n"), {"ema": 0.9})
+    recipe = resolve(
+        written(tmp_path, "crops: {policy: obj-obj+shift, shift: [10, 20]}\nmoco-v2: {dim: 64, ema: 0.5}\n"),
+        {"ema": 0.9},
+    )
     assert (recipe.dim, recipe.ema, recipe.shift, recipe.arch) == (64, 0.9, (10, 20), Recipe().arch)
-    assert resolve(None, {**as_dict(recipe)}) == recipe
-    assert resolve(written(tmp_path, ""), {}) == Recipe()
+    assert resolve(None, acting(recipe)) == recipe
+    assert resolve(written(tmp_path, ""), {}) == MoCoRecipe()
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_numbers_of_shipped_recipes_are_numbers(name):
     recipe = resolve(name, {})
-    assert all(type(getattr(recipe, field)) is float for field in ("base_lr", "weight_decay", "ema", "dilate"))
+    numbers = [getattr(recipe, name) for name in ("base_lr", "weight_decay", "ema", "dilate") if hasattr(recipe, name)]
+    assert all(type(number) is float for number in numbers) and len(numbers) >= 3
 
 
 # The rows of the two papers that have a recipe, and the number that its comment names.
@@ -70,7 +76,8 @@ def test_recipes_of_rows_hold_differences_and_what_the_papers_say(name):
     assert ROWS[name] in comment and max(map(len, text.splitlines())) <= 120
     recipe = resolve(name, {})
     bare = resolve(None, {"method": said["method"]})
-    told = {key: value for key, value in said.items() if key != "method"}
+    places = {(group, option.key): name for name, option in options_of(type(recipe)).items() for group in said}
+    told = [places[group, key] for group, inside in said.items() if group != "method" for key in inside]
     assert all(getattr(recipe, key) != getattr(bare, key) for key in told if key != "hidden"), "a default is repeated"
     coco_byol = name.startswith("cib-table3-byol")
     assert (recipe.arch, recipe.size, recipe.batch_size) == ("resnet50", 224, 512 if coco_byol else 256)
@@ -102,21 +109,27 @@ def test_recipes_of_rows_hold_differences_and_what_the_papers_say(name):
 
 
 def test_rates_without_a_point_are_numbers_too(tmp_path):
-    recipe = resolve(written(tmp_path, "base_lr: 1e-2\nweight_decay: 1e-6\n"), {})  # YAML 1.1 reads 1e-2 as text
+    text = "training: {base_lr: 1e-2, weight_decay: 1e-6}\n"
+    recipe = resolve(written(tmp_path, text), {})  # YAML 1.1 reads 1e-2 as text
     assert recipe.learning_rate == pytest.approx(0.01) and recipe.weight_decay == 1e-6
 
 
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("base_lr: fast", "base_lr"),
-        ("batch_size: many", "batch_size"),
-        ("steps: 0", "steps"),
-        ("steps: -4", "steps"),
-        ("size: 32.5", "size"),
-        ("batch_sise: 8", "did you mean 'batch_size'"),
+        ("training: {base_lr: fast}", "base_lr"),
+        ("loading: {batch_size: many}", "batch_size"),
+        ("training: {steps: 0}", "steps"),
+        ("training: {steps: -4}", "steps"),
+        ("crops: {size: 32.5}", "size"),
+        ("loading: {batch_sise: 8}", "did you mean 'batch_size'"),
+        ("crop: {policy: scene}", "did you mean 'crops'"),
+        ("batch_size: 8", "is an option of loading: write loading: {batch_size: VALUE}"),
+        ("training: {batch_size: 8}", "is an option of loading"),
+        ("crops: scene", "crops is 'scene', but it must be a table of options"),
+        ("byol: {ema: 0.5}", "options of method byol, but its method is moco-v2"),
         ("zzzzzz: 8", "known are"),
-        ("batch_size: 24\nqueue: 100", "take 96"),
+        ("loading: {batch_size: 24}\nmoco-v2: {queue: 100}", "take 96"),
     ],
 )
 def test_wrong_values_are_named(tmp_path, text, word):

@@ -1,21 +1,27 @@
 """Every value of a recipe is of its field's type and range and acts, or one sentence says what is wrong."""
 
 import datetime
+import inspect
 import random
-from dataclasses import fields
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
 
-from objcrop.cli import main
+import objcrop
+from objcrop.cli import app, main
+from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.load_views import load_views
-from objcrop.dali_pipes.view_options import VIEW_OPTIONS
+from objcrop.dali_pipes.loading import Loading, ViewOptions
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.recipe import OPTIONS, OWN, Recipe, as_dict, resolve
-
-METHODS = ("moco-v2", "byol", "supervised")
+from objcrop.option import home_of, option, options_of, takes_options
+from objcrop.option_value import whole
+from objcrop.ssl.methods import METHODS
+from objcrop.ssl.recipe import JointEmbedding, Recipe, acting, as_dict, resolve
+from objcrop.ssl.training import Training
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
@@ -33,28 +39,60 @@ IN_METHODS = {
 }
 
 
-def test_the_table_has_every_field_and_no_other():
-    names = {field.name for field in fields(Recipe)}
-    assert names == set(OPTIONS) and set(OWN) == set(METHODS)
-    assert names & set(VIEW_OPTIONS) == set(VIEW_OPTIONS) - {"boxes", "backend", "shuffle", "drop_last", "dtype"}
+def test_an_option_stands_in_one_place():
+    """No option's name is declared twice: groups are put together, and one that two had would hide one of them."""
+    groups = [Crops, Loading, Training, JointEmbedding, Recipe, ViewOptions, *(m.options for m in METHODS.values())]
+    homes = {}
+    for group in groups:
+        for name in options_of(group):
+            homes.setdefault(name, set()).add(home_of(group, name))
+    assert all(len(found) == 1 for found in homes.values()), homes
+    declared = [name for group in {group for found in homes.values() for group in found} for name in own_of(group)]
+    assert sorted(declared) == sorted(homes) and len(declared) > 50
+    assert all(option.says and option.says[-1] != "." for group in groups for option in options_of(group).values())
 
 
-def test_defaults_of_views_are_those_of_load_views(photos):
-    """Stated twice, by the recipe and by the loaders: they must not come apart."""
-    catalog, boxes = photos
-    with load_views(catalog, boxes=boxes, crops="obj-obj+dilate", size=24, batch_size=4) as loader:
-        plain, planner = Recipe(), loader.planner
-        assert (loader.prefetch, loader.hw_decoder_load, loader.decoder_padding) == (
-            *(plain.prefetch, plain.hw_decoder_load),
-            plain.decoder_padding,
-        )
-        assert plain.decode is None and loader.decode == "union"
-    assert (planner.min_side, planner.delta, planner.dilate_by, planner.distance, planner.max_boxes) == (
-        *(plain.min_side, plain.dilate, plain.dilate_by, plain.shift),
-        plain.max_boxes,
-    )
-    with load_views(catalog, size=24, batch_size=4, backend="torch", workers=0) as loader:
-        assert loader.colour == plain.colour and loader.policy.views[0].scale == plain.scale
+def own_of(group):
+    return [name for name in options_of(group) if home_of(group, name) is group]
+
+
+def test_a_new_option_appears_everywhere(tmp_path, monkeypatch):
+    """In recipe, file, flag, help and signature, from the one line that declares it."""
+
+    @dataclass(frozen=True)
+    class More(METHODS["byol"].options):
+        novelty: int = option(3, whole(1, 9), "how new it is")
+
+    monkeypatch.setattr(METHODS["byol"], "options", More)
+    recipe = resolve(None, {"method": "byol", "novelty": "4"})
+    assert recipe.novelty == 4 and as_dict(recipe)["byol"]["novelty"] == 4
+    (tmp_path / "r.yaml").write_text("method: byol\nbyol: {novelty: 5}\n")
+    assert resolve(tmp_path / "r.yaml", {}).novelty == 5
+    with pytest.raises(UsageError, match="novelty is 10, but it must be a whole number from 1 to 9"):
+        resolve(None, {"method": "byol", "novelty": 10})
+    with pytest.raises(UsageError, match="it is an option of method byol"):
+        resolve(None, {"novelty": 4})
+    command = typer.main.get_command(app).get_command(None, "pretrain")
+    assert "--novelty" in {flag for parameter in command.params for flag in parameter.opts}
+
+    @takes_options(More)
+    def call(first, **options):
+        """Do.
+
+        Args:
+            first: one.
+            **options: more.
+        """
+
+    assert "novelty: how new it is; default: 3." in call.__doc__ and "**options" not in call.__doc__
+    assert inspect.signature(call).parameters["novelty"].default == 3
+
+
+def test_load_views_has_its_options_by_name():
+    parameters = inspect.signature(load_views).parameters
+    assert {*options_of(ViewOptions), "catalog", "boxes", "bad_images", "rank", "world_size"} == set(parameters)
+    assert all(f"\n        {name}: " in load_views.__doc__ for name in parameters)
+    assert set(inspect.signature(objcrop.load_views).parameters) == set(parameters)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -64,16 +102,12 @@ def test_an_option_acts_in_a_method_or_is_refused(name, method):
     flags = {"method": method, "crops": "obj-scene", name: value}
     if method in acts:
         recipe = resolve(None, flags)
-        assert as_dict(recipe)[name] == value != as_dict(resolve(None, {**flags, name: None}))[name]
+        assert acting(recipe)[name] == value != acting(resolve(None, {**flags, name: None}))[name]
         return
     with pytest.raises(UsageError, match=f"{name} .* cannot act here: ") as caught:
         resolve(None, flags)
     assert "\n" not in str(caught.value)
-    default = getattr(Recipe(), name)
-    if default is not None:
-        with pytest.raises(UsageError, match="cannot act here"):  # given is given, whatever the default
-            resolve(None, {**flags, name: default})
-    assert name not in as_dict(resolve(None, {**flags, name: None}))
+    assert name not in acting(resolve(None, {k: v for k, v in flags.items() if k != name}))
 
 
 @pytest.mark.parametrize(
@@ -85,11 +119,11 @@ def test_an_option_acts_in_a_method_or_is_refused(name, method):
         (dict(crops="within-box", max_boxes=3), "max_boxes"),
         (dict(optimiser="adam", momentum=0.9), "momentum"),
         (dict(loader="torch", threads=2), "threads"),
-        (dict(loader="dali", workers=2), "workers"),
-        (dict(loader="dali", colour="pil"), "colour"),
-        (dict(loader="torch", workers=0, prefetch=2), "prefetch"),
+        (dict(backend="dali", workers=2), "workers"),
+        (dict(backend="dali", colour="pil"), "colour"),
+        (dict(backend="torch", workers=0, prefetch=2), "prefetch"),
         (dict(device="cpu", decode="whole"), "decode"),
-        (dict(loader="torch", cache="host"), "cache"),
+        (dict(backend="torch", cache="host"), "cache"),
         (dict(cache_side=300), "cache_side"),
         (dict(steps=10, epochs=3), "epochs"),
         (dict(single_label=True), "single_label"),
@@ -102,7 +136,7 @@ def test_what_cannot_act_is_refused(flags, name):
 
 
 def test_a_flag_takes_back_what_a_recipe_says(tmp_path):
-    (tmp_path / "r.yaml").write_text("crops: obj-obj+dilate\ndilate: 0.2\nepochs: 800\n")
+    (tmp_path / "r.yaml").write_text("crops: {policy: obj-obj+dilate, dilate: 0.2}\ntraining: {epochs: 800}\n")
     with pytest.raises(UsageError, match="--set dilate=null takes back what a recipe says"):
         resolve(tmp_path / "r.yaml", {"crops": "obj-obj"})
     assert resolve(tmp_path / "r.yaml", {"crops": "obj-obj", "dilate": None}).crops == "obj-obj"
@@ -115,7 +149,7 @@ RESOLVED = [
     {"method": "byol"},
     {"method": "supervised"},
     {"crops": "obj-obj+shift", "shift": (5, 9), "steps": 7},
-    {"crops": "obj-scene", "random_crop": True, "loader": "torch", "workers": 0},
+    {"crops": "obj-scene", "random_crop": True, "backend": "torch", "workers": 0},
     {"method": "byol", "random_crop": False, "device": "cuda", "cache": "device"},
     {"seed": 2**64 - 1, "optimiser": "adam"},
 ]
@@ -125,11 +159,11 @@ RESOLVED = [
 def test_a_resolved_recipe_holds_what_acts_and_can_be_read_again(flags, tmp_path):
     recipe = resolve(None, flags)
     held = as_dict(recipe)
-    assert set(held) == {name for name in OPTIONS if recipe.acts(name)}
+    assert set(acting(recipe)) == {name for name in options_of(type(recipe)) if recipe.acts(name)}
     # As a run folder keeps it.
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**held, "resolved": {"scale_min": 0.3, "shift": [1, 2]}}))
     assert resolve(tmp_path / "recipe.yaml", {}) == recipe
-    assert resolve(None, held) == recipe
+    assert resolve(None, acting(recipe)) == recipe
 
 
 @pytest.mark.parametrize("pair", ["0.08,1", "0.08, 1", [0.08, 1], (0.08, 1.0), ["8e-2", 1]])
@@ -148,29 +182,39 @@ def test_every_seed_of_64_bits_is_taken_exactly():
 
 
 FILES = {
-    "an alias": ("a: &x [1]\nsize: *x", 1),
-    "twice": ("size: 32\nsize: 64", 1),
+    "an alias": ("crops: &x {size: 32}\nloading: *x", 1),
+    "twice": ("crops: {size: 32}\ncrops: {size: 64}", 1),
+    "twice within": ("crops: {size: 32, size: 64}", 1),
     "no number": ("method: !!int abc", 1),
-    "no date": ("size: 2020-99-99", 1),
-    "no truth": ("compile: !!bool maybe", 1),
-    "deep": ("size: " + "[" * 3000 + "]" * 3000, 1),
-    "wide": ("size: [" + "[1]," * 3000 + "]", 2),
+    "no date": ("crops: {size: 2020-99-99}", 1),
+    "no truth": ("training: {compile: !!bool maybe}", 1),
+    "deep": ("crops: {size: " + "[" * 3000 + "]" * 3000 + "}", 1),
+    "wide": ("crops: {size: [" + "[1]," * 3000 + "]}", 2),
     "laughs": ("a: &a [1,1]\nb: &b [*a,*a]\nc: [*b,*b]", 1),
-    "many digits": ("size: " + "9" * 5000, None),
-    "hex": ("size: 0x" + "f" * 3000, 2),
+    "many digits": ("crops: {size: " + "9" * 5000 + "}", None),
+    "hex": ("crops: {size: 0x" + "f" * 3000 + "}", 2),
     "a number as key": ("1: 2", 2),
     "a date as key": ("2020-01-01: 1", 2),
     "null as key": ("~: 1", 2),
     "a list as key": ("? [1, 2]\n: 3", 1),
-    "a control character": ("size: 1\x00", 1),
-    "half a surrogate": ('device: "\\ud800"', 2),
-    "a nested table": ("scale: {low: 1}", 2),
+    "a control character": ("crops: {size: 1\x00}", 1),
+    "half a surrogate": ('loading: {device: "\\ud800"}', 2),
+    "a table for a number": ("crops: {scale: {low: 1}}", 2),
+    "a word for a table": ("crops: obj-obj", 2),
+    "a list for a table": ("training: [epochs]", 2),
+    "in no group": ("size: 32", 2),
+    "in another group": ("training: {size: 32}", 2),
+    "of another method": ("byol: {ema: 0.5}", 2),
+    "a key within that is none": ("crops: {1: 2}", 2),
     "a set": ("!!set {size}", 1),
     "binary": ("method: !!binary aGVsbG8=", 2),
     "a tag of Python": ("method: !!python/object/apply:os.getcwd []", 1),
-    "infinite": ("weight_decay: -.inf", 2),
-    "not a number": ("momentum: .nan", 2),
-    "negative": ("base_lr: -1", 2),
+    "infinite": ("training: {weight_decay: -.inf}", 2),
+    "not a number": ("training: {momentum: .nan}", 2),
+    "negative": ("training: {base_lr: -1}", 2),
+    "a method that is none": ("method: mocco", 2),
+    "a module that is none": ("method: no_such_module:Method", 2),
+    "no method of a module": ("method: json:JSONDecoder", 2),
 }
 
 
@@ -193,15 +237,18 @@ STRANGE = [
 ]
 
 
+ALL = sorted({name for method in METHODS.values() for name in options_of(method.options)})
+
+
 def test_mutated_recipes_are_recipes_or_sentences():
     draw = random.Random(7)
     read = refused = 0
     for _ in range(600):
-        base = as_dict(resolve(None, draw.choice(RESOLVED)))
+        base = acting(resolve(None, draw.choice(RESOLVED)))
         for _ in range(draw.choice((1, 1, 1, 2, 4))):
             match draw.randrange(4):
                 case 0:
-                    base[draw.choice(list(OPTIONS))] = draw.choice(STRANGE)
+                    base[draw.choice(ALL)] = draw.choice(STRANGE)
                 case 1:
                     base[draw.choice(list(base))] = draw.choice([*STRANGE, *base.values()])
                 case 2:
@@ -218,7 +265,7 @@ def test_mutated_recipes_are_recipes_or_sentences():
             refused += 1
             continue
         read += 1
-        assert resolve(None, as_dict(recipe)) == recipe and 0 <= recipe.learning_rate < float("inf")
+        assert resolve(None, acting(recipe)) == recipe and 0 <= recipe.learning_rate < float("inf")
     assert read > 50 and refused > 150
 
 

@@ -58,7 +58,7 @@ def test_nan_stops_with_the_step(photos, tmp_path, monkeypatch):
     ("flags", "word"),
     [
         (dict(batch_size=32), "smaller batch"),
-        (dict(crops="centre"), "training needs two"),
+        (dict(crops="centre"), "make 1 view, but moco-v2 takes 2"),
         (dict(arch="resnet19"), "resnet18"),
         (dict(device="cuda"), "no GPU"),
     ],
@@ -167,7 +167,8 @@ def test_a_run_records_what_acted_and_its_recipe_resumes_it(photos, tmp_path):
     train(photos, tmp_path / "run", steps=1, crops="obj-scene")
     kept = tmp_path / "run" / "recipe.yaml"
     said = yaml.safe_load(kept.read_text())
-    assert "scale_min" not in {**said, **said["resolved"]} and "dilate" not in said and said["min_side"] == "auto"
+    assert "scale_min" not in {**said["crops"], **said["resolved"]} and "dilate" not in said["crops"]
+    assert said["crops"]["min_side"] == "auto" and said["moco-v2"]["queue"] == 32
     again = resolve(kept, {"steps": 2})
     pretrain(again, *photos, tmp_path / "run", resume=True)
     assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2

@@ -14,10 +14,11 @@ import torch
 from torch import nn
 
 from objcrop.ssl.backbones import backbone
+from objcrop.ssl.methods import METHODS
 from objcrop.ssl.moco import query_view
 from objcrop.ssl.recipe import resolve
 from objcrop.ssl.shuffle_bn import permutation
-from objcrop.ssl.trainer import METHODS, Run
+from objcrop.ssl.trainer import Run
 
 STEPS, N, SIDE = 5, 12, 16
 ROLES = ("object", "scene")

@@ -1,0 +1,124 @@
+"""The options of views: where their crops are drawn, how large they are, and what happens to their colours."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from objcrop.dali_pipes.augment import RECIPES
+from objcrop.dali_pipes.crop_policy import POLICIES, CropPolicy, crop_policy
+from objcrop.option import Options, option
+from objcrop.option_value import flag, number, or_auto, pair, whole, word
+
+
+def _box_is_drawn(at: Crops) -> str | None:
+    return None if at.policy.needs_boxes else f"crops '{at.policy.name}' are not drawn from boxes"
+
+
+def _one_box_of_several(at: Crops) -> str | None:
+    if at.policy.needs_boxes and at.policy.per_box:
+        return f"crops '{at.policy.name}' take every box"
+    return _box_is_drawn(at)
+
+
+def _small_boxes_are_enlarged(at: Crops) -> str | None:
+    if at.policy.needs_boxes and not at.policy.small_box_rule:
+        return f"crops '{at.policy.name}' take boxes as they are"
+    return _box_is_drawn(at)
+
+
+def _some_view_is(region: str) -> Callable[[Crops], str | None]:
+    def idle(at: Crops) -> str | None:
+        has = any(view.region == region for view in at.policy.views)
+        return None if has else f"no view of crops '{at.policy.name}' is {region}"
+
+    return idle
+
+
+def _cropped_at_random(at: Crops) -> str | None:
+    has = any(not view.whole for view in at.policy.views)
+    return None if has else f"no view of crops '{at.policy.name}' is cropped at random"
+
+
+def _smallest_is_open(at: Crops) -> str | None:
+    if any(view.scale[0] is None and not view.whole for view in at.policy.views):
+        return None
+    return _cropped_at_random(at) or f"the smallest crop of crops '{at.policy.name}' is the first number of scale"
+
+
+def _region_is_a_choice(at: Crops) -> str | None:
+    is_centre = any(view.region == "centre" for view in at.policy.views)
+    return f"crops '{at.policy.name}' are never drawn" if is_centre else None
+
+
+@dataclass(frozen=True)
+class Crops(Options):
+    """What views are; the sources are OAC and CIB (see `crop_policy`)."""
+
+    group: ClassVar[str] = "crops"
+
+    crops: str = option(
+        "scene-scene",
+        word(*POLICIES),
+        f"crop policy: {', '.join(POLICIES)}",
+        key="policy",
+    )
+    size: int = option(224, whole(8, 8192), "side of the views, pixels; at 96 and less networks get a smaller stem")
+    augment: str = option("moco-v2", word(*RECIPES), f"augmentation: {', '.join(RECIPES)}")
+    random_crop: bool | None = option(
+        None,
+        flag,
+        "true makes every view a random-resized crop of its region, false takes each region whole (CIB Table 15); by "
+        "default the object view of obj-scene is whole and all others are cropped",
+        idle=_region_is_a_choice,
+    )
+    scale: tuple[float, float] = option(
+        (0.2, 1.0),
+        pair(number(0, 1, above=True)),
+        "smallest and largest crop as shares of the region it is drawn from; BYOL's is 0.08,1",
+        idle=_cropped_at_random,
+    )
+    scale_min: float | str = option(
+        "auto",
+        or_auto(number(0, 1, above=True)),
+        "the smallest share inside a box for obj-obj, dilate and shift; auto after OAC 3",
+        idle=_smallest_is_open,
+    )
+    min_side: int | str = option(
+        "auto",
+        or_auto(whole(1, 65536)),
+        "smallest side of a box in pixels; auto is min(size, half the image's shorter side), OAC's letter 224",
+        idle=_small_boxes_are_enlarged,
+    )
+    dilate: float = option(
+        0.1,
+        number(0, 2),
+        "growth of each axis in total, a share of the image (OAC: .1 for COCO, .2 for OpenImages)",
+        idle=_some_view_is("dilated"),
+    )
+    dilate_by: str = option(
+        "image", word("image", "box"), "image or box: what dilate is a share of", idle=_some_view_is("dilated")
+    )
+    shift: tuple[float, float] = option(
+        (80.0, 100.0),
+        pair(number(0, 65536)),
+        "smallest and largest distance, pixels of the original image",
+        idle=_some_view_is("shifted"),
+    )
+    max_boxes: int = option(
+        10,
+        whole(1, 2**31 - 1),
+        "one of the first so many boxes of an image is drawn (OAC's number of proposals)",
+        idle=_one_box_of_several,
+    )
+
+    @property
+    def policy(self) -> CropPolicy:
+        """The crop policy, `random_crop` taken into account."""
+        return crop_policy(self.crops, self.random_crop)
+
+
+def why_no_boxes(at: Any) -> str | None:
+    """Return why boxes cannot act beside these `Crops`, None where they do."""
+    return None if getattr(at, "view_boxes", False) else _box_is_drawn(at)

@@ -1,0 +1,125 @@
+"""The options of loaders: how many images come at once, in which order, and who decodes them where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from objcrop.dali_pipes.crops import Crops
+from objcrop.errors import way_out
+from objcrop.option import Options, option
+from objcrop.option_value import SEED, Unfit, flag, number, text, whole, word
+
+_NAME = text(r"cpu|cuda(:[0-9]{1,3})?", "'cpu', 'cuda' or 'cuda:N'")
+
+
+def device_name(value: Any) -> str:
+    """The kind of devices: their names, and torch's own objects."""
+    if type(value).__module__ == "torch":  # torch.device; what else torch has is no name of a device
+        value = str(value)
+    if not isinstance(value, str):
+        raise Unfit("'cpu', 'cuda' or 'cuda:N'")
+    return _NAME(value)
+
+
+def _backend_is(backend: str) -> Callable[[Loading], str | None]:
+    def idle(at: Loading) -> str | None:
+        if at.backend == backend:
+            return None
+        needs = f"it needs backend='{backend}'"
+        return way_out(f"{needs} (--loader {backend})", needs)
+
+    return idle
+
+
+def _batches_lie_ready(at: Loading) -> str | None:
+    works_here = at.backend == "torch" and at.workers == 0
+    return "with workers 0 the torch loader makes each batch when it is asked for" if works_here else None
+
+
+def _gpu_decodes_batches(at: Loading) -> str | None:
+    if at.backend != "dali" or not at.device.startswith("cuda"):
+        needs = "it needs backend='dali' on a GPU"
+        return way_out(f"{needs} (--loader dali --device cuda)", needs)
+    return None if at.cache is None else "a cache decodes each image once and whole"
+
+
+def _cache_is_kept(at: Loading) -> str | None:
+    return None if at.cache is not None else "nothing is kept, give cache='device' or 'host' too"
+
+
+@dataclass(frozen=True)
+class Loading(Options):
+    """How images become batches."""
+
+    group: ClassVar[str] = "loading"
+
+    batch_size: int = option(
+        256,
+        whole(1, 2**24),
+        "the global batch, over all processes, as in facebookresearch/moco; each process gets its share",
+    )
+    seed: int = option(0, SEED, "of order, views and whatever else is drawn, 0 to 2**64 - 1")
+    backend: str = option(
+        "dali", word("torch", "dali"), "dali, or torch: PIL in worker processes, as people have it today", flag="loader"
+    )
+    device: str = option(
+        "cpu",
+        device_name,
+        "cpu, cuda or cuda:N: where the views lie, and for dali where they are made; cuda is PyTorch's current GPU, or "
+        "that of the launcher's local rank where none was chosen",
+    )
+    workers: int | None = option(
+        None,
+        whole(0, 4096),
+        "processes of the torch backend, 0 works in this process; default: this process's share of the cores (all of them, "
+        "but for the other ranks of torchrun on this machine)",
+        idle=_backend_is("torch"),
+    )
+    threads: int | None = option(
+        None, whole(1, 4096), "threads of the dali backend; default: the same share, on a GPU at most 24", idle=_backend_is("dali")
+    )
+    prefetch: int = option(2, whole(1, 1024), "batches kept ready (per worker with torch)", idle=_batches_lie_ready)
+    decode: str | None = option(
+        None,
+        word("union", "whole"),
+        "the whole image (default on a GPU) or the union of an image's windows (always on a CPU); views are the same. "
+        "`objcrop doctor` says which is safe on a machine, `objcrop bench loader --tune` what is fastest, with how "
+        "many threads and batches",
+        idle=_gpu_decodes_batches,
+    )
+    hw_decoder_load: float = option(
+        0.0, number(0, 1), "share of the JPEGs that the GPU's own decoder takes", idle=_gpu_decodes_batches
+    )
+    decoder_padding: int = option(
+        16, whole(0, 65536), "MiB of GPU memory that each thread sets aside to decode in", idle=_gpu_decodes_batches
+    )
+    colour: str = option(
+        "float", word("float", "pil"), "float, or pil for the chain of facebookresearch/moco", idle=_backend_is("torch")
+    )
+    cache: str | None = option(
+        None,
+        word("device", "host"),
+        "device or host keeps decoded images there, so that later epochs decode nothing",
+        idle=_backend_is("dali"),
+    )
+    cache_side: int | None = option(
+        None,
+        whole(8, 65536),
+        "keep images smaller, with this shorter side in pixels; default: as they are",
+        idle=_cache_is_kept,
+    )
+    max_bad: float = option(
+        0.01, number(0, 1), "largest share of the catalog that may turn out unreadable before the loader stops"
+    )
+
+
+@dataclass(frozen=True)
+class ViewOptions(Loading, Crops):
+    """All options of `load_views`: what views are, how they are loaded, and how batches are handed out."""
+
+    shuffle: bool = option(True, flag, "false walks the catalog in order")
+    drop_last: bool = option(True, flag, "false keeps the short batch at the end, for evaluation")
+    dtype: str = option("fp32", word("fp32", "bf16", "fp16"), "fp32, bf16 or fp16")
+    view_boxes: bool = option(False, flag, "each batch carries where the images' boxes lie in each view, `batch.boxes`")

@@ -1,0 +1,39 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from objcrop.errors import UsageError
+from objcrop.ssl.byol import BYOL
+from objcrop.ssl.method import Method
+from objcrop.ssl.moco import MoCo
+from objcrop.ssl.supervised import Supervised
+
+METHODS: dict[str, type[Method]] = {"moco-v2": MoCo, "byol": BYOL, "supervised": Supervised}
+
+
+def method_class(name: str) -> type[Method]:
+    """Return a method: one of ours by name, or a user's own as "module:Class".
+
+    Raises:
+        UsageError: there is none of that name, its module cannot be imported, or it is no `Method`.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    module, colon, within = name.partition(":")
+    if not colon:
+        raise UsageError(f"method is '{name}', but it must be one of: {', '.join(METHODS)}, or your own module:Class.")
+    if os.getcwd() not in sys.path:  # as `python -m` has it, also where the command itself was started
+        sys.path.insert(0, os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), within)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(
+            f"method is '{name}', which cannot be imported ({error}); check PYTHONPATH and the name."
+        ) from None
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UsageError(f"method is '{name}', which is no subclass of objcrop.ssl.method.Method.")
+    return found

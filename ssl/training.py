@@ -1,0 +1,83 @@
+"""The options of training that every method has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from objcrop.option import Options, option
+from objcrop.option_value import flag, number, text, whole, word
+
+COUNT = whole(1, 2**31 - 1)
+RATE = number(0, 1000)
+
+
+def _until(at: Training) -> str | None:
+    return None if at.steps is None else f"the run stops after {at.steps} steps"
+
+
+def _has_momentum(at: Training) -> str | None:
+    return "optimiser 'adam' has moments of its own" if at.optimiser == "adam" else None
+
+
+def _learns_labels(at: Any) -> str | None:
+    learns = at.method == "supervised" or at.online_probe
+    return None if learns else "no labels are learnt (by method 'supervised' or online_probe)"
+
+
+@dataclass(frozen=True)
+class Training(Options):
+    """How a network is trained, whatever the method; the defaults are MoCo-v2's."""
+
+    group: ClassVar[str] = "training"
+
+    arch: str = option("resnet50", text(), "any ResNet of torchvision by name, or timm/NAME")
+    init: str | None = option(
+        None,
+        text(),
+        "weights that the backbone begins with: a checkpoint of objcrop, a state dict of torchvision; default: random",
+    )
+    epochs: int = option(200, whole(1, 10**6), "passes over the samples", idle=_until)
+    steps: int | None = option(
+        None, COUNT, "stop after so many, whatever epochs says; the schedule ends there too; default: all epochs"
+    )
+    optimiser: str = option("sgd", word("sgd", "lars", "adam"), "sgd, lars or adam")
+    base_lr: float = option(
+        0.03,
+        RATE,
+        "learning rate at batch 256: the rate is base_lr × batch_size / 256, as facebookresearch/moco scales it, for "
+        "every optimiser (for adam that is a choice of ours)",
+    )
+    weight_decay: float = option(1e-4, RATE, "L2")
+    warmup_epochs: float = option(0.0, number(0, 10**6), "linear rise of the rate; at most a tenth of the run")
+    momentum: float = option(0.9, number(0, 1, below=True), "of the optimiser (sgd, lars)", idle=_has_momentum)
+    bn_groups: int | None = option(
+        None,
+        whole(1, 2**24),
+        "virtual devices that BatchNorm is split over, whatever the number of processes, 1 for SyncBN; default: 8 for "
+        "moco-v2 (fewer where that leaves a device less than 4 rows), 1 otherwise",
+    )
+    single_label: bool = option(
+        False,
+        flag,
+        "each image has one class: cross-entropy and top-1 instead of logistic regression and mAP (supervised, online "
+        "probe)",
+        idle=_learns_labels,
+    )
+    accumulate: int = option(
+        1, whole(1, 2**24), "parts that a step is taken in, to save memory; the numbers stay the same"
+    )
+    precision: str | None = option(
+        None, word("bf16", "fp32"), "bf16 (autocast) or fp32; default: bf16 on a GPU that computes it (Ampere and later), else fp32"
+    )
+    compile: bool = option(False, flag, "let torch.compile work on the encoder and the momentum encoder")
+    online_probe: bool = option(
+        False, flag, "train a linear classifier on the labels alongside, without touching the encoder"
+    )
+    tensorboard: bool = option(False, flag, "write TensorBoard's files into the run folder")
+    wandb: str | None = option(None, text(), "project of Weights & Biases to report to; default: none")
+    checkpoint_every_steps: int | None = option(None, COUNT, "beside each epoch's end; default: epochs only")
+    log_every_steps: int = option(10, COUNT, "steps between two lines in metrics.jsonl")
+    rescore_every: int | None = option(
+        None, whole(1, 10**6), "epochs between two scorings of `--boxes online:anchors`; default: 10"
+    )
