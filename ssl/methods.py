@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, printable, shown
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.method import Method
 from objcrop.ssl.moco import MoCo
@@ -23,17 +23,16 @@ def method_class(name: str) -> type[Method]:
     """
     if name in METHODS:
         return METHODS[name]
-    module, colon, within = name.partition(":")
-    if not colon:
-        raise UsageError(f"method is '{name}', but it must be one of: {', '.join(METHODS)}, or your own module:Class.")
+    module, _, within = name.partition(":")
+    if not all(part.isidentifier() for part in (*module.split("."), within)):
+        raise UsageError(f"method is {shown(name)}, but it must be one of: {', '.join(METHODS)}, or your module:Class.")
     if os.getcwd() not in sys.path:  # as `python -m` has it, also where the command itself was started
         sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module), within)
-    except (ImportError, AttributeError) as error:
-        raise UsageError(
-            f"method is '{name}', which cannot be imported ({error}); check PYTHONPATH and the name."
-        ) from None
+    except Exception as error:  # the user's own code
+        why = f"{type(error).__name__}: {printable(str(error).splitlines()[0] if str(error) else '')}"
+        raise UsageError(f"method is '{name}', which cannot be imported ({why}); check it and PYTHONPATH.") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise UsageError(f"method is '{name}', which is no subclass of objcrop.ssl.method.Method.")
     return found

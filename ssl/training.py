@@ -68,7 +68,9 @@ class Training(Options):
         1, whole(1, 2**24), "parts that a step is taken in, to save memory; the numbers stay the same"
     )
     precision: str | None = option(
-        None, word("bf16", "fp32"), "bf16 (autocast) or fp32; default: bf16 on a GPU that computes it (Ampere and later), else fp32"
+        None,
+        word("bf16", "fp32"),
+        "bf16 (autocast) or fp32; default: bf16 on a GPU that has it (Ampere and later), else fp32",
     )
     compile: bool = option(False, flag, "let torch.compile work on the encoder and the momentum encoder")
     online_probe: bool = option(

@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from objcrop.ssl.methods import METHODS
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import resolve
-from objcrop.ssl.recipe import resolve
 from objcrop.ssl.shuffle_bn import VirtualBatchNorm
 from objcrop.ssl.trainer import Run, precision_of
 

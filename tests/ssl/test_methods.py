@@ -225,13 +225,9 @@ def test_supervised_loss_by_loops(single):
 
 
 def test_supervised_needs_labels():
+    recipe = resolve(None, {**SMALL, "method": "supervised", "queue": None, "dim": None})
     with pytest.raises(UsageError, match="no labels"):
-        Supervised(
-            resolve(None, {**SMALL, "method": "supervised", "queue": None, "dim": None}),
-            ("scene", "scene"),
-            True,
-            classes=0,
-        )
+        Supervised(recipe, ("scene", "scene"), True, classes=0)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.yaml")))

@@ -38,7 +38,7 @@ def our_run(method, heads, **options):
     run = object.__new__(Run)
     run.recipe, run.device, run.step, run.total, run.batches, run.world = recipe, CPU, 0, STEPS, STEPS, 1
     run.method = run.model = module
-    run.probe = None
+    run.probe, run.precision = None, "fp32"
     run.optimiser = run._optimiser()
     return run
 

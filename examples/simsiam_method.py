@@ -1,0 +1,62 @@
+"""SimSiam (Chen and He 2021, "Exploring Simple Siamese Representation Learning") as a method of one's own.
+
+    cd examples && objcrop pretrain --method simsiam_method:SimSiam --catalog photos.arrow --output runs/simsiam
+
+The trainer gives it views, checkpoints, schedules, several processes and accumulation. `SimSiamRecipe` declares its
+options: each is a flag, a key of the recipe file's group and is kept in the run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from objcrop.option import option
+from objcrop.option_value import whole
+from objcrop.ssl.backbones import backbone
+from objcrop.ssl.heads import RoleHeads, byol_head
+from objcrop.ssl.method import Encoder, Method, Output, similarities
+from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.unit_rows import unit_rows
+
+
+@dataclass(frozen=True)
+class SimSiamRecipe(Recipe):
+    """SimSiam's own options, and its paper's defaults where they are not MoCo's (section 3)."""
+
+    own_defaults: ClassVar[Mapping[str, Any]] = {"base_lr": 0.05}
+
+    dim: int = option(2048, whole(1, 65536), "of the embeddings")
+    hidden: int = option(512, whole(1, 65536), "width of the prediction's bottleneck")
+
+
+class SimSiam(Method):
+    """An encoder and a predictor; the other view's projection is the target, without gradient."""
+
+    options = SimSiamRecipe
+
+    def __init__(self, recipe: SimSiamRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
+        super().__init__()
+        network, width = backbone(recipe.arch, recipe.size, recipe.init)
+        self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
+        self.encoder = Encoder(network, RoleHeads(("all",), True, lambda: byol_head(width, recipe.dim, recipe.dim)))
+        self.predictor = byol_head(recipe.dim, recipe.hidden, recipe.dim)
+        for part in (self.encoder, self.predictor):
+            self.devices.normalise(part)
+
+    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+        """There are none but what `forward` itself makes."""
+        return ()
+
+    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+        """Return the symmetric loss: minus the cosine of each prediction and the other projection."""
+        (features, a), (_, b) = (self.encoder(view, "all") for view in views)
+        p, q = unit_rows(self.predictor(a)), unit_rows(self.predictor(b))
+        a, b = unit_rows(a).detach(), unit_rows(b).detach()
+        loss = -((p * b).sum(1).mean() + (q * a).sum(1).mean()) / 2
+        return Output(loss, features.detach(), similarities(p.detach(), b, b.roll(1, 0)))
