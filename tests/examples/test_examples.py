@@ -9,6 +9,7 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+import yaml
 from children import free_port, running, torchrun
 
 from objcrop.ssl.checkpoint import load_checkpoint
@@ -122,3 +123,34 @@ def test_a_port_in_use_is_said(data):
             text=True,
         )
     assert run.returncode == 1 and "the port is in use" in run.stderr and "--master-port" in run.stderr
+
+
+def test_a_method_of_ones_own(photos, tmp_path, monkeypatch):
+    """Named as module:Class where its file lies: it trains, keeps its options, resumes, and a mistake is a sentence."""
+    from objcrop.cli import main
+    from objcrop.ssl.run_folder import read_metrics
+
+    photos[0].save(tmp_path / "photos.arrow")
+    monkeypatch.chdir(EXAMPLES)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    small = [
+        "--arch",
+        "timm/test_resnet",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--threads",
+        "2",
+        "--log-every-steps",
+        "1",
+    ]
+    command = ["pretrain", "--catalog", str(tmp_path / "photos.arrow"), "-o", str(tmp_path / "run"), *small]
+    command += ["--method", "simsiam_method:SimSiam", "--hidden", "16", "--dim", "32"]
+    main([*command, "--steps", "2"])
+    main([*command, "--steps", "4", "--resume"])
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4] and all(-1 <= line["loss"] <= 1 for line in lines)
+    kept = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert kept["simsiam_method:SimSiam"] == {"dim": 32, "hidden": 16} and kept["training"]["base_lr"] == 0.05
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["method"]["predictor.0.weight"].shape == (16, 32)
