@@ -126,7 +126,7 @@ def test_commands_can_be_read():
         name, *words = gpu.shlex.split(command.format(**places))
         group = get_command(app)
         while hasattr(group, "commands"):
-            group = group.commands[words.pop(0)]
+            group = group.get_command(None, words.pop(0))
         known = {option for parameter in group.params for option in parameter.opts}
         assert name == "objcrop" and {word for word in words if word.startswith("-")} <= known, command
 

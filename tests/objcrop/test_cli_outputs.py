@@ -46,7 +46,7 @@ FOLDERS = {"pretrain.output", "demo.output", "bench policies.runs"}
 def paths_of(command, name=""):
     """Yield 'command.parameter' and the parameter, for each that takes a path."""
     if hasattr(command, "commands"):
-        for word, below in command.commands.items():
+        for word, below in ((word, command.get_command(None, word)) for word in command.commands):
             yield from paths_of(below, f"{name} {word}".strip())
         return
     for parameter in command.params:
