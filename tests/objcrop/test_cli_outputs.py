@@ -18,8 +18,10 @@ READS = {
     *("pretrain.root", "probe.train", "probe.test", "export.checkpoint", "plot.runs", "bench loader.catalog"),
     *("bench loader.boxes", "bench train.catalog", "bench train.boxes", "bench policies.train"),
     *("bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
+    *("bench gpu.catalog", "bench gpu.boxes"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
+    "doctor.output": (),
     "index.output": ("missing-source",),
     "join.output": ("missing-a.arrow", "missing-b.arrow"),
     "propose.output": ("missing.arrow", "--method", "gt"),
@@ -38,9 +40,10 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench policies.runs": ("--train", "missing.arrow", "--test", "missing.arrow", "-o", "fine.json"),
     "bench proposals.output": ("missing.arrow",),
     "bench kernels.output": ("--device", "cpu"),
+    "bench gpu.output": ("--dry-run", "--only", "kernels"),
     "bench readme.readme": (),
 }
-FOLDERS = {"pretrain.output", "demo.output", "bench policies.runs"}
+FOLDERS = {"pretrain.output", "demo.output", "bench policies.runs", "bench gpu.output"}
 
 
 def paths_of(command, name=""):
