@@ -73,12 +73,15 @@ class Loading(Options):
     workers: int | None = option(
         None,
         whole(0, 4096),
-        "processes of the torch backend, 0 works in this process; default: this process's share of the cores (all of them, "
-        "but for the other ranks of torchrun on this machine)",
+        "processes of the torch backend, 0 works in this process; default: this process's share of the cores (all of "
+        "them, but for the other ranks of torchrun on this machine)",
         idle=_backend_is("torch"),
     )
     threads: int | None = option(
-        None, whole(1, 4096), "threads of the dali backend; default: the same share, on a GPU at most 24", idle=_backend_is("dali")
+        None,
+        whole(1, 4096),
+        "threads of the dali backend; default: the same share, on a GPU at most 24",
+        idle=_backend_is("dali"),
     )
     prefetch: int = option(2, whole(1, 1024), "batches kept ready (per worker with torch)", idle=_batches_lie_ready)
     decode: str | None = option(
