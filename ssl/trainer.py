@@ -302,6 +302,8 @@ class Run:
         Returns:
             The loss and what else is watched, scalars on the device; nothing is waited for.
         """
+        # Not a CUDA graph, though all shapes are static: which view is the query, the permutation, the rate and BYOL's
+        # momentum are numbers of the host that change with the step and would be frozen in it.
         recipe, devices = self.recipe, self.method.devices
         warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
         for group in self.optimiser.param_groups:

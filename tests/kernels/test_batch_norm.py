@@ -5,12 +5,15 @@ the formulas; what float32 adds is `SMALL`.
 """
 
 import ctypes
+import pathlib
+import subprocess
 from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from children import torchrun
 from torch.nn.functional import batch_norm as torchs
 
 from objcrop.kernels import batch_norm as module
@@ -247,3 +250,31 @@ def test_on_a_gpu_the_kernels_are_the_formulas(name, dtype):
     made, again = (all_of(way, *on_gpu, rows) for _ in range(2))
     assert all(torch.equal(one, other) for one, other in zip(made, again, strict=True)), "two runs differ"
     compare([t.cpu() for t in made], given, rows, *KINDS[dtype][1:])
+
+
+TWO_RANKS = """
+import sys
+import torch
+import torch.distributed as dist
+sys.path[:0] = sys.argv[1:]
+from test_batch_norm import EPSILON, all_of, batch_norm, example
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+x, weight, bias, dy = (t.cuda() for t in example((4, 72, 5, 5), 2, torch.float32))
+mine = slice(4 * rank, 4 * rank + 4)
+made = all_of(batch_norm, x[mine], weight, bias, dy[mine], 4, EPSILON, True)
+torch.save([t.cpu() for t in made], f"made.{rank}.pt")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_two_ranks_take_one_norm(tmp_path):
+    (tmp_path / "two.py").write_text(TWO_RANKS)
+    here = pathlib.Path(__file__).parent
+    run = subprocess.run(torchrun("two.py", here, here.parent), cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    y, mean, var, dx, dw, db = zip(*(torch.load(tmp_path / f"made.{rank}.pt") for rank in range(2)))
+    whole = [torch.cat(y), mean[0], var[0], torch.cat(dx), sum(dw), sum(db)]
+    compare(whole, example((4, 72, 5, 5), 2, torch.float32), 8, *KINDS[torch.float32][1:])

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from objcrop.errors import UsageError
-from objcrop.ssl.shuffle_bn import VirtualDevices, permutation
+from objcrop.ssl import shuffle_bn
+from objcrop.ssl.shuffle_bn import VirtualBatchNorm, VirtualDevices, permutation
 
 
 def naive_batch_norm(x, groups):
@@ -52,6 +53,22 @@ def test_every_virtual_device_has_statistics_of_its_own(groups):
     torch.testing.assert_close(fresh[1].running_var, 0.81 + 0.19 * variances.mean(0), atol=1e-5, rtol=1e-4)
     plain.load_state_dict(fresh.state_dict())
     torch.testing.assert_close(fresh.eval()(x), plain.eval()(x))
+
+
+def test_over_processes_a_gpu_runs_the_kernels(monkeypatch):
+    plain = nn.BatchNorm2d(3)
+    norm, calls = VirtualBatchNorm(plain, 4, synchronised=True), []
+
+    def batch_norm(*arguments, over_ranks):
+        calls.append(over_ranks)
+        return arguments[0], torch.ones(3), torch.full((3,), 2.0)
+
+    monkeypatch.setattr(shuffle_bn, "fits", lambda x, weight: True)
+    monkeypatch.setattr(shuffle_bn, "batch_norm", batch_norm)
+    norm(torch.randn(4, 3, 2, 2))
+    assert calls == [True] and int(norm.num_batches_tracked) == 1
+    torch.testing.assert_close(norm.running_mean, torch.full((3,), 0.1))
+    torch.testing.assert_close(norm.running_var, torch.full((3,), 1.1))
 
 
 def small_network():
