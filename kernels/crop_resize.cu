@@ -7,6 +7,13 @@
 //
 // A block makes a tile of a view. The weights of the tile's columns and rows are worked out once and kept in shared
 // memory, TAPS at a time; all sums run in one order, so that equal pixels give equal views wherever they lie.
+//
+// Counted in the machine code for sm_90 (64 registers, 8 KiB of shared memory; no GPU was there to measure on): an
+// output pixel costs about 110 instructions, 25 for each row that it is made of and 15 for each tap. For 224 px out of
+// 300×225, 2.7×2 taps, that is 240 instructions and 7 bytes of memory, read once and written: 512 views are 0.2 ms of an
+// H100's instructions and 0.07 of its bytes. In two passes with floats in between, as DALI resizes, they are 31 bytes
+// an output pixel, 0.3 ms. For 3000×3000 px, 27×27 taps, it is 9 ms against 8: as much as both, where decoding
+// such photos takes a hundred.
 
 constexpr int COLUMNS = 32, LINES = 8, EACH = 4;  // a block's threads, and the rows of each, LINES apart
 constexpr int ROWS = LINES * EACH, TAPS = 32;     // rows of a tile, and weights kept of a column or row

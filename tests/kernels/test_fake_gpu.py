@@ -120,6 +120,43 @@ def test_torchs_operations_stay_on_the_gpu(call, monkeypatch):
         assert all(tensor.device == GPU for tensor in call())
 
 
+@pytest.mark.parametrize("crops", ["obj-obj+dilate", "scene"])
+def test_a_batch_of_the_loader_is_made_by_kernels_alone(photos, crops, monkeypatch):
+    """From windows in memory to the views: nothing is read back, and each kernel gets what its source asks for."""
+    from objcrop.dali_pipes import dali_loader
+    from objcrop.dali_pipes.decode_crop_resize import windows_at
+    from objcrop.dali_pipes.load_views import load_views
+    from objcrop.dali_pipes.torch_loader import assemble
+
+    def sent(arrays, device):
+        assert device == GPU
+        torch_kind = {name: torch.from_numpy(np.empty(0, array.dtype)).dtype for name, array in arrays.items()}
+        return {name: torch.empty(array.shape, dtype=torch_kind[name], device=GPU) for name, array in arrays.items()}
+
+    calls = []
+    monkeypatch.setattr(nvrtc, "available", lambda: True)
+    monkeypatch.setattr(nvrtc, "most_shared_bytes", lambda device: 227 * 1024)
+    monkeypatch.setattr(nvrtc, "shared_bytes_of_multiprocessor", lambda device: 228 * 1024)
+    monkeypatch.setattr(nvrtc, "launch", lambda *words: (calls.append(words[1]), launched(*words)))
+    monkeypatch.setattr(dali_loader, "to_device", sent)
+    options = dict(boxes=photos[1] if crops != "scene" else None, crops=crops, size=32, batch_size=8, dtype="bf16")
+    with load_views(photos[0], **options) as loader:
+        plan = loader.batches.plan((0, 0))
+        windows = windows_at(np.zeros(8, np.int64), plan.windows, loader.catalog.sizes[plan.row, 0])
+        about = assemble(loader.planner, plan, plan, [])
+        there = {id(tensor): tensor.numpy() for tensor in about.tensors()}
+        monkeypatch.setattr(torch.Tensor, "numpy", lambda self: there[id(self)])
+        loader.device, loader.batchwise = GPU, True
+        loader.__dict__["side_stream"] = None
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            batch = loader._finish_batch(about, windows, "the images")
+        loader.device = torch.device("cpu")
+    assert [name.split("_")[0] for name in calls] == ["crop", "luma", "colour"] * len(batch.views) and batch.views
+    assert all(tensor.device == GPU for tensor in batch.tensors())
+    assert all(view.shape == (8, 3, 32, 32) and view.dtype == torch.bfloat16 for view in batch.views)
+    assert (batch.index.dtype, batch.labels.shape[0], batch.substituted.dtype) == (torch.int64, 8, torch.bool)
+
+
 def test_signatures_are_read():
     assert parameters("nms", "nms_topk") == [
         *("float*", "const int*", "int", "int", "double", "long long*", "float*"),
