@@ -49,8 +49,9 @@ class CachedLoader(DaliLoader):
         super().__init__(*arguments, **more)
         if cache == "device" and self.device.type == "cpu":
             raise UsageError("cache='device' needs device='cuda'; on a CPU take cache='host'.")
-        if cache_side is not None and cache_side < self.planner.size:
-            raise UsageError(f"cache_side is {cache_side}, but views of {self.planner.size} px need at least as much.")
+        largest = max(self.planner.sizes)
+        if cache_side is not None and cache_side < largest:
+            raise UsageError(f"cache_side is {cache_side}, but views of {largest} px need at least as much.")
         self.cache = cache
         self.kept = kept_sizes(self.catalog, cache_side)
         self.begins = np.concatenate([[0], np.cumsum(3 * self.kept.astype(np.int64).prod(1))])

@@ -19,10 +19,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.philox import blocks
-from objcrop.errors import UsageError, one_of
+from objcrop.dali_pipes.random_resized_crop import RATIO
+from objcrop.errors import UsageError, one_of, shown
 
 SHIFT_TRIES = 10
+MOST_VIEWS = 16
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,36 @@ class ViewSpec:
     Attributes:
         role: "object" or "scene"; chooses the projection head (OAC 3).
         region: "image", "box", "dilated", "shifted" or "centre": what the crop is drawn from.
-        scale: smallest and largest share of the region's area; None as smallest stands for `scale_min="auto"`.
+        scale: smallest and largest share of the region's area; None stands for the option `scale`, "auto" for
+            `scale_min` to its second number.
         whole: the region is taken as it is, resized to the view without regard to its aspect, and nothing is drawn.
+        size: side of the view, pixels; None stands for the option `size`.
+        aspect: smallest and largest width / height of the crop.
+        augment: what happens to its colours; None stands for the option `augment`.
+        local: a small crop beside the views that a policy is named after (multi-crop: Caron et al. 2020, SwAV).
     """
 
     role: str
     region: str
-    scale: tuple[float | None, float] = (0.2, 1.0)
+    scale: tuple[float, float] | str | None = None
     whole: bool = False
+    size: int | None = None
+    aspect: tuple[float, float] = RATIO
+    augment: Augment | None = None
+    local: bool = False
+
+    def __post_init__(self) -> None:
+        one_of(self.role, ("object", "scene"), "a view's role")
+        one_of(self.region, ("image", "box", "dilated", "shifted", "centre"), "a view's region")
+        sound = self.scale in (None, "auto") or (
+            isinstance(self.scale, tuple) and len(self.scale) == 2 and 0 < self.scale[0] <= self.scale[1] <= 1
+        )
+        if not sound:
+            raise UsageError(f"a view's scale is {shown(self.scale)}, but it must be two shares, 'auto' or None.")
+        if not 0 < self.aspect[0] <= self.aspect[1]:
+            raise UsageError(f"a view's aspect is {shown(self.aspect)}, but it must be two numbers above 0.")
+        if self.size is not None and not 8 <= self.size <= 8192:
+            raise UsageError(f"a view's size is {shown(self.size)}, but it must be a whole number from 8 to 8192.")
 
 
 @dataclass(frozen=True)
@@ -60,6 +85,10 @@ class CropPolicy:
     small_box_rule: bool = True
     heads_shared: bool = False
 
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.views) <= MOST_VIEWS:
+            raise UsageError(f"crops '{self.name}' have {len(self.views)} views, but there can be 1 to {MOST_VIEWS}.")
+
     @property
     def roles(self) -> tuple[str, ...]:
         """The role of each view."""
@@ -71,7 +100,7 @@ class CropPolicy:
         return any(view.region in ("box", "dilated", "shifted") for view in self.views)
 
 
-_AUTO = (None, 1.0)  # OAC 3: the smallest crop of a box should match the smallest crop of a scene
+_AUTO = "auto"  # OAC 3: the smallest crop of a box should match the smallest crop of a scene
 POLICIES = {
     policy.name: policy
     for policy in (
@@ -90,36 +119,59 @@ POLICIES = {
 }
 
 
-def crop_policy(name: str, random_crop: bool | None = None) -> CropPolicy:
-    """Return a policy by name.
+def crop_policy(crops: str | CropPolicy, random_crop: bool | None = None) -> CropPolicy:
+    """Return a policy by name, or one of your own.
 
     Args:
-        name: of `POLICIES`.
+        crops: of `POLICIES`, or a policy.
         random_crop: whether its views are random-resized crops of their regions (True) or the regions whole (False,
             CIB Table 15: "w/o RRC"); None leaves each view as the policy has it.
 
     Raises:
         UsageError: no policy has that name.
     """
-    policy = POLICIES[one_of(name, POLICIES, "crops")]
+    policy = crops if isinstance(crops, CropPolicy) else POLICIES[one_of(crops, POLICIES, "crops")]
     if random_crop is None or policy.views[0].region == "centre":
         return policy
     return replace(policy, views=tuple(replace(view, whole=not random_crop) for view in policy.views))
 
 
-def with_scale(policy: CropPolicy, scale: tuple[float, float], scale_min: float) -> CropPolicy:
-    """Return the policy with its scales filled in.
+def with_local_views(policy: CropPolicy, count: int, size: int, scale: tuple[float, float], source: str) -> CropPolicy:
+    """Return the policy with small crops beside its views (multi-crop: Caron et al. 2020, SwAV, section 3.3).
 
     Args:
-        policy: a policy of `POLICIES`.
-        scale: for views drawn from the image, and for those with a fixed scale.
-        scale_min: for views whose smallest scale is "auto".
+        policy: a policy.
+        count: of small crops.
+        size: their side, pixels.
+        scale: smallest and largest share of what they are drawn from.
+        source: "region" draws them in turn from the regions of the policy's views, "image" from the image.
+    """
+    large = policy.views
+    added = (large[i % len(large)] for i in range(count))
+    region_of = {"region": None, "image": "image"}
+    local = (
+        replace(view, region=region_of[source] or view.region, scale=scale, size=size, whole=False, local=True)
+        for view in added
+    )
+    return replace(policy, views=(*large, *local))
+
+
+def with_scale(policy: CropPolicy, scale: tuple[float, float], scale_min: float) -> CropPolicy:
+    """Return the policy with the scales filled in that its views leave to the options.
+
+    Args:
+        policy: a policy.
+        scale: for views without one.
+        scale_min: for views whose scale is "auto".
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UsageError(f"scale is {scale}, but it must be two shares with 0 < smallest <= largest <= 1.")
     if not 0 < scale_min <= scale[1]:
         raise UsageError(f"scale_min is {scale_min}, but it must lie above 0 and at most at {scale[1]}.")
-    views = (replace(v, scale=(scale_min if v.scale[0] is None else scale[0], scale[1])) for v in policy.views)
+    filled = {None: scale, "auto": (scale_min, scale[1])}
+    views = (
+        view if isinstance(view.scale, tuple) else replace(view, scale=filled[view.scale]) for view in policy.views
+    )
     return replace(policy, views=tuple(views))
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from objcrop.dali_pipes.augment import RECIPES
-from objcrop.dali_pipes.crop_policy import POLICIES, CropPolicy, crop_policy
+from objcrop.dali_pipes.augment import RECIPES, Augmentation, augmentation
+from objcrop.dali_pipes.crop_policy import MOST_VIEWS, POLICIES, CropPolicy, crop_policy, with_local_views
 from objcrop.option import Options, option
-from objcrop.option_value import flag, number, or_auto, pair, whole, word
+from objcrop.option_value import Unfit, flag, number, or_auto, pair, whole, word
 
 
 def _box_is_drawn(at: Crops) -> str | None:
@@ -37,19 +37,38 @@ def _some_view_is(region: str) -> Callable[[Crops], str | None]:
 
 
 def _cropped_at_random(at: Crops) -> str | None:
-    has = any(not view.whole for view in at.policy.views)
+    has = any(not view.whole and not isinstance(view.scale, tuple) for view in at.policy.views)
     return None if has else f"no view of crops '{at.policy.name}' is cropped at random"
 
 
 def _smallest_is_open(at: Crops) -> str | None:
-    if any(view.scale[0] is None and not view.whole for view in at.policy.views):
+    if any(view.scale == "auto" and not view.whole for view in at.policy.views):
         return None
     return _cropped_at_random(at) or f"the smallest crop of crops '{at.policy.name}' is the first number of scale"
+
+
+def _there_are_local_views(at: Crops) -> str | None:
+    return None if at.local_views else "there are no local_views"
+
+
+def _size_is_open(at: Crops) -> str | None:
+    has = any(view.size is None for view in at.policy.views) or at.policy.needs_boxes  # min_side looks at it too
+    return None if has else f"every view of crops '{at.policy.name}' has a size of its own"
 
 
 def _region_is_a_choice(at: Crops) -> str | None:
     is_centre = any(view.region == "centre" for view in at.policy.views)
     return f"crops '{at.policy.name}' are never drawn" if is_centre else None
+
+
+def policy_or_name(value: Any) -> str | CropPolicy:
+    """The kind of crop policies: a name, or a policy of one's own."""
+    if isinstance(value, CropPolicy):
+        return value
+    try:
+        return word(*POLICIES)(value)
+    except Unfit as must:
+        raise Unfit(f"a CropPolicy, or {must}") from None
 
 
 @dataclass(frozen=True)
@@ -58,14 +77,47 @@ class Crops(Options):
 
     group: ClassVar[str] = "crops"
 
-    crops: str = option(
+    crops: str | CropPolicy = option(
         "scene-scene",
-        word(*POLICIES),
-        f"crop policy: {', '.join(POLICIES)}",
+        policy_or_name,
+        f"crop policy: {', '.join(POLICIES)}, or from Python a CropPolicy",
         key="policy",
     )
-    size: int = option(224, whole(8, 8192), "side of the views, pixels; at 96 and less networks get a smaller stem")
-    augment: str = option("moco-v2", word(*RECIPES), f"augmentation: {', '.join(RECIPES)}")
+    size: int = option(
+        224, whole(8, 8192), "side of the views, pixels; at 96 and less networks get a smaller stem", idle=_size_is_open
+    )
+    augment: Augmentation = option(
+        "moco-v2",
+        augmentation,
+        f"augmentation: {', '.join(RECIPES)}; or from Python an Augment, one a view, or a function that gets a view's "
+        "bytes, uint8 (N, 3, S, S) on the loader's device, and returns what the batch is to hold",
+    )
+    local_views: int = option(
+        0,
+        whole(0, MOST_VIEWS - 1),
+        "small crops beside the policy's views, all from one decode (multi-crop: Caron et al. 2020, SwAV)",
+        idle=_region_is_a_choice,
+    )
+    local_size: int = option(96, whole(8, 8192), "their side, pixels", idle=_there_are_local_views)
+    local_scale: tuple[float, float] = option(
+        (0.05, 0.14),
+        pair(number(0, 1, above=True)),
+        "smallest and largest of them as shares of what they are drawn from",
+        idle=_there_are_local_views,
+    )
+    local_from: str = option(
+        "region",
+        word("region", "image"),
+        "region draws them in turn from the regions of the policy's views, image from the image",
+        idle=_there_are_local_views,
+    )
+    local_overlap: float = option(
+        0.0,
+        number(0, 1),
+        "a local crop is redrawn up to ten times until so much of its area lies in the crop of the view in whose turn "
+        "it is, else its first draw stands (constrained cropping: Van Gansbeke et al. 2021, who take 0.1)",
+        idle=_there_are_local_views,
+    )
     random_crop: bool | None = option(
         None,
         flag,
@@ -115,8 +167,11 @@ class Crops(Options):
 
     @property
     def policy(self) -> CropPolicy:
-        """The crop policy, `random_crop` taken into account."""
-        return crop_policy(self.crops, self.random_crop)
+        """The crop policy, `random_crop` and local views taken into account."""
+        policy = crop_policy(self.crops, self.random_crop)
+        if not self.local_views:
+            return policy
+        return with_local_views(policy, self.local_views, self.local_size, self.local_scale, self.local_from)
 
 
 def why_no_boxes(at: Any) -> str | None:

@@ -34,6 +34,7 @@ from objcrop.dali_pipes.decode_crop_resize import (
 from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded
 from objcrop.dali_pipes.to_device import to_device
 from objcrop.dali_pipes.torch_loader import assemble
+from objcrop.dali_pipes.view_boxes import ViewBoxes
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
@@ -205,17 +206,22 @@ class DaliLoader(ViewLoader):
 
     def _finish_cpu(self, batch: Views, windows: Windows) -> Views:
         """Resize and colour each view on the pool's threads; every view goes to its own place in the batch."""
-        size, augment = self.planner.size, self.planner.augment
-        out = [torch.empty(len(batch), size, size, 3) for _ in augment]
+        sizes, augment, own = self.planner.sizes, self.planner.augment, self.planner.transform is not None
+        kind = torch.uint8 if own else torch.float32
+        out = [torch.empty(len(batch), size, size, 3, dtype=kind) for size in sizes]
 
         def one_sample(i: int) -> None:
-            for v in range(len(augment)):
+            for v, size in enumerate(sizes):
                 view = crop_resize_one(Windows(*(part[v] for part in windows)), i, size, augment[v].interpolation)
-                self._colour(view, batch.plan, i, v, out[v][i])
+                if own:
+                    out[v][i] = view
+                else:
+                    self._colour(view, batch.plan, i, v, out[v][i])
 
         for _ in self._pool.map(one_sample, range(len(batch))):
             pass
-        return replace(batch, views=tuple(o.permute(0, 3, 1, 2).to(self.dtype) for o in out))
+        views = tuple(o.permute(0, 3, 1, 2).to(kind if own else self.dtype) for o in out)
+        return self._transformed(replace(batch, views=views))
 
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
         from objcrop.kernels.colour_cpu import colour_one
@@ -237,16 +243,21 @@ class DaliLoader(ViewLoader):
 
     def _finish_batch(self, batch: Views, windows: Windows, images: Any) -> Views:
         """Resize and colour the views in the side stream, as the images are there; the host waits for nothing."""
-        plan, size = batch.plan, self.planner.size
+        plan = batch.plan
         arrays = {name: getattr(plan, name).swapaxes(0, 1) for name in DECISIONS} | windows._asdict()
         arrays |= {name: getattr(batch, name).numpy() for name in BESIDE_VIEWS}
+        arrays |= {f"boxes {v} {k}": t.numpy() for v, b in enumerate(batch.boxes) for k, t in enumerate(b.tensors())}
         with torch.cuda.stream(self.side_stream):
             there = to_device(arrays, self.device)
             views = []
             for v, augment in enumerate(self.planner.augment):
                 of_view = Windows(*(there[name][v] for name in Windows._fields))
-                pixels = crop_resize(of_view, size, augment.interpolation, self.device)
-                views.append(self._colour_batch(v, pixels, {name: there[name][v] for name in DECISIONS}))
+                pixels = crop_resize(of_view, self.planner.sizes[v], augment.interpolation, self.device)
+                if self.planner.transform is not None:
+                    views.append(pixels.permute(0, 3, 1, 2))
+                else:
+                    views.append(self._colour_batch(v, pixels, {name: there[name][v] for name in DECISIONS}))
+            made = self._transformed(replace(batch, views=tuple(views)))
         # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
         while self._read_later and self._read_later[0][0].query():
             self._read_later.popleft()
@@ -254,7 +265,10 @@ class DaliLoader(ViewLoader):
         if read is not None:
             self._read_later.append((read, images))
         beside: dict[str, Any] = {name: there[name] for name in BESIDE_VIEWS}
-        return replace(batch, views=tuple(views), **beside)
+        beside["boxes"] = tuple(
+            ViewBoxes(*(there[f"boxes {v} {k}"] for k in range(4))) for v in range(len(batch.boxes))
+        )
+        return replace(made, **beside)
 
     def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: dict[str, torch.Tensor]) -> torch.Tensor:
         """Colour a batch of one view, uint8 (N, S, S, 3), in the current stream."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from objcrop.dali_pipes.philox import blocks
 
 # Ten tries, drawn in two rounds: most windows fit at the first, the few others take the rest in one go.
-ROUNDS = (np.arange(1), np.arange(1, 10))
+TRIES = 10
+ROUNDS = (np.arange(1), np.arange(1, TRIES))
 RATIO = (3 / 4, 4 / 3)
 
 
@@ -25,6 +26,8 @@ def random_resized_crop(
     seed: int,
     epoch: int,
     views: NDArray[np.int64] | None = None,
+    aspect: NDArray[np.float64] | None = None,
+    redraw: int = 0,
 ) -> NDArray[np.int32]:
     """Draw one window inside every region.
 
@@ -35,6 +38,8 @@ def random_resized_crop(
         seed: the run's seed.
         epoch: the epoch.
         views: int64 (V,) which view of its sample each column is, another coordinate; 0, 1, … by default.
+        aspect: float64 (V, 2) smallest and largest width / height, per view; 3/4 to 4/3 by default.
+        redraw: how often this window was drawn already; another number draws anew.
 
     Returns:
         int32 (N, V, 4): integer windows inside their regions, at least one pixel on each axis.
@@ -44,18 +49,22 @@ def random_resized_crop(
     width, height = (flat[:, 2] - flat[:, 0]).astype(np.int64), (flat[:, 3] - flat[:, 1]).astype(np.int64)
     sample, view = np.repeat(samples, v), np.tile(np.arange(v) if views is None else views, n)
     low, high = np.tile(scale[:, 0], n), np.tile(scale[:, 1], n)
-    log_ratio = np.log(RATIO)
-
-    w, h = _centred_fallback(width, height)
+    narrow: NDArray[np.float64] | float = RATIO[0]
+    wide: NDArray[np.float64] | float = RATIO[1]
+    if aspect is not None:
+        narrow, wide = np.tile(aspect[:, 0], n), np.tile(aspect[:, 1], n)
+    w, h = _centred_fallback(width, height, narrow, wide)
     x, y = (width - w) // 2, (height - h) // 2
     pending = np.arange(n * v)
     for attempts in ROUNDS:
-        u = blocks(seed, epoch, sample[pending, None], view[pending, None], "crop", attempts)  # P, attempts, 4
+        tries = attempts + redraw * TRIES
+        u = blocks(seed, epoch, sample[pending, None], view[pending, None], "crop", tries)  # P, attempts, 4
         room_w, room_h = width[pending, None], height[pending, None]
         area = room_w * room_h * (low[pending, None] + u[..., 0] * (high - low)[pending, None])
-        aspect = np.exp(log_ratio[0] + u[..., 1] * (log_ratio[1] - log_ratio[0]))
-        try_w = np.rint(np.sqrt(area * aspect)).astype(np.int64)
-        try_h = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+        least, most = (np.log(end) if aspect is None else np.log(end)[pending, None] for end in (narrow, wide))
+        shape = np.exp(least + u[..., 1] * (most - least))
+        try_w = np.rint(np.sqrt(area * shape)).astype(np.int64)
+        try_h = np.rint(np.sqrt(area / shape)).astype(np.int64)
         fits = (try_w > 0) & (try_h > 0) & (try_w <= room_w) & (try_h <= room_h)
         found = np.flatnonzero(fits.any(axis=1))
         first = fits[found].argmax(axis=1)
@@ -72,10 +81,13 @@ def random_resized_crop(
 
 
 def _centred_fallback(
-    width: NDArray[np.int64], height: NDArray[np.int64]
+    width: NDArray[np.int64],
+    height: NDArray[np.int64],
+    narrow: NDArray[np.float64] | float,
+    wide: NDArray[np.float64] | float,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return width and height of the window used when no try fits: the whole region, its aspect clamped."""
     ratio = width / height
-    w = np.where(ratio > RATIO[1], np.rint(height * RATIO[1]), width)
-    h = np.where(ratio < RATIO[0], np.rint(width / RATIO[0]), height)
+    w = np.where(ratio > wide, np.rint(height * wide), width)
+    h = np.where(ratio < narrow, np.rint(width / narrow), height)
     return np.maximum(w, 1).astype(np.int64), np.maximum(h, 1).astype(np.int64)

@@ -17,10 +17,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.bad_images import BadImages, stand_in
 from objcrop.dali_pipes.read_image import BadImage, open_upright
-from objcrop.dali_pipes.view_boxes import view_boxes
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
@@ -65,7 +63,8 @@ class TorchLoader(ViewLoader):
             arriving = iter(batches)
         found = self._without_reports(arriving)
         try:
-            yield from _ahead(found, self.device) if on_gpu else found
+            for views in _ahead(found, self.device) if on_gpu else found:
+                yield self._transformed(views)
         finally:
             _end(arriving)
 
@@ -179,7 +178,8 @@ class _Batches(Dataset):
     def _made(self, position: Position) -> Made:
         planner = self.batches.planner
         plan = asked = self.batches.plan(position)
-        out = [torch.empty(len(plan), planner.size, planner.size, 3) for _ in planner.augment]
+        kind = torch.float32 if planner.transform is None else torch.uint8
+        out = [torch.empty(len(plan), size, size, 3, dtype=kind) for size in planner.sizes]
         bad: list[tuple[int, str]] = []
         pending = np.arange(len(plan))
         for attempt in count():
@@ -192,20 +192,24 @@ class _Batches(Dataset):
                     bad.append((row, str(error)))
                     failed.append(i)
                     continue
-                for v, augment in enumerate(planner.augment):
-                    out[v][i] = _view(image, plan, int(i), v, augment, planner.size, self.colour).permute(1, 2, 0)
+                for v in range(len(out)):
+                    out[v][i] = _view(image, planner, plan, int(i), v, self.colour)
             if not failed:
                 break
             pending = np.array(failed)
             plan = stand_in(plan, asked, pending, planner, position[0], attempt)
-        views = assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(self.dtype) for o in out])
+        kind = self.dtype if planner.transform is None else torch.uint8
+        views = assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(kind) for o in out])
         return views if get_worker_info() is None else views.map(_shared), bad
 
 
-def _view(image: Image.Image, plan: ViewPlan, i: int, v: int, augment: Augment, size: int, colour: str) -> torch.Tensor:
-    """Return one view, float32 (3, S, S), normalised."""
+def _view(image: Image.Image, planner: ViewPlanner, plan: ViewPlan, i: int, v: int, colour: str) -> torch.Tensor:
+    """Return one view (S, S, 3): float32, normalised, or its bytes where they are for the user's own function."""
+    size, augment = planner.sizes[v], planner.augment[v]
     x0, y0, x1, y1 = (int(c) for c in plan.windows[i, v])
     small = image.crop((x0, y0, x1, y1)).resize((size, size), PIL_FILTER[augment.interpolation])
+    if planner.transform is not None:
+        return torch.from_numpy(np.array(small))
     decisions = (
         bool(plan.flip[i, v]),
         bool(plan.jitter[i, v]),
@@ -218,9 +222,9 @@ def _view(image: Image.Image, plan: ViewPlan, i: int, v: int, augment: Augment, 
         augment.std,
     )
     if colour == "pil":
-        return colour_pil(small, *decisions)
+        return colour_pil(small, *decisions).permute(1, 2, 0)
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-    return colour_reference(pixels, *decisions)
+    return colour_reference(pixels, *decisions).permute(1, 2, 0)
 
 
 def assemble(planner: ViewPlanner, plan: ViewPlan, asked: ViewPlan, views: list[torch.Tensor]) -> Views:
@@ -232,5 +236,5 @@ def assemble(planner: ViewPlanner, plan: ViewPlan, asked: ViewPlan, views: list[
         labels=torch.from_numpy(planner.catalog.label_matrix(plan.row)),
         plan=plan,
         substituted=torch.from_numpy(plan.sample != asked.sample),
-        boxes=view_boxes(plan, planner.boxes, planner.size) if planner.view_boxes and planner.boxes is not None else (),
+        boxes=planner.boxes_in_views(plan),
     )

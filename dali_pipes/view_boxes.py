@@ -6,17 +6,25 @@ arithmetic on arrays, and no pixel is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from objcrop.boxes import BoxTable
-from objcrop.dali_pipes.view_plan import ViewPlan
 
 if TYPE_CHECKING:
     import torch
+
+
+class Plan(Protocol):
+    """What of a `ViewPlan` says where pixels go."""
+
+    row: NDArray[np.int64]
+    windows: NDArray[np.int32]
+    flip: NDArray[np.bool_]
 
 
 @dataclass
@@ -58,13 +66,13 @@ class ViewBoxes:
         return both.nonzero()[:, 0], at[both]
 
 
-def view_boxes(plan: ViewPlan, boxes: BoxTable, size: int) -> tuple[ViewBoxes, ...]:
+def view_boxes(plan: Plan, boxes: BoxTable, sizes: Sequence[int]) -> tuple[ViewBoxes, ...]:
     """Return the boxes of each view.
 
     Args:
         plan: N samples of V views.
         boxes: of the catalog's images; all of an image's boxes count, not the one alone that its crops were drawn from.
-        size: side of the views, pixels.
+        sizes: side of each view, pixels.
 
     Returns:
         V `ViewBoxes`, on the CPU.
@@ -72,12 +80,12 @@ def view_boxes(plan: ViewPlan, boxes: BoxTable, size: int) -> tuple[ViewBoxes, .
     import torch
 
     counts = boxes.counts(plan.row)
-    sample = np.repeat(np.arange(len(plan)), counts)
+    sample = np.repeat(np.arange(len(plan.row)), counts)
     which = np.arange(len(sample)) - np.repeat(np.cumsum(counts) - counts, counts)
     whole = boxes.gather(plan.row[sample], which).astype(np.float64)
     area = (whole[:, 2:] - whole[:, :2]).prod(1)
     found = []
-    for v in range(plan.windows.shape[1]):
+    for v, size in enumerate(sizes):
         window = plan.windows[sample, v].astype(np.float64)
         sides = window[:, 2:] - window[:, :2]
         corners = (whole - np.tile(window[:, :2], 2)) / np.tile(sides, 2)  # as shares of the window

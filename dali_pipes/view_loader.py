@@ -189,6 +189,21 @@ class ViewLoader(ABC):
                 f"batch of {self.world_size} processes, each of which needs one: take another batch size."
             )
 
+    def _transformed(self, views: Views) -> Views:
+        """Return the batch with the user's own function of each view, where `augment` is one."""
+        if self.planner.transform is None:
+            return views
+        made = []
+        for v, pixels in enumerate(views.views):
+            try:
+                made.append(self.planner.transform(pixels))
+            except Exception as error:
+                what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise ObjcropError(
+                    f"augment, your own function, failed on view {v + 1}, uint8 {tuple(pixels.shape)} ({what})."
+                ) from error
+        return replace(views, views=tuple(made))
+
     @property
     def catalog(self) -> Catalog:
         """The images."""

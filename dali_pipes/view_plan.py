@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,8 @@ from objcrop.dali_pipes.crop_policy import (
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
-from objcrop.dali_pipes.random_resized_crop import random_resized_crop
+from objcrop.dali_pipes.random_resized_crop import RATIO, random_resized_crop
+from objcrop.dali_pipes.view_boxes import ViewBoxes, view_boxes
 from objcrop.errors import UsageError
 from objcrop.option_value import seed_of
 
@@ -104,18 +106,27 @@ class ViewPlanner:
                 "made by `objcrop propose`."
             )
         self.catalog, self.boxes, self.crops = catalog, boxes, crops
-        self.augment = augment_recipe(crops.augment, len(policy.views))
+        recipe = augment_recipe(crops.augment, len(policy.views))
+        self.augment = tuple(view.augment or each for view, each in zip(policy.views, recipe))
+        # Of a recipe that says one thing of one view and another of the other, a draw says which gets which.
+        turns = isinstance(crops.augment, str) and len(set(recipe)) > 1
+        self._take_turns = np.flatnonzero([turns and view.augment is None for view in policy.views])
+        self.transform = crops.augment if callable(crops.augment) else None
+        self.sizes = tuple(view.size or crops.size for view in policy.views)
         self.size, self.seed, self.view_boxes = crops.size, seed_of(seed), view_boxes
         self.policy = policy
         self._ends = self._sample_ends() if policy.per_box else None
         self.samples = len(catalog) if self._ends is None else int(self._ends[-1])
         self._drawn = np.flatnonzero([not view.whole for view in policy.views])  # views cropped at random
-        needs_auto = any(policy.views[v].scale[0] is None for v in self._drawn)
+        needs_auto = any(policy.views[v].scale == "auto" for v in self._drawn)
         scale, scale_min = crops.scale, crops.scale_min
         if scale_min == "auto":
             scale_min = self._scale_min(scale[0]) if needs_auto else scale[0]
         self.policy = with_scale(policy, scale, float(scale_min))
         self._scales = np.array([view.scale for view in self.policy.views], dtype=np.float64)
+        aspects = [view.aspect for view in policy.views]
+        self._aspects = None if set(aspects) == {RATIO} else np.array(aspects, dtype=np.float64)
+        self._local = np.flatnonzero([view.local for view in policy.views])
         self.scale_min = float(scale_min) if needs_auto else None  # None: no view asks for it
 
     def set_boxes(self, boxes: BoxTable) -> None:
@@ -194,18 +205,51 @@ class ViewPlanner:
         regions = self._regions(samples, rows, which, epoch)
         windows, drawn = regions, self._drawn
         if len(drawn) == len(self.policy.views):
-            windows = random_resized_crop(regions, self._scales, samples, seed=self.seed, epoch=epoch)
+            windows = self._crops(regions, samples, epoch, drawn)
         elif drawn.size:
-            windows, some = regions.copy(), (regions[:, drawn], self._scales[drawn], samples)
-            windows[:, drawn] = random_resized_crop(*some, seed=self.seed, epoch=epoch, views=drawn)
+            windows = regions.copy()
+            windows[:, drawn] = self._crops(regions, samples, epoch, drawn)
+        if self._local.size and self.crops.local_overlap:
+            self._redraw_local(windows, regions, samples, epoch)
         return ViewPlan(
             sample=samples,
             row=rows,
             box=which.astype(np.int32),
             regions=regions,
             windows=windows,
-            **colour_decisions(samples, self.augment, seed=self.seed, epoch=epoch),
+            **colour_decisions(samples, self.augment, seed=self.seed, epoch=epoch, take_turns=self._take_turns),
         )
+
+    def _crops(
+        self,
+        regions: NDArray[np.int32],
+        samples: NDArray[np.int64],
+        epoch: int,
+        views: NDArray[np.int64],
+        redraw: int = 0,
+    ) -> NDArray[np.int32]:
+        """Return windows of these views (N, views, 4), random-resized crops of their regions."""
+        every = len(views) == regions.shape[1]
+        aspect = None if self._aspects is None else self._aspects[views]
+        how: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "views": views, "aspect": aspect, "redraw": redraw}
+        return random_resized_crop(regions if every else regions[:, views], self._scales[views], samples, **how)
+
+    def _redraw_local(
+        self, windows: NDArray[np.int32], regions: NDArray[np.int32], samples: NDArray[np.int64], epoch: int
+    ) -> None:
+        """Draw local crops anew that lie too little in the crop of the view in whose turn they are."""
+        local, large = self._local, len(self.policy.views) - len(self._local)
+        turn = np.arange(len(local)) % large
+        far = _inside(windows[:, local], windows[:, turn]) < self.crops.local_overlap
+        for redraw in range(1, 11):
+            rows = np.flatnonzero(far.any(1))
+            if not rows.size:
+                return
+            again = self._crops(regions[rows], samples[rows], epoch, local, redraw)
+            takes = far[rows] & (_inside(again, windows[rows][:, turn]) >= self.crops.local_overlap)
+            at = rows[:, None].repeat(len(local), 1)[takes], local[None].repeat(len(rows), 0)[takes]
+            windows[at] = again[takes]
+            far[rows] &= ~takes
 
     def _regions(
         self, samples: NDArray[np.int64], rows: NDArray[np.int64], which: NDArray[np.int64], epoch: int
@@ -224,25 +268,44 @@ class ViewPlanner:
                 made[region] = centre_square(sizes)
         return np.stack([made[view.region] for view in self.policy.views], axis=1).astype(np.int32)
 
+    def boxes_in_views(self, plan: ViewPlan) -> tuple[ViewBoxes, ...]:
+        """Return the boxes of each view of a plan, where they were asked for."""
+        if not self.view_boxes or self.boxes is None:
+            return ()
+        return view_boxes(plan, self.boxes, self.sizes)
+
     def substitute(self, samples: NDArray[np.int64], epoch: int, attempt: int) -> NDArray[np.int64]:
         """Return the samples shown instead of these when their files are bad: a pure draw, one per attempt."""
         return (uniforms(self.seed, epoch, samples, attempt, "substitute")[..., 0] * self.samples).astype(np.int64)
+
+
+def _inside(windows: NDArray[np.int32], others: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Return the share of each window's area that lies in the other, (N, V) of two (N, V, 4)."""
+    low, high = np.maximum(windows[..., :2], others[..., :2]), np.minimum(windows[..., 2:], others[..., 2:])
+    meets = np.maximum(high - low, 0).astype(np.int64).prod(-1)
+    return meets / (windows[..., 2:] - windows[..., :2]).astype(np.int64).prod(-1)
 
 
 _COLOUR = ("flip", "jitter", "jitter_factors", "jitter_order", "grey", "blur", "solarise")
 
 
 def colour_decisions(
-    samples: NDArray[np.int64], augment: tuple[Augment, ...], *, seed: int, epoch: int
+    samples: NDArray[np.int64],
+    augment: tuple[Augment, ...],
+    *,
+    seed: int,
+    epoch: int,
+    take_turns: NDArray[np.int64] | None = None,
 ) -> dict[str, NDArray]:
     """Draw flip, jitter, its factors and order, grey, blur and solarise for every (sample, view).
 
-    Where the views' recipes differ (BYOL's), a draw per sample turns them round, so that none goes with a view's role:
-    BYOL's two views are exchangeable, and a policy's object view is always the first.
+    Where the entries of a recipe differ (BYOL's), a draw per sample turns them round, so that none goes with a view's
+    role: BYOL's two views are exchangeable, and a policy's object view is always the first.
 
     Args:
         samples: int64 (N,).
         augment: one recipe a view, before the turn.
+        take_turns: the views that the turn is among; by default all where recipes differ.
         seed: the run's seed.
         epoch: the epoch.
 
@@ -254,10 +317,13 @@ def colour_decisions(
     drawn = np.stack(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)), axis=-1) * 2.0**-32
     flip, jitter, factors, order, grey, blur, solarise = np.moveaxis(drawn, 2, 0)  # each N, V, 4
 
-    gets = np.arange(len(augment))  # which recipe each view gets: (V,), or (N, V) where they differ
-    if len(set(augment)) > 1:
-        turn = (uniforms(seed, epoch, samples, 0, "augment_turn") * len(augment)).astype(np.int64)
-        gets = (gets + turn) % len(augment)
+    gets = np.arange(len(augment))  # which recipe each view gets: (V,), or (N, V) where they take turns
+    if take_turns is None:
+        take_turns = gets if len(set(augment)) > 1 else gets[:0]
+    if len(take_turns) > 1:
+        turn = (uniforms(seed, epoch, samples, 0, "augment_turn") * len(take_turns)).astype(np.int64)
+        gets = np.tile(gets, (len(samples), 1))
+        gets[:, take_turns] = take_turns[(np.arange(len(take_turns)) + turn) % len(take_turns)]
 
     def happens(u: NDArray, probability: str) -> NDArray[np.bool_]:
         return u[..., 0] < np.array([getattr(a, probability) for a in augment])[gets]

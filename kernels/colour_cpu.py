@@ -183,9 +183,10 @@ def _blur(planes: NDArray[np.float32], size: int, sigma: float) -> None:
 
 def _planes_for(size: int) -> NDArray[np.float32]:
     """Return this thread's planes for views of that side."""
-    if getattr(_scratch, "size", None) != size:
-        _scratch.size, _scratch.planes = size, np.empty((3, size * size), np.float32)
-    return _scratch.planes
+    planes: dict[int, NDArray[np.float32]] = _scratch.__dict__.setdefault("planes", {})  # one a side: views take turns
+    if size not in planes:
+        planes[size] = np.empty((3, size * size), np.float32)
+    return planes[size]
 
 
 def colour_one(

@@ -76,7 +76,7 @@ def test_a_loop_says_the_same(painted):
     catalog, boxes = painted
     with load_views(catalog, boxes=boxes, view_boxes=True, size=64, batch_size=12, rank=0, world_size=1) as loader:
         plan = loader.planner.plan(np.arange(12), 3)
-    for v, found in enumerate(view_boxes(plan, boxes, 64)):
+    for v, found in enumerate(view_boxes(plan, boxes, (64, 64))):
         expected = []
         for i, row in enumerate(plan.row):
             x0, y0, x1, y1 = map(float, plan.windows[i, v])
