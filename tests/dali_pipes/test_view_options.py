@@ -28,7 +28,9 @@ CROPS = {
     "dilate_by": "box",
     "shift": (5, 9),
     "max_boxes": 1,
+    "local_views": 3,
 }
+OF_LOCAL_VIEWS = {"local_size": 32, "local_scale": (0.1, 0.2), "local_from": "image", "local_overlap": 0.9}
 
 # Where each acts, written down by hand from the papers' definitions of the policies.
 IN_BOXES = {"obj-scene", "obj-obj", "obj-obj+dilate", "dilate-dilate", "obj-obj+shift", "within-box"}
@@ -42,6 +44,7 @@ ACTS = {
     "dilate_by": {"obj-obj+dilate", "dilate-dilate"},
     "shift": {"obj-obj+shift"},
     "max_boxes": IN_BOXES - {"within-box"},
+    "local_views": set(POLICIES) - {"centre"},
 }
 
 
@@ -70,6 +73,15 @@ def test_an_option_of_crops_changes_the_plan_or_is_refused(photos, name, crops):
     with pytest.raises(UsageError, match=f"{name}.* cannot act here: .*'{re.escape(crops)}'") as caught:
         load(photos, crops, **{name: value})
     assert "\n" not in str(caught.value) and "leave it out" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", OF_LOCAL_VIEWS)
+def test_an_option_of_local_views_changes_them_or_is_refused(photos, name):
+    some = dict(crops="obj-obj+dilate", local_views=4)
+    plain, given = (load(photos, **some, **options) for options in ({}, {name: OF_LOCAL_VIEWS[name]}))
+    assert plain.planner.sizes != given.planner.sizes or not same(whole_plan(plain), whole_plan(given))
+    with pytest.raises(UsageError, match=f"{name} .* cannot act here: there are no local_views"):
+        load(photos, "obj-obj+dilate", **{name: OF_LOCAL_VIEWS[name]})
 
 
 @pytest.mark.parametrize("crops", sorted(IN_BOXES))  # in one order in every test process
@@ -125,7 +137,7 @@ def test_all_pairs_of_a_setting_are_decided():
                     at = ViewOptions(crops=policy.name, backend=backend, device=device, cache=cache)
                     idle = {name for name in options_of(ViewOptions) if not at.acts(name)}
                     idle |= {"boxes"} if why_no_boxes(at) else set()
-                    loads = idle - set(CROPS)
+                    loads = idle - set(CROPS) - set(OF_LOCAL_VIEWS)
                     decoding = {"decode", "hw_decoder_load", "decoder_padding"}
                     expected = {"threads", "cache"} | decoding if backend == "torch" else {"workers", "colour"}
                     if backend == "dali" and (device == "cpu" or cache):

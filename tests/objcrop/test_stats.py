@@ -211,7 +211,7 @@ def test_errors_say_what_to_do(annotated, photos):
         stats(catalog, boxes)
     with pytest.raises(UsageError, match="crops 'obj-scene' are drawn from boxes"):
         stats(annotated, crops="obj-scene")
-    with pytest.raises(UsageError, match="crops is 'scenes', but it must be one of"):
+    with pytest.raises(UsageError, match="crops is 'scenes', but it must be a CropPolicy, or one of"):
         stats(annotated, crops="scenes")
     with pytest.raises(UsageError, match=r"size \(32\) cannot act here: no crops are measured"):
         stats(annotated, propose(annotated, "gt"), size=32)
