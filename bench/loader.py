@@ -40,7 +40,7 @@ from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.child_process import Child, ChildDied, alive
+from objcrop.child_process import QUIET, Child, ChildDied, alive
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
@@ -48,6 +48,7 @@ from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.whole_file import save_picture
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
+SLOWEST = 20  # images a second that any machine decodes
 QUICKER = 8  # times as many images are measured of those that work on a GPU
 
 
@@ -146,7 +147,8 @@ def bench_loader(
         lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
         watches = {name: Stopwatch() for name in lineup}
         memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
-        with Child(measure) as child:
+        # Some decode the whole catalog before their first batch, without a word.
+        with Child(measure, QUIET + len(wanted.catalog) / SLOWEST) as child:
             for _ in range(repeats):
                 for name in lineup:
                     if name not in left_out:

@@ -23,6 +23,7 @@ from objcrop.errors import printable
 # Seconds without a word after which a child is taken to hang. Those at work say so after every batch, and what may take
 # longest between two words is the start: torch, CUDA and DALI, from a slow disk.
 QUIET = 120.0
+ENDS = 10.0  # seconds that one has to end
 
 Item = TypeVar("Item")
 
@@ -48,6 +49,9 @@ class Child:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._process is not None and error is None:  # it ends as other processes do, unless even that hangs
+            self._pipe.close()
+            self._process.join(ENDS)
         self._end()
         self._said.close()
 
@@ -69,6 +73,8 @@ class Child:
                     self._end()
                     raise ChildDied(value)
             trouble = f"no word for {self.quiet:.0f} s"
+            os.kill(self._process.pid, signal.SIGABRT)  # it says where it is
+            self._process.join(ENDS)
         except (EOFError, ConnectionError):
             self._process.join()
             trouble = end_of(self._process.exitcode)

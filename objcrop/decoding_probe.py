@@ -54,6 +54,7 @@ class Probed:
         max_off: the largest difference of a pixel from them.
         moved: share of the views of which a pixel changed when the GPU was busy.
         max_moved: by how much at most, of 255 levels.
+        said: the last words of one that died: where it was, and what its libraries had to say.
     """
 
     decode: str
@@ -64,6 +65,7 @@ class Probed:
     max_off: int = 0
     moved: float = 0.0
     max_moved: int = 0
+    said: str = ""
 
     @property
     def safe(self) -> bool:
@@ -113,7 +115,7 @@ def probe_decoding(
                 try:
                     probed.append(Probed(*way, **child(folder, device, way)))
                 except ChildDied as died:
-                    probed.append(Probed(*way, trouble=str(died)))
+                    probed.append(Probed(*way, trouble=str(died), said=child.said()[-2000:]))
         return probed
 
 
@@ -125,7 +127,7 @@ def keep_expected(folder: Path) -> None:
 
 def probe_way(folder: Path, device: str, way: Way) -> dict[str, Any]:
     """Be a child: return the numbers of a `Probed`."""
-    expected = torch.from_numpy(np.load(folder / "expected.npy"))
+    expected = torch.from_numpy(np.load(folder / "expected.npy")).split(BATCH)
     with _views(folder, device, way) as loader:
         idle = []
         for batch in alive(loader):
@@ -142,12 +144,13 @@ def probe_way(folder: Path, device: str, way: Way) -> dict[str, Any]:
                 work.queue(getattr(loader, "side_stream", None) if turn % 2 else None)
                 apart.append((_levels(batch).int() - kept.int()).abs().flatten(2).amax(2))
             moved.append(torch.cat(apart).cpu())
-    off = (torch.cat(idle).cpu().int() - expected.int()).abs().flatten(2)
+    off = [(kept.cpu().int() - right.int()).abs().flatten(2) for kept, right in zip(idle, expected, strict=True)]
+    mean_off = torch.cat([each.float().mean(2) for each in off])
     changes = torch.stack(moved)
     return {
-        "views": off.shape[0] * off.shape[1],
-        "mean_off": round(float(off.float().mean(2).max()), 3),
-        "max_off": int(off.max()),
+        "views": mean_off.numel(),
+        "mean_off": round(float(mean_off.max()), 3),
+        "max_off": max(int(each.max()) for each in off),
         "moved": float((changes > 0).float().mean()),
         "max_moved": int(changes.max()),
     }

@@ -1,9 +1,11 @@
 """A child that crashes, raises or hangs is a sentence, and the next call has a new one."""
 
+import atexit
 import ctypes
 import multiprocessing
 import operator
 import os
+import pathlib
 import signal
 import threading
 
@@ -12,8 +14,9 @@ import pytest
 from objcrop.child_process import Child, ChildDied, alive
 
 
-def wait_for_ever():
-    threading.Event().wait()
+def wait_for_ever(really):
+    if really:
+        threading.Event().wait()
 
 
 def walk(n):
@@ -48,10 +51,12 @@ def test_how_it_ended(function, arguments, words):
 
 
 def test_one_that_hangs_is_ended():
-    with Child(wait_for_ever, quiet=0.5) as child:
+    with Child(wait_for_ever) as child:
+        child(False)  # it is up
+        child.quiet = 0.5
         with pytest.raises(ChildDied, match="no word for 0"):
-            child()
-        assert child._process is None
+            child(True)
+        assert child._process is None and "wait_for_ever" in child.said()  # where it was
 
 
 def start_method():
@@ -62,6 +67,17 @@ def test_its_own_children_start_as_elsewhere():
     """Once a loader's workers were spawned there, which takes ten seconds each."""
     with Child(start_method) as child:
         assert child() == multiprocessing.get_start_method()
+
+
+def at_exit(file):
+    atexit.register(pathlib.Path(file).touch)
+
+
+def test_one_that_is_no_longer_needed_ends_as_others_do(tmp_path):
+    with Child(at_exit) as child:
+        child(tmp_path / "ended")
+        process = child._process
+    assert process.exitcode == 0 and (tmp_path / "ended").exists()
 
 
 def test_in_no_child_alive_only_yields():
