@@ -209,10 +209,11 @@ class DaliLoader(ViewLoader):
         sizes, augment, own = self.planner.sizes, self.planner.augment, self.planner.transform is not None
         kind = torch.uint8 if own else torch.float32
         out = [torch.empty(len(batch), size, size, 3, dtype=kind) for size in sizes]
+        of_view = [Windows(*(part[v] for part in windows)) for v in range(len(sizes))]
 
         def one_sample(i: int) -> None:
             for v, size in enumerate(sizes):
-                view = crop_resize_one(Windows(*(part[v] for part in windows)), i, size, augment[v].interpolation)
+                view = crop_resize_one(of_view[v], i, size, augment[v].interpolation)
                 if own:
                     out[v][i] = view
                 else:
