@@ -110,7 +110,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 def _png(data: bytes) -> PlainImage | None:
     """Walk the chunks to IEND, keep those that the pixels are made of."""
-    end, at = len(data), 8
+    end, at, body = len(data), 8, memoryview(data)
     size, kind, seen, parts = None, -1, [], [(0, 8)]
     while True:
         if at + 12 > end:
@@ -125,14 +125,14 @@ def _png(data: bytes) -> PlainImage | None:
             plain = depth == 8 and kind in _CHANNELS and not compression and not filtering and interlace < 2
             if not plain or not 0 < width < 1 << 24 or not 0 < height < 1 << 24:
                 return None
-            if zlib.crc32(data[at + 4 : at + 21]) != int.from_bytes(data[at + 21 : at + 25], "big"):
-                return None
             size = width, height
         elif name == b"PLTE" and (length % 3 or not 0 < length <= 768 or name in seen or b"IDAT" in seen):
             return None
         if name == b"acTL" or (name[:1].isupper() and name not in _OF_THE_PIXELS):
             return None
         if name in _OF_THE_PIXELS:
+            if zlib.crc32(body[at + 4 : following - 4]) != int.from_bytes(data[following - 4 : following], "big"):
+                return None  # found here it costs a fiftieth of decoding; found by DALI, the batch
             seen.append(name)
             if parts[-1][1] == at:
                 parts[-1] = parts[-1][0], following

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+import zlib
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # test processes share the cores: threads on top would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -105,6 +106,21 @@ def turned(tmp_path_factory):
 def save_photos():
     """The function that writes n pictures into a folder."""
     return write_photos
+
+
+@pytest.fixture(scope="session")
+def spoil_png():
+    """The function that damages a PNG's pixels so that only decoding shows it: the checksum is right."""
+
+    def spoil(path):
+        data = bytearray(pathlib.Path(path).read_bytes())
+        at = data.index(b"IDAT")
+        end = at + 4 + int.from_bytes(data[at - 4 : at], "big")
+        data[at + 200 : at + 240] = bytes(40)
+        data[end : end + 4] = zlib.crc32(data[at:end]).to_bytes(4, "big")
+        pathlib.Path(path).write_bytes(data)
+
+    return spoil
 
 
 @pytest.fixture(scope="session")

@@ -95,6 +95,7 @@ IHDR = PLAIN["png"][8:33]
         HEAD + IHDR[:-4] + b"\0\0\0\0" + PLAIN["png"][33:],
         HEAD + IHDR + b"\0\0\0\0ABCD\0\0\0\0" + PLAIN["png"][33:],
         HEAD + IHDR + b"\x7f\xff\xff\xffIDAT" + PLAIN["png"][41:],
+        PLAIN["png"][:60] + bytes([PLAIN["png"][60] ^ 1]) + PLAIN["png"][61:],
         PLAIN["baseline"][:2] + b"\xff" + PLAIN["baseline"][2:],
         PLAIN["baseline"][:2] + b"\xff\x00\x00\x02" + PLAIN["baseline"][2:],
         PLAIN["baseline"].replace(b"\xff\xc0\x00\x11\x08", b"\xff\xc0\x00\x11\x0c"),

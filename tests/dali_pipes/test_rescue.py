@@ -27,14 +27,11 @@ BROKEN = (
 
 
 @pytest.fixture
-def spoilt(tmp_path, save_photos):
+def spoilt(tmp_path, save_photos, spoil_png):
     """A catalog of 24 photos, of which one looks plain and cannot be decoded."""
     save_photos(tmp_path, 24)
-    with open(tmp_path / "006.png", "r+b") as file:
-        whole = file.read()
     catalog, _ = index_source(tmp_path, "folder")
-    at = whole.index(b"IDAT") + 200
-    (tmp_path / "006.png").write_bytes(whole[:at] + b"\0" * 40 + whole[at + 40 :])
+    spoil_png(tmp_path / "006.png")
     return catalog
 
 
