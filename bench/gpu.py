@@ -159,11 +159,11 @@ def bench_gpu(
         clock: seconds.
 
     Returns:
-        The summary: of each step begun or skipped `state` ("done", "failed" or "skipped"), `seconds`, `why` where it is
-        not done, and `verdict`, the lines of its result; and the names that are `left`.
+        The summary: `dry_run`; `steps`, of each begun or skipped `state` ("done", "failed" or "skipped"), `seconds`,
+        `why` where it is not done, and `verdict`, the lines of its result; `left`, the names of the others.
 
     Raises:
-        UsageError: no GPU, or no step of a name in `only`.
+        UsageError: no GPU, no step of a name in `only`, or a folder of the other kind, dry or not.
     """
     if not dry_run:
         _refuse_without_gpu()
@@ -171,7 +171,7 @@ def bench_gpu(
         one_of(name, [step.name for step in steps], "only")
     ends = clock() + 60 * minutes
     folder.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, dict[str, Any]] = _read_summary(folder)["steps"]
+    rows: dict[str, dict[str, Any]] = _read_summary(folder, dry_run)["steps"]
     left = [step for step in steps if (step.name in only if only else _is_left(step, rows, folder))]
     with tempfile.TemporaryDirectory(prefix="objcrop-gpu-") as scratch:
         places = {"scratch": scratch, "catalog": catalog, "boxes": boxes}
@@ -206,9 +206,12 @@ def bench_gpu(
             console.print(
                 f"{step.name}: {row['state']}, {row['seconds']:.0f} s {row['why']}", highlight=False, markup=False
             )
-            summary = {"steps": rows, "left": [each.name for each in left]}
-            _write_summary(folder, summary)
-    return {"steps": rows, "left": [each.name for each in left]}
+            _write_summary(folder, _summary(dry_run, rows, left))
+    return _summary(dry_run, rows, left)
+
+
+def _summary(dry_run: bool, rows: dict[str, Any], left: Sequence[Step]) -> dict[str, Any]:
+    return {"dry_run": dry_run, "steps": rows, "left": [step.name for step in left]}
 
 
 def _is_left(step: Step, rows: dict[str, Any], folder: Path) -> bool:
@@ -292,14 +295,17 @@ def _verdict(result: Path) -> list[str]:
         return []
 
 
-def _read_summary(folder: Path) -> dict[str, Any]:
+def _read_summary(folder: Path, dry_run: bool) -> dict[str, Any]:
     file = folder / "summary.json"
     if not file.exists():
-        return {"steps": {}, "left": []}
+        return _summary(dry_run, {}, [])
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        summary = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:
         raise ObjcropError(f"{file} cannot be read; delete it to begin anew.") from None
+    if summary["dry_run"] != dry_run:
+        raise UsageError(f"{folder} holds results of {'a GPU' if dry_run else 'a dry run'}; name another folder.")
+    return summary
 
 
 def _write_summary(folder: Path, summary: dict[str, Any]) -> None:

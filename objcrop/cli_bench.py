@@ -212,7 +212,7 @@ def bench_kernels(
 @bench_app.command("gpu")
 def bench_gpu(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.", callback=writes_folder)],
-    minutes: Annotated[float, typer.Option(min=0, help="For this call; call again for what is left.")] = 9,
+    minutes: Annotated[float, typer.Option(min=1, help="For this call; call again for what is left.")] = 9,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="The same on a CPU, in miniature.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="This step, also if it was done.")] = None,
     catalog: Annotated[Path | None, typer.Option(help="Catalog with boxes; default: drawn scenes.")] = None,

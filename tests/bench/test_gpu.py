@@ -94,6 +94,9 @@ def test_wrong_use(tmp_path):
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="needs a GPU, and PyTorch finds none; --dry-run"):
             bench_gpu(tmp_path, console=QUIET)
+    (tmp_path / "summary.json").write_text('{"dry_run": false, "steps": {}}')
+    with pytest.raises(UsageError, match="holds results of a GPU; name another folder"):
+        bench_gpu(tmp_path, dry_run=True, console=QUIET)
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ObjcropError, match=r"summary\.json cannot be read; delete it"):
         bench_gpu(tmp_path, dry_run=True, console=QUIET)

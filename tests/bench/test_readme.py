@@ -91,3 +91,12 @@ def test_a_file_that_is_none(tmp_path):
     (tmp_path / "cpu_plan.json").write_text("{")
     with pytest.raises(ObjcropError, match=r"cpu_plan\.json cannot be read as a bench result"):
         with_numbers("<!-- made of speed -->\n<!-- end -->", tmp_path)
+
+
+def test_what_crashed_on_a_machine_is_in_no_row(tmp_path):
+    rows = {"dali, cuda": {"images_per_s": 9000, "images_per_cpu_s": 1}}
+    result = {"crops": "obj-obj", "size": 224, "device": "cuda", "workers": 16, "data": "drawn scenes"}
+    result |= {"loaders": rows, "ceilings": {"decoding whole images": {"images_per_s": 10000}}}
+    (tmp_path / "h200_loader.json").write_text(json.dumps({"machine": H200, **result}))
+    text = with_numbers("<!-- made of speed -->\n<!-- end -->", tmp_path)
+    assert "| 9,000: 90% of decoding alone | [h200](" in text
