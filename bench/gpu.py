@@ -193,7 +193,7 @@ def bench_gpu(
                 result.unlink(missing_ok=True)
                 if only:
                     _tests_of(result).unlink(missing_ok=True)
-                words = shlex.split(command.format(json=result, **places))
+                words = [word.format(json=result, **places) for word in shlex.split(command)]
                 why = _run(words, folder / f"{step.name}.log", min(step.limit, ends - clock()))
                 rows[step.name] = {
                     "state": "failed" if why else "done",
@@ -217,7 +217,8 @@ def _summary(dry_run: bool, rows: dict[str, Any], left: Sequence[Step]) -> dict[
 def _is_left(step: Step, rows: dict[str, Any], folder: Path) -> bool:
     """Whether a step is to be done: also one of tests that was broken off, which goes on behind the last it began."""
     result = folder / f"{step.name}.json"
-    return step.name not in rows or (_tests_of(result).exists() and not result.exists())
+    broken_off = _tests_of(result).exists() and not result.exists()
+    return step.name not in rows or rows[step.name]["state"] == "skipped" or broken_off
 
 
 def _tests_of(result: Path) -> Path:

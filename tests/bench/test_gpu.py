@@ -40,7 +40,7 @@ def test_what_fails_crashes_or_hangs_is_a_row_and_the_next_begins(tmp_path, modu
         Step("lacks", 600, "", "writes {json}", ("no.such.module", "no_such_module")),
         Step("writes", 600, "", "writes {json} {catalog} '{boxes}'"),
     ]
-    summary = bench_gpu(tmp_path / "out", dry_run=True, minutes=1000, console=QUIET, steps=steps)
+    summary = bench_gpu(tmp_path / "o u t", dry_run=True, minutes=1000, console=QUIET, steps=steps)
     rows = summary["steps"]
     assert summary["left"] == [] and {name: row["why"] for name, row in rows.items()} == {
         "fails": "ended with exit code 1: no luck",
@@ -52,9 +52,13 @@ def test_what_fails_crashes_or_hangs_is_a_row_and_the_next_begins(tmp_path, modu
     }
     assert [row["state"] for row in rows.values()] == ["failed"] * 3 + ["skipped"] * 2 + ["done"]
     assert rows["writes"]["verdict"] == ["4 words"]
-    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
-    assert (tmp_path / "out" / "fails.log").read_text() == "on the way\nno luck\n"
-    assert "| writes | done | 0 | 4 words |" in (tmp_path / "out" / "summary.md").read_text()
+    assert json.loads((tmp_path / "o u t" / "summary.json").read_text()) == summary
+    assert (tmp_path / "o u t" / "fails.log").read_text() == "on the way\nno luck\n"
+    assert "| writes | done | 0 | 4 words |" in (tmp_path / "o u t" / "summary.md").read_text()
+    # What was missing may have been installed since.
+    steps[4] = Step("lacks", 600, "", "writes {json}")
+    summary = bench_gpu(tmp_path / "o u t", dry_run=True, minutes=1000, console=QUIET, steps=steps)
+    assert summary["steps"]["lacks"]["state"] == "done" and summary["steps"]["fails"]["state"] == "failed"
     console = Console(file=io.StringIO(), width=100)
     print_steps(summary, console)
     assert "killed by SIGSEGV" in console.file.getvalue()
@@ -139,10 +143,15 @@ import os, signal, pytest
 
 def test_before(): pass
 
-def test_wrong(): assert 1 == 2
+healthy = True
+
+def test_wrong():
+    global healthy
+    healthy = False
+    assert 1 == 2
 
 @pytest.mark.parametrize("i", [0, 1])
-def test_between(i): pass
+def test_between(i): assert healthy, "a GPU that failed is of no use to the process"
 
 def test_crash(): os.kill(os.getpid(), signal.SIGSEGV)
 
@@ -171,12 +180,12 @@ def test_a_test_that_crashes_is_one_of_many(tmp_path, monkeypatch):
     found = run_tests(tmp_path / "r.json", [".", "-m", "not slow"])
     assert {name.removeprefix("test_it.py::"): outcome for name, outcome in found["tests"].items()} == {
         "test_before": "passed",
-        "test_wrong": "failed: test_it.py:6: AssertionError",
+        "test_wrong": "failed: test_it.py:11: AssertionError",
         "test_between[0]": "passed",
         "test_between[1]": "passed",
         "test_crash": "killed by SIGSEGV",
         "test_left_out": "skipped",
-        "test_of_broken": "failed: test_it.py:20: OSError",
+        "test_of_broken": "failed: test_it.py:25: OSError",
         "test_last": "passed",
         "test_lacks.py": "not collected: ModuleNotFoundError: No module named 'no_such_module'",
     }
