@@ -55,6 +55,12 @@ class ViewBoxes:
         """Return these boxes with `f` of each tensor."""
         return ViewBoxes(*map(f, self.tensors()))
 
+    def moved(self, place: torch.Tensor) -> ViewBoxes:
+        """Return the boxes of the batch whose sample i now stands at place[i], int64 (N,) on the CPU."""
+        at = place.to(self.sample.device, non_blocking=True)[self.sample]
+        order = at.argsort(stable=True)
+        return ViewBoxes(self.corners[order], at[order], self.box[order], self.visible[order])
+
     def shared(self, other: ViewBoxes) -> tuple[torch.Tensor, torch.Tensor]:
         """Return where the boxes lie that show in both views: int64 (K,) into these, int64 (K,) into the other's."""
         import torch

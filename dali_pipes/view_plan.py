@@ -71,6 +71,10 @@ class ViewPlan:
     def __len__(self) -> int:
         return len(self.sample)
 
+    def take(self, order: NDArray[np.int64]) -> ViewPlan:
+        """Return the plan of these of its samples, in this order."""
+        return ViewPlan(**{field.name: getattr(self, field.name)[order] for field in fields(self)})
+
     def replace_rows(self, where: NDArray[np.int64], other: ViewPlan) -> ViewPlan:
         """Return a plan in which `other`'s rows stand at the positions `where`."""
         arrays = {}

@@ -18,7 +18,7 @@ from objcrop.option import option
 from objcrop.option_value import whole
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, byol_head
-from objcrop.ssl.method import Encoder, Method, Output, similarities
+from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.unit_rows import unit_rows
@@ -39,8 +39,8 @@ class SimSiam(Method):
 
     options = SimSiamRecipe
 
-    def __init__(self, recipe: SimSiamRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
-        super().__init__()
+    def __init__(self, recipe: SimSiamRecipe, data: Data) -> None:
+        super().__init__(recipe, data)
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
         self.encoder = Encoder(network, RoleHeads(("all",), True, lambda: byol_head(width, recipe.dim, recipe.dim)))
@@ -48,13 +48,13 @@ class SimSiam(Method):
         for part in (self.encoder, self.predictor):
             self.devices.normalise(part)
 
-    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+    def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
         """There are none but what `forward` itself makes."""
         return ()
 
-    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+    def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return the symmetric loss: minus the cosine of each prediction and the other projection."""
-        (features, a), (_, b) = (self.encoder(view, "all") for view in views)
+        (features, a), (_, b) = (self.encoder(view, "all") for view in batch.views)
         p, q = unit_rows(self.predictor(a)), unit_rows(self.predictor(b))
         a, b = unit_rows(a).detach(), unit_rows(b).detach()
         loss = -((p * b).sum(1).mean() + (q * a).sum(1).mean()) / 2

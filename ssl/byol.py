@@ -15,7 +15,7 @@ import torch
 
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, byol_head
-from objcrop.ssl.method import Encoder, Method, Output, similarities
+from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import JointEmbedding, Recipe
 from objcrop.ssl.schedules import byol_momentum
@@ -49,19 +49,17 @@ class BYOL(Method):
 
     Args:
         recipe: arch, size, init, dim, hidden, batch_size, bn_groups, ema, heads.
-        roles: of the two views.
-        heads_shared: the policy's word on whether its roles share a head.
-        classes: not used.
+        data: roles of the two views, and whether they share a head.
     """
 
     options = BYOLRecipe
 
-    def __init__(self, recipe: BYOLRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
-        super().__init__()
+    def __init__(self, recipe: BYOLRecipe, data: Data) -> None:
+        super().__init__(recipe, data)
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         hidden = recipe.hidden or 4096
-        shared = heads_shared or recipe.heads == "shared"
-        self.recipe, self.roles = recipe, tuple(roles)
+        shared, roles = data.heads_shared or recipe.heads == "shared", data.roles
+        self.roles = roles
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
         self.encoder = Encoder(network, RoleHeads(roles, shared, lambda: byol_head(width, hidden, recipe.dim)))
         self.predictor = RoleHeads(roles, shared, lambda: byol_head(recipe.dim, hidden, recipe.dim))
@@ -70,13 +68,13 @@ class BYOL(Method):
         self.momentum_encoder = momentum_copy(self.encoder)
 
     @torch.no_grad()
-    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+    def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
         """Return the target network's projection of each view."""
-        return tuple(self.momentum_encoder(view, role)[1] for view, role in zip(views, self.roles))
+        return tuple(self.momentum_encoder(view, role)[1] for view, role in zip(batch.views, self.roles))
 
-    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+    def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return the symmetric loss: each view predicts the other's target."""
-        passes = [self.encoder(view, role) for view, role in zip(views, self.roles)]
+        passes = [self.encoder(view, role) for view, role in zip(batch.views, self.roles)]
         predictions = [self.predictor(z, role) for (_, z), role in zip(passes, self.roles)]
         loss = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
         with torch.no_grad():

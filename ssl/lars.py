@@ -15,7 +15,8 @@ class LARS(Optimizer):
     All tensors take their step in a few foreach kernels, and the host never waits for a norm.
 
     Args:
-        parameters: tensors; those of fewer than two axes (biases, norms) are plain SGD without decay.
+        parameters: tensors, or groups of them; those of fewer than two axes (biases, norms) are plain SGD without
+            decay.
         lr: learning rate.
         momentum: of the velocity.
         weight_decay: L2.
@@ -24,7 +25,7 @@ class LARS(Optimizer):
 
     def __init__(
         self,
-        parameters: Iterable[torch.Tensor],
+        parameters: Iterable[Any],
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
+from objcrop.dali_pipes.view_boxes import ViewBoxes
+from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.ssl.heads import RoleHeads
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
@@ -41,31 +43,90 @@ class Output(NamedTuple):
     watch: dict[str, torch.Tensor]
 
 
+class Data(NamedTuple):
+    """What a method is built for.
+
+    Attributes:
+        roles: of the views.
+        heads_shared: the policy's word on whether its roles share a head.
+        sizes: side of each view, pixels.
+        classes: of the catalog.
+        samples: in an epoch; `Batch.plan.sample` counts them.
+    """
+
+    roles: tuple[str, ...]
+    heads_shared: bool = False
+    sizes: tuple[int, ...] = ()
+    classes: int = 0
+    samples: int = 0
+
+
+class Batch(NamedTuple):
+    """This rank's N rows of a step, dealt to virtual devices, or a part of them; tensors lie on the run's device.
+
+    Attributes:
+        views: V tensors (N, 3, S, S).
+        labels: float32 (N, C).
+        row: int64 (N,), the catalog row shown.
+        plan: the decisions behind the views, `plan.sample` among them; NumPy arrays on the host. None in a part.
+        boxes: each view's boxes where the method asks for them (`needs_boxes`); in the whole only.
+    """
+
+    views: tuple[torch.Tensor, ...]
+    labels: torch.Tensor
+    row: torch.Tensor
+    plan: ViewPlan | None = None
+    boxes: tuple[ViewBoxes, ...] = ()
+
+    def part(self, rows: slice) -> Batch:
+        """Return some of the rows."""
+        if rows == slice(0, len(self.labels)):
+            return self
+        return Batch(tuple(view[rows] for view in self.views), self.labels[rows], self.row[rows])
+
+
 class Method(nn.Module, ABC):
     """A pretraining method. Rows arrive dealt to virtual devices, and whole devices at a time.
 
-    A step is: `targets` of all rows, `forward` on one or more parts of them with a backward pass each, the optimiser,
-    `after_step`.
+    A step is: `targets` of all rows, `forward` on one or more parts of them with a backward pass each, `before_step`,
+    the optimiser, `after_step`. Buffers, of whatever size, are kept in checkpoints.
 
     Attributes:
         options: the class of its recipe.
         takes: numbers of views that it can be trained on.
+        needs_boxes: whether `Batch.boxes` are made for it.
         encoder: what is trained and probed.
         devices: how rows lie.
+
+    Args:
+        recipe: its options.
+        data: what it is built for.
     """
 
     options: ClassVar[type[Recipe]] = Recipe
     takes: ClassVar[range] = range(2, 3)
+    needs_boxes: ClassVar[bool] = False
     encoder: Encoder
     devices: VirtualDevices
 
+    def __init__(self, recipe: Any, data: Data) -> None:
+        super().__init__()
+        self.recipe, self.data = recipe, data
+
     @abstractmethod
-    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+    def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
         """Return what the views of this rank are trained towards, rows as those of the views, without gradient."""
 
     @abstractmethod
-    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+    def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return the mean loss over these rows."""
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return what is trained, as torch's optimisers take it; a group's `lr_scale` is a factor on the rate."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def before_step(self, step: int) -> None:
+        """Look at the gradients, on all ranks the same, before the optimiser does; one set to None stays as it is."""
 
     def after_step(self, progress: float) -> None:
         """Follow the step that the optimiser took; `progress` is the share of the run done, 0 to 1."""

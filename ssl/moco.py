@@ -26,7 +26,7 @@ from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads, moco_head
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
-from objcrop.ssl.method import Encoder, Method, Output, similarities
+from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.recipe import JointEmbedding, Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
@@ -72,19 +72,17 @@ class MoCo(Method):
 
     Args:
         recipe: arch, size, init, dim, hidden, queue, temperature, batch_size, bn_groups, heads, ema.
-        roles: of the two views.
-        heads_shared: the policy's word on whether its roles share a head.
-        classes: not used.
+        data: roles of the two views, and whether they share a head.
     """
 
     options = MoCoRecipe
 
-    def __init__(self, recipe: MoCoRecipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
-        super().__init__()
+    def __init__(self, recipe: MoCoRecipe, data: Data) -> None:
+        super().__init__(recipe, data)
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
-        shared = heads_shared or recipe.heads == "shared"
-        heads = RoleHeads(roles, shared, lambda: moco_head(width, recipe.hidden or width, recipe.dim))
-        self.recipe, self.roles = recipe, tuple(roles)
+        shared = data.heads_shared or recipe.heads == "shared"
+        heads = RoleHeads(data.roles, shared, lambda: moco_head(width, recipe.hidden or width, recipe.dim))
+        self.roles = data.roles
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
         self.encoder = Encoder(network, heads)
         self.devices.normalise(self.encoder)
@@ -96,21 +94,21 @@ class MoCo(Method):
         return self.queues[role if role in self.queues else "all"]  # type: ignore[return-value]
 
     @torch.no_grad()
-    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+    def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
         """Return the positive keys; the global batch of keys enters the queue after the step."""
         k = 1 - query_view(self.recipe.seed, step)
 
         def encode(part: torch.Tensor) -> torch.Tensor:
             return unit_rows(self.momentum_encoder(part, self.roles[k])[1])
 
-        keys = self.devices.encode_shuffled(encode, views[k], self.recipe.seed, step)
+        keys = self.devices.encode_shuffled(encode, batch.views[k], self.recipe.seed, step)
         self._pushed = self._queue(self.roles[k]), keys
         return (self.devices.mine(keys),)
 
-    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+    def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return InfoNCE of the queries against their keys and the queue of the keys' role."""
         q = query_view(self.recipe.seed, step)
-        features, embedding = self.encoder(views[q], self.roles[q])
+        features, embedding = self.encoder(batch.views[q], self.roles[q])
         query = unit_rows(embedding)
         queue = self._queue(self.roles[1 - q])
         loss = info_nce(query, targets[0], queue.keys, self.recipe.temperature, queue.filled)

@@ -51,7 +51,11 @@ class Recipe(Training, Loading, Crops):
     @property
     def learning_rate(self) -> float:
         """The rate at this batch size (linear scaling, Goyal et al. 2017)."""
-        return self.base_lr * self.batch_size / 256
+        return self.at_this_batch(self.base_lr)
+
+    def at_this_batch(self, rate: float) -> float:
+        """Return a rate that is told at batch 256 at this batch size."""
+        return rate * self.batch_size / 256
 
 
 def _roles_differ(at: Any) -> str | None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import math
 
 
-def cosine_rate(step: int, total: int, warmup: int, peak: float) -> float:
-    """Return the learning rate: a linear rise over `warmup` steps, then half a cosine to 0 (Loshchilov et al. 2017).
+def cosine_rate(step: int, total: int, warmup: int, peak: float, *, start: float = 0.0, final: float = 0.0) -> float:
+    """Return the learning rate: a linear rise over `warmup` steps, then half a cosine (Loshchilov et al. 2017).
 
     Args:
         step: from 0.
         total: steps of the run.
         warmup: steps of the rise.
         peak: the highest rate.
+        start: what the rise begins above.
+        final: what the cosine ends at.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+        return start + (peak - start) * (step + 1) / warmup
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
 
 
 def byol_momentum(progress: float, base: float) -> float:

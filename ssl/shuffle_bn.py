@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -132,6 +133,10 @@ class VirtualDevices:
             return local
         order = torch.arange(len(local), device=local.device).view(self.rows, self.here).T.flatten()
         return local[order]
+
+    def order(self, rows: int) -> NDArray[np.int64]:
+        """Return which of the loader's rows stands at each place once they are dealt, on the host."""
+        return np.arange(rows).reshape(-1, self.here).T.ravel()
 
     def gather(self, dealt: torch.Tensor) -> torch.Tensor:
         """Return the rows of all ranks in global row order; `dealt` as `deal` leaves them, without gradient."""

@@ -16,7 +16,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from objcrop.errors import UsageError
 from objcrop.ssl.backbones import backbone
 from objcrop.ssl.heads import RoleHeads
-from objcrop.ssl.method import Encoder, Method, Output
+from objcrop.ssl.method import Batch, Data, Encoder, Method, Output
 from objcrop.ssl.recipe import Recipe
 from objcrop.ssl.shuffle_bn import VirtualDevices
 from objcrop.ssl.unit_rows import unit_rows
@@ -48,31 +48,28 @@ class Supervised(Method):
 
     Args:
         recipe: arch, size, batch_size, bn_groups, single_label.
-        roles: of the views.
-        heads_shared: not used.
-        classes: of the catalog.
+        data: classes of the catalog.
     """
 
     options = SupervisedRecipe
     takes = range(1, 17)
 
-    def __init__(self, recipe: Recipe, roles: Sequence[str], heads_shared: bool, classes: int = 0) -> None:
-        super().__init__()
-        if not classes:
+    def __init__(self, recipe: Recipe, data: Data) -> None:
+        super().__init__(recipe, data)
+        if not data.classes:
             raise UsageError("method is 'supervised', but the catalog has no labels; index it with its annotations.")
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
-        self.recipe, self.roles = recipe, tuple(roles)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(("label",), False, lambda: torch.nn.Linear(width, classes)))
+        self.encoder = Encoder(network, RoleHeads(("label",), False, lambda: torch.nn.Linear(width, data.classes)))
         self.devices.normalise(self.encoder)
 
-    def targets(self, views: Sequence[torch.Tensor], labels: torch.Tensor, step: int) -> tuple[torch.Tensor, ...]:
+    def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
         """Return the labels."""
-        return (labels,)
+        return (batch.labels,)
 
-    def forward(self, views: Sequence[torch.Tensor], targets: Sequence[torch.Tensor], step: int) -> Output:
+    def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
         """Return the mean loss over the views."""
-        passes = [self.encoder(view, "label") for view in views]
+        passes = [self.encoder(view, "label") for view in batch.views]
         losses = [label_loss(logits, targets[0], self.recipe.single_label) for _, logits in passes]
         features = passes[0][0].detach()
         with torch.no_grad():

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -32,11 +33,11 @@ from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.option import options_of
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
-from objcrop.ssl.lars import LARS
-from objcrop.ssl.method import Encoder, Method
+from objcrop.ssl.method import Batch, Data, Encoder, Method
 from objcrop.ssl.methods import method_class
 from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.online_probe import OnlineProbe
+from objcrop.ssl.optimisers import optimiser_of
 from objcrop.ssl.recipe import Recipe, acting, as_dict
 from objcrop.ssl.run_folder import RunFolder
 from objcrop.ssl.schedules import cosine_rate
@@ -83,7 +84,10 @@ def pretrain(
 
 def refuse_idle_boxes(recipe: Recipe, given: bool, online: bool) -> None:
     """Raise a `UsageError` where boxes, or how often they are scored anew, cannot act."""
-    if given and not recipe.policy.needs_boxes:
+    if method_class(recipe.method).needs_boxes:
+        if not given:
+            raise UsageError(f"method {recipe.method} looks at boxes; pass --boxes, made by `objcrop propose`.")
+    elif given and not recipe.policy.needs_boxes:
         raise UsageError(f"boxes cannot act here: crops '{recipe.crops}' are not drawn from boxes; leave --boxes out.")
     if recipe.rescore_every is not None and not online:
         raise UsageError(
@@ -143,6 +147,7 @@ def views_for(
         catalog,
         boxes=boxes,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
+        view_boxes=method_class(recipe.method).needs_boxes,
         **{**options, "device": str(device), "dtype": precision_of(recipe, device)},
     )
 
@@ -178,9 +183,11 @@ class Run:
         self.step = 0
         self.precision = precision_of(recipe, device)
         torch.manual_seed(recipe.seed)
-        self.method: Method = made_by(recipe, loader.policy.roles, loader.policy.heads_shared, len(loader.classes)).to(
-            device
-        )
+        policy, planner = loader.policy, loader.planner
+        data = Data(policy.roles, policy.heads_shared, planner.sizes, len(loader.classes), planner.samples)
+        self.method: Method = made_by(recipe, data).to(device)
+        if self.method.needs_boxes and recipe.accumulate > 1:
+            raise UsageError(f"accumulate is {recipe.accumulate}, but {recipe.method} takes a step's boxes together.")
         if self.method.devices.here % recipe.accumulate:
             raise UsageError(
                 f"accumulate is {recipe.accumulate}, but a step is taken in whole virtual devices, of which a process "
@@ -245,17 +252,29 @@ class Run:
             )
 
     def _optimiser(self) -> torch.optim.Optimizer:
+        recipe, groups = self.recipe, self.method.parameter_groups()
+        return optimiser_of(recipe, groups, recipe.learning_rate, fused=self.device.type == "cuda")
+
+    def _schedule(self) -> None:
+        """Set the rate of this step."""
         recipe = self.recipe
-        parameters = [p for p in self.method.parameters() if p.requires_grad]
-        rate, decay = recipe.learning_rate, recipe.weight_decay
-        fused = self.device.type == "cuda"
-        match recipe.optimiser:
-            case "lars":
-                return LARS(parameters, rate, recipe.momentum, decay)
-            case "adam":
-                return torch.optim.Adam(parameters, rate, weight_decay=decay, fused=fused)
-            case _:
-                return torch.optim.SGD(parameters, rate, momentum=recipe.momentum, weight_decay=decay, fused=fused)
+        warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
+        ends = {"start": recipe.at_this_batch(recipe.warmup_lr), "final": recipe.at_this_batch(recipe.final_lr)}
+        rate = cosine_rate(self.step, self.total, warmup, recipe.learning_rate, **ends)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate * group.get("lr_scale", 1.0)
+
+    def _dealt(self, whole: Views) -> Batch:
+        """Return a loader's batch with its rows dealt to the virtual devices."""
+        devices = self.method.devices
+        views = tuple(devices.deal(view) for view in whole.views)
+        labels, row = (devices.deal(t.to(self.device, non_blocking=True)) for t in (whole.labels, whole.index))
+        plan, boxes = whole.plan, whole.boxes
+        if devices.here > 1:
+            order = devices.order(len(labels))
+            plan = plan.take(order)
+            boxes = tuple(each.moved(torch.from_numpy(np.argsort(order))) for each in boxes)
+        return Batch(views, labels, row, plan, boxes)
 
     def train(self) -> Path:
         """Take all steps that are left; return the last checkpoint's path."""
@@ -297,38 +316,37 @@ class Run:
         """Learn from a batch.
 
         Args:
-            batch: this rank's part, two views (one or two for "supervised").
+            batch: this rank's part.
 
         Returns:
             The loss and what else is watched, scalars on the device; nothing is waited for.
         """
         # Not a CUDA graph, though all shapes are static: which view is the query, the permutation, the rate and BYOL's
         # momentum are numbers of the host that change with the step and would be frozen in it.
-        recipe, devices = self.recipe, self.method.devices
-        warmup = min(round(recipe.warmup_epochs * self.batches), self.total // 10)
-        for group in self.optimiser.param_groups:
-            group["lr"] = cosine_rate(self.step, self.total, warmup, recipe.learning_rate)
-        views = tuple(devices.deal(view) for view in batch.views)
-        labels = devices.deal(batch.labels.to(self.device, non_blocking=True))
+        recipe = self.recipe
+        self._schedule()
+        rows = self._dealt(batch)
         self.optimiser.zero_grad(set_to_none=True)
         with self._autocast():
-            targets = self.method.targets(views, labels, self.step)
-        rows = len(labels) // recipe.accumulate
+            targets = self.method.targets(rows, self.step)
+        many = len(rows.labels)
+        length = many // recipe.accumulate
         outputs = []
-        for begin in range(0, len(labels), rows):
-            part = slice(begin, begin + rows)
-            last = begin + rows == len(labels)
+        for begin in range(0, many, length):
+            part = slice(begin, begin + length)
+            last = begin + length == many
             sync = nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
             with sync:
                 with self._autocast():
-                    output = self.model([v[part] for v in views], [t[part] for t in targets], self.step)
+                    output = self.model(rows.part(part), [t[part] for t in targets], self.step)
                 (output.loss / recipe.accumulate).backward()
             outputs.append(output)
+        self.method.before_step(self.step)
         self.optimiser.step()
         self.step += 1
         self.method.after_step(self.step / self.total)
         if self.probe is not None:
-            self.probe.learn(torch.cat([o.features for o in outputs]), labels)
+            self.probe.learn(torch.cat([o.features for o in outputs]), rows.labels)
         watched = [{"loss": o.loss.detach(), **o.watch} for o in outputs]
         return {name: torch.stack([w[name] for w in watched]).mean() for name in watched[0]}
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from objcrop.option import Options, option
-from objcrop.option_value import flag, number, text, whole, word
+from objcrop.option_value import flag, number, pair, text, whole, word
 
 COUNT = whole(1, 2**31 - 1)
 RATE = number(0, 1000)
+SGD_LIKE = ("sgd", "lars", "larc")
 
 
 def _until(at: Training) -> str | None:
@@ -17,7 +18,15 @@ def _until(at: Training) -> str | None:
 
 
 def _has_momentum(at: Training) -> str | None:
-    return "optimiser 'adam' has moments of its own" if at.optimiser == "adam" else None
+    return None if at.optimiser in SGD_LIKE else f"optimiser '{at.optimiser}' has moments of its own"
+
+
+def _has_betas(at: Training) -> str | None:
+    return None if at.optimiser not in SGD_LIKE else f"optimiser '{at.optimiser}' has momentum instead"
+
+
+def _rises(at: Training) -> str | None:
+    return None if at.warmup_epochs else "there are no warmup_epochs"
 
 
 def _learns_labels(at: Any) -> str | None:
@@ -41,7 +50,7 @@ class Training(Options):
     steps: int | None = option(
         None, COUNT, "stop after so many, whatever epochs says; the schedule ends there too; default: all epochs"
     )
-    optimiser: str = option("sgd", word("sgd", "lars", "adam"), "sgd, lars or adam")
+    optimiser: str = option("sgd", word(*SGD_LIKE, "adam", "adamw"), "sgd, lars, larc, adam or adamw")
     base_lr: float = option(
         0.03,
         RATE,
@@ -50,7 +59,12 @@ class Training(Options):
     )
     weight_decay: float = option(1e-4, RATE, "L2")
     warmup_epochs: float = option(0.0, number(0, 10**6), "linear rise of the rate; at most a tenth of the run")
-    momentum: float = option(0.9, number(0, 1, below=True), "of the optimiser (sgd, lars)", idle=_has_momentum)
+    momentum: float = option(0.9, number(0, 1, below=True), "of sgd, lars and larc", idle=_has_momentum)
+    betas: tuple[float, float] = option(
+        (0.9, 0.999), pair(number(0, 1, below=True)), "decays of adam's and adamw's two moments", idle=_has_betas
+    )
+    warmup_lr: float = option(0.0, RATE, "rate that the rise begins above, at batch 256 like base_lr", idle=_rises)
+    final_lr: float = option(0.0, RATE, "rate that the cosine ends at, at batch 256 like base_lr")
     bn_groups: int | None = option(
         None,
         whole(1, 2**24),

@@ -155,7 +155,7 @@ class Watch:
         elif line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total:
             self.console.print(f"step {line['step']}/{self.total}  {text}", highlight=False)
         evenly = self.recipe.dim**-0.5 if isinstance(self.recipe, JointEmbedding) else 0.0
-        if line["embedding_std"] < COLLAPSED * evenly and not self.warned:
+        if line.get("embedding_std", 1.0) < COLLAPSED * evenly and not self.warned:
             self.warned = True
             logging.getLogger("objcrop").warning(
                 "The embeddings have collapsed at step %d (their standard deviation is %.4f, spread evenly it is "

@@ -9,12 +9,16 @@ backward pass.
 from collections import Counter
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
+from objcrop.ssl.method import Data
 from objcrop.ssl.methods import METHODS
 from objcrop.ssl.online_probe import OnlineProbe
 from objcrop.ssl.recipe import resolve
@@ -37,6 +41,16 @@ def moved(module):
             if held is not None:
                 part._buffers[name] = torch.empty(held.shape, dtype=held.dtype, device=GPU)
     return module
+
+
+def batch_of(views, labels):
+    """What the loader hands out, as far as a step looks at it."""
+    plan = colour_decisions(np.arange(len(labels)), (Augment(),) * len(views), seed=0, epoch=0)
+    windows = np.zeros((len(labels), len(views), 4), np.int32)
+    rows = np.arange(len(labels))
+    plan = ViewPlan(sample=rows, row=rows, box=rows, regions=windows, windows=windows, **plan)
+    index = torch.arange(len(labels), device=labels.device)
+    return SimpleNamespace(views=views, labels=labels, index=index, plan=plan, boxes=())
 
 
 def run_of(recipe, method, device):
@@ -71,7 +85,7 @@ class NoWaitedCopies(TorchDispatchMode):
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatch):
     recipe = resolve(None, {**SMALL, "method": method, **flags, **dict.fromkeys(IDLE[method])})
-    module = METHODS[method](recipe, ("object", "scene"), False, 5)
+    module = METHODS[method](recipe, Data(("object", "scene"), classes=5))
     probe = OnlineProbe(96, 5, False)
     page_locked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -90,7 +104,7 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
         views = [torch.randn(16, 3, 32, 32, device=GPU) for _ in range(2)]
         labels = torch.zeros(16, 5, device=GPU)
         with NoWaitedCopies(page_locked) as copies:
-            watched = run.take_step(SimpleNamespace(views=views, labels=labels))
+            watched = run.take_step(batch_of(views, labels))
     assert run.precision == (recipe.precision or "bf16")
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
     assert copies.copies == (method == "moco-v2" and recipe.bn_groups != 1)  # the permutation
@@ -132,12 +146,10 @@ class Calls(TorchDispatchMode):
 
 def test_a_step_of_resnet50_is_few_calls():
     recipe = resolve(None, dict(arch="resnet50", size=33, batch_size=16, queue=32, dim=16, steps=9, bn_groups=8))
-    run = run_of(recipe, METHODS["moco-v2"](recipe, ("object", "scene"), False).to("meta"), torch.device("meta"))
+    run = run_of(recipe, METHODS["moco-v2"](recipe, Data(("object", "scene"))).to("meta"), torch.device("meta"))
     trained = [p for p in run.method.parameters() if p.requires_grad]
     run.optimiser = torch.optim.SGD(trained, 0.1, momentum=0.9, foreach=True)  # on a GPU it is fused
-    batch = SimpleNamespace(
-        views=[torch.empty(16, 3, 33, 33, device="meta") for _ in range(2)], labels=torch.empty(16, 0, device="meta")
-    )
+    batch = batch_of([torch.empty(16, 3, 33, 33, device="meta") for _ in range(2)], torch.empty(16, 0, device="meta"))
     run.take_step(batch)  # makes the velocities
     with Calls() as calls:
         run.take_step(batch)
@@ -153,10 +165,10 @@ def test_a_step_of_resnet50_is_few_calls():
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
     recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **dict.fromkeys(IDLE[method])})
-    run = run_of(recipe, METHODS[method](recipe, ("object", "scene"), False, 5).to(GPU), GPU)
+    run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene"), classes=5)).to(GPU), GPU)
     run.probe = OnlineProbe(96, 5, False).to(GPU)
     views = [torch.randn(16, 3, 32, 32, device=GPU).to(memory_format=torch.channels_last) for _ in range(2)]
-    batch = SimpleNamespace(views=views, labels=torch.zeros(16, 5, device=GPU))
+    batch = batch_of(views, torch.zeros(16, 5, device=GPU))
     for _ in range(3):  # compile kernels, choose convolutions, make memory
         run.take_step(batch)
     torch.cuda.synchronize()

@@ -14,10 +14,12 @@ from objcrop.ssl.byol import BYOL, byol_loss
 from objcrop.ssl.heads import RoleHeads, byol_head, moco_head
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
+from objcrop.ssl.larc import LARC
 from objcrop.ssl.lars import LARS
-from objcrop.ssl.method import similarities
+from objcrop.ssl.method import Batch, Data, similarities
 from objcrop.ssl.moco import MoCo, query_view
 from objcrop.ssl.momentum_encoder import follow, momentum_copy
+from objcrop.ssl.optimisers import optimiser_of
 from objcrop.ssl.recipe import FOLDER, resolve
 from objcrop.ssl.schedules import byol_momentum, cosine_rate
 from objcrop.ssl.supervised import Supervised, label_loss
@@ -170,13 +172,14 @@ SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=16, dim=16)
 
 def test_mocos_step_is_the_loss_of_its_parts():
     torch.manual_seed(0)
-    moco = MoCo(resolve(None, {**SMALL, "bn_groups": 1}), ("object", "scene"), False).eval()
-    views, labels = list(torch.randn(2, 8, 3, 32, 32)), torch.zeros(8, 1)
-    assert float(moco(views, moco.targets(views, labels, 3), 3).loss) == 0  # its role's queue is empty yet
+    moco = MoCo(resolve(None, {**SMALL, "bn_groups": 1}), Data(("object", "scene"))).eval()
+    views = torch.randn(2, 8, 3, 32, 32)
+    batch = Batch(tuple(views), torch.zeros(8, 1), torch.arange(8))
+    assert float(moco(batch, moco.targets(batch, 3), 3).loss) == 0  # its role's queue is empty yet
     moco.after_step(0.0)
     q = query_view(0, 3)
     queue = moco.queues[moco.roles[1 - q]].keys.clone()
-    output = moco(views, moco.targets(views, labels, 3), 3)
+    output = moco(batch, moco.targets(batch, 3), 3)
     with torch.no_grad():
         query = normalize(moco.encoder.heads.heads[moco.roles[q]](moco.encoder.backbone(views[q])), dim=1)
         twin = moco.momentum_encoder
@@ -203,11 +206,11 @@ def test_similarities_by_loops():
 
 def test_byol_is_symmetric():
     torch.manual_seed(0)
-    byol = BYOL(
-        resolve(None, {**SMALL, "method": "byol", "hidden": 32, "queue": None}), ("scene", "scene"), True
-    ).eval()
+    recipe = resolve(None, {**SMALL, "method": "byol", "hidden": 32, "queue": None})
+    byol = BYOL(recipe, Data(("scene", "scene"), heads_shared=True)).eval()
     a, b = torch.randn(2, 8, 3, 32, 32)
-    losses = [byol(pair, byol.targets(pair, torch.zeros(8, 1), 0), 0).loss for pair in ([a, b], [b, a])]
+    batches = [Batch(pair, torch.zeros(8, 1), torch.arange(8)) for pair in ((a, b), (b, a))]
+    losses = [byol(batch, byol.targets(batch, 0), 0).loss for batch in batches]
     torch.testing.assert_close(*losses)
 
 
@@ -227,7 +230,7 @@ def test_supervised_loss_by_loops(single):
 def test_supervised_needs_labels():
     recipe = resolve(None, {**SMALL, "method": "supervised", "queue": None, "dim": None})
     with pytest.raises(UsageError, match="no labels"):
-        Supervised(recipe, ("scene", "scene"), True, classes=0)
+        Supervised(recipe, Data(("scene", "scene"), classes=0))
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in FOLDER.glob("*.yaml")))
@@ -248,3 +251,47 @@ def test_every_recipe_resolves(name):
 def test_wrong_recipes_say_so(flags, word):
     with pytest.raises(UsageError, match=word):
         resolve(None, flags)
+
+
+def test_larc_by_a_loop():
+    """Every tensor scaled, the norms added, momentum after; a tensor of zeros or without a gradient is plain SGD."""
+    torch.manual_seed(0)
+    weights = [torch.randn(4, 3).double(), torch.randn(5).double(), torch.zeros(2).double()]
+    ours = [nn.Parameter(w.clone()) for w in weights]
+    velocities = [torch.zeros_like(w) for w in weights]
+    optimiser = LARC([{"params": ours[:2]}, {"params": ours[2:]}], lr=0.7, momentum=0.9, weight_decay=0.1, trust=0.02)
+    for step in range(4):
+        gradients = [torch.randn_like(w) * (0 if step == 2 and w.ndim == 1 else 1) for w in weights]
+        for p, g in zip(ours, gradients):
+            p.grad = g.clone()
+        optimiser.step()
+        for i, g in enumerate(gradients):
+            w, norm_w, norm_g = weights[i], weights[i].norm(), g.norm()
+            if norm_w > 0 and norm_g > 0:
+                g = (g + 0.1 * w) * 0.02 * norm_w / (norm_g + 0.1 * norm_w + 1e-8)
+            velocities[i] = 0.9 * velocities[i] + g
+            weights[i] = w - 0.7 * velocities[i]
+        for p, w in zip(ours, weights):
+            torch.testing.assert_close(p.data, w, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "of"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("larc", LARC)])
+def test_optimisers_by_name(name, of):
+    flags = {"betas": (0.8, 0.95)} if name != "larc" else {"momentum": 0.8}
+    recipe = resolve(None, {"optimiser": name, "weight_decay": 0.05, **flags})
+    made = optimiser_of(recipe, [{"params": [nn.Parameter(torch.ones(2))]}], 0.3, fused=False)
+    (group,) = made.param_groups
+    assert type(made) is of and group["lr"] == 0.3 and group["weight_decay"] == 0.05
+    assert group.get("betas", (0.8, 0.95)) == (0.8, 0.95) and group.get("momentum", 0.8) == 0.8
+    idle = {"momentum": 0.9} if name != "larc" else {"betas": (0.9, 0.99)}
+    with pytest.raises(UsageError, match="cannot act here"):
+        resolve(None, {"optimiser": name, **idle})
+
+
+def test_a_schedule_may_begin_and_end_elsewhere():
+    rates = [cosine_rate(step, 30, 10, 4.8, start=0.3, final=0.0048) for step in range(30)]
+    np.testing.assert_allclose(rates[:10], 0.3 + (4.8 - 0.3) * np.arange(1, 11) / 10)
+    by_hand = 0.0048 + (4.8 - 0.0048) * (1 + np.cos(np.pi * np.arange(20) / 20)) / 2
+    np.testing.assert_allclose(rates[10:], by_hand)
+    with pytest.raises(UsageError, match=r"warmup_lr \(0.1\) cannot act here: there are no warmup_epochs"):
+        resolve(None, {"warmup_lr": 0.1})

@@ -7,6 +7,7 @@ from torch.nn.functional import normalize
 from objcrop.ssl.byol import BYOL
 from objcrop.ssl.info_nce import info_nce
 from objcrop.ssl.key_queue import KeyQueue
+from objcrop.ssl.method import Batch, Data
 from objcrop.ssl.moco import MoCo, query_view
 from objcrop.ssl.recipe import resolve
 
@@ -15,8 +16,8 @@ SMALL = dict(arch="resnet18", size=16, batch_size=8, queue=16, dim=8, hidden=32,
 
 def step_of(model, views, step):
     """Loss of one step as the trainer takes it."""
-    targets = model.targets(views, torch.zeros(len(views[0]), 3), step)
-    return model(views, targets, step).loss
+    batch = Batch(tuple(views), torch.zeros(len(views[0]), 3), torch.arange(len(views[0])))
+    return model(batch, model.targets(batch, step), step).loss
 
 
 def test_queue_wraps_inside_a_batch():
@@ -43,7 +44,7 @@ def test_places_not_filled_are_no_negatives():
 def test_all_that_trains_has_a_gradient_at_every_step(method, build):
     torch.manual_seed(0)
     queue = SMALL["queue"] if method == "moco-v2" else None
-    model = build(resolve(None, {**SMALL, "method": method, "queue": queue}), ("object", "scene"), False)
+    model = build(resolve(None, {**SMALL, "method": method, "queue": queue}), Data(("object", "scene")))
     views = torch.randn(2, 8, 3, 16, 16)
     still = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert still and all(name.startswith("momentum_encoder.") for name in still)
@@ -65,7 +66,7 @@ def test_all_that_trains_has_a_gradient_at_every_step(method, build):
 
 
 def test_keys_of_a_role_go_to_its_queue():
-    moco = MoCo(resolve(None, SMALL), ("object", "scene"), False)
+    moco = MoCo(resolve(None, SMALL), Data(("object", "scene")))
     for step in range(6):
         before = {name: int(queue.place) for name, queue in moco.queues.items()}
         step_of(moco, list(torch.randn(2, 8, 3, 16, 16)), step)

@@ -9,11 +9,15 @@ import copy
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
 from objcrop.ssl.backbones import backbone
+from objcrop.ssl.method import Data
 from objcrop.ssl.methods import METHODS
 from objcrop.ssl.moco import query_view
 from objcrop.ssl.recipe import resolve
@@ -30,7 +34,7 @@ def our_run(method, heads, **options):
     """A run in float64, at step 0."""
     recipe = resolve(None, {**SHARED, "method": method, "heads": heads, **options})
     torch.manual_seed(1)
-    module = METHODS[method](recipe, ROLES, False, 0).double()
+    module = METHODS[method](recipe, Data(ROLES)).double()
     with torch.no_grad():
         for p in module.parameters():  # timm's last norm of a block begins at 0, where ReLU's derivative is anybody's
             p += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0
@@ -47,6 +51,13 @@ def drawn_views(step):
     generator = torch.Generator().manual_seed(100 + step)
     views = torch.randn(2, N, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
     return [view.contiguous(memory_format=torch.channels_last) for view in views]
+
+
+def batch_of(views):
+    rows, windows = np.arange(N), np.zeros((N, 2, 4), np.int32)
+    colours = colour_decisions(rows, (Augment(), Augment()), seed=0, epoch=0)
+    plan = ViewPlan(sample=rows, row=rows, box=rows, regions=windows, windows=windows, **colours)
+    return SimpleNamespace(views=views, labels=torch.zeros(N, 0), index=torch.arange(N), plan=plan, boxes=())
 
 
 def plain(module, head, predictor=None):
@@ -170,7 +181,7 @@ def test_moco_v2(groups, heads):
     velocity = {name: torch.zeros_like(p) for name, p in fast.named_parameters()}
     for step in range(STEPS):
         views = drawn_views(step)
-        watched = run.take_step(SimpleNamespace(views=views, labels=torch.zeros(N, 0)))
+        watched = run.take_step(batch_of(views))
         # ---- the twin
         q = query_view(recipe.seed, step)
         order = permutation(N, recipe.seed, step).tolist()
@@ -241,7 +252,7 @@ def test_byol(groups, heads):
     parts = companies(N, groups)
     for step in range(STEPS):
         views = drawn_views(step)
-        watched = run.take_step(SimpleNamespace(views=views, labels=torch.zeros(N, 0)))
+        watched = run.take_step(batch_of(views))
         # ---- the twin
         with torch.no_grad():
             targets = [encoded(target, view, role, parts) for view, role in zip(views, ROLES)]
