@@ -18,10 +18,10 @@ from rich.console import Console
 from objcrop.bench.machine import write_result
 from objcrop.catalog import Catalog
 from objcrop.proposals import propose
-from objcrop.ssl.probe import probe
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import read_metrics
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.evaluation.probe import probe
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import read_metrics
+from objcrop.ssl.training.trainer import pretrain
 from objcrop.whole_file import save_picture
 
 # Name, crop policy, method that makes the boxes.

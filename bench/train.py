@@ -34,9 +34,9 @@ from objcrop.bench.where import CountedLoader
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.torch_loader import TorchLoader
 from objcrop.dali_pipes.views import Views
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import RunFolder
-from objcrop.ssl.trainer import Run, device_of, views_for
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import RunFolder
+from objcrop.ssl.training.trainer import Run, device_of, views_for
 
 
 @dataclass(frozen=True)

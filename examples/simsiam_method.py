@@ -16,12 +16,12 @@ import torch
 
 from objcrop.option import option
 from objcrop.option_value import whole
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.heads import RoleHeads, byol_head
-from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
-from objcrop.ssl.recipe import Recipe
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.unit_rows import unit_rows
+from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.unit_rows import unit_rows
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.heads import RoleHeads, byol_head
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

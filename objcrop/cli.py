@@ -63,7 +63,7 @@ def view_options() -> type[Options]:
 
 def every_recipe() -> type[Options]:
     """Return the options of all methods' recipes, put together."""
-    from objcrop.ssl.methods import METHODS
+    from objcrop.ssl.methods.by_name import METHODS
 
     return dataclass(frozen=True)(type("EveryRecipe", tuple(method.options for method in METHODS.values()), {}))
 
@@ -72,7 +72,7 @@ def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:
     """Return the options of crops that act in a recipe, those that were given in their place; without one, these."""
     if recipe is None:
         return options
-    from objcrop.ssl.recipe import acting, resolve
+    from objcrop.ssl.training.recipe import acting, resolve
 
     made = acting(resolve(recipe, options))
     return {name: value for name, value in made.items() if name in options_of(Crops) or name in options}
@@ -294,8 +294,8 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
     from objcrop.catalog import Catalog
-    from objcrop.ssl.recipe import resolve
-    from objcrop.ssl.trainer import pretrain as run_pretraining
+    from objcrop.ssl.training.recipe import resolve
+    from objcrop.ssl.training.trainer import pretrain as run_pretraining
 
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
@@ -319,7 +319,7 @@ def probe(
     import json
 
     from objcrop.catalog import Catalog
-    from objcrop.ssl.probe import probe as run_probe
+    from objcrop.ssl.evaluation.probe import probe as run_probe
 
     result = run_probe(
         checkpoint,
@@ -361,7 +361,9 @@ def export(
     said = run_export(checkpoint, form, output)
     console.print(f"{said['arch']}, {said['tensors']} tensors, {said['form']} → {output}", highlight=False)
     if said["small_stem"]:
-        console.print("Its first convolution is the 3×3 one for small images: see `objcrop.ssl.backbones.backbone`.")
+        console.print(
+            "Its first convolution is the 3×3 one for small images: see `objcrop.ssl.networks.backbones.backbone`."
+        )
 
 
 @app.command()
@@ -373,7 +375,7 @@ def plot(
     ] = None,
 ) -> None:
     """Draw a run's curves: loss, similarities, collapse, learning rate, speed."""
-    from objcrop.ssl.plot_run import plot_run
+    from objcrop.ssl.training.plot_run import plot_run
 
     if output is None:
         output = runs[0] / "curves.png"

@@ -40,10 +40,10 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     from objcrop.dali_pipes.crop_policy import crop_policy
     from objcrop.dali_pipes.load_views import load_views
     from objcrop.proposals import propose
-    from objcrop.ssl.probe import probe
-    from objcrop.ssl.recipe import resolve
-    from objcrop.ssl.run_folder import read_metrics
-    from objcrop.ssl.trainer import pretrain
+    from objcrop.ssl.evaluation.probe import probe
+    from objcrop.ssl.training.recipe import resolve
+    from objcrop.ssl.training.run_folder import read_metrics
+    from objcrop.ssl.training.trainer import pretrain
 
     began = time.perf_counter()
     commands: list[str] = []

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from objcrop.errors import ObjcropError, UsageError, one_of
-from objcrop.ssl.backbones import SMALL, backbone_weights
-from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
+from objcrop.ssl.networks.backbones import SMALL, backbone_weights
+from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import whole_file
 
 FORMATS = ("torchvision", "timm", "detectron2")

@@ -174,16 +174,16 @@ def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
 
 def without_the_slow_parts() -> None:
     """Leave out what the files cannot touch: building the command line anew, drawing, training."""
-    import objcrop.ssl.plot_run
-    import objcrop.ssl.trainer
+    import objcrop.ssl.training.plot_run
+    import objcrop.ssl.training.trainer
     from objcrop.cli import app
 
     command = typer.main.get_command(app)
     built = typer.main.get_command
     typer.main.get_command = lambda asked: command if asked is app else built(asked)
 
-    objcrop.ssl.plot_run.save_picture = lambda *_, **__: None  # type: ignore[assignment]
-    objcrop.ssl.trainer.pretrain = lambda *_, **__: Path()  # type: ignore[assignment]
+    objcrop.ssl.training.plot_run.save_picture = lambda *_, **__: None  # type: ignore[assignment]
+    objcrop.ssl.training.trainer.pretrain = lambda *_, **__: Path()  # type: ignore[assignment]
 
 
 def try_commands(file: str) -> None:

@@ -33,10 +33,10 @@ SERVES = {
     "objcrop/proposals/": ("propose",),
     "objcrop/stats.py": ("stats",),
     "ssl/export.py": ("export",),
-    "ssl/probe.py": ("probe",),
-    "ssl/recipe.py": ("pretrain", "bench train", "bench policies"),
-    "ssl/online_boxes.py": ("pretrain", "bench train"),
-    "ssl/trainer.py": ("pretrain", "bench train"),  # others choose boxes and crops that fit each other
+    "ssl/evaluation/probe.py": ("probe",),
+    "ssl/training/recipe.py": ("pretrain", "bench train", "bench policies"),
+    "ssl/training/online_boxes.py": ("pretrain", "bench train"),
+    "ssl/training/trainer.py": ("pretrain", "bench train"),  # others choose boxes and crops that fit each other
     "dali_pipes/view_plan.py": ("show", "stats", "pretrain", "bench loader", "bench train"),
     "bench/kernels.py": ("bench kernels",),
     "bench/loader.py": ("bench loader",),

@@ -240,8 +240,8 @@ def feature_maps(model: str) -> Maps:
     Args:
         model: see `anchors`.
     """
-    from objcrop.ssl.backbones import backbone
-    from objcrop.ssl.frozen_features import frozen_backbone
+    from objcrop.ssl.evaluation.frozen_features import frozen_backbone
+    from objcrop.ssl.networks.backbones import backbone
 
     if model.startswith("untrained:") or not _names_an_arch(model):
         network, _ = frozen_backbone(model)
@@ -252,18 +252,18 @@ def feature_maps(model: str) -> Maps:
 
 
 def last_maps(network: nn.Module) -> Maps:
-    """Return a ResNet without what comes after its last stage, in evaluation mode.
+    """Return a ResNet, torchvision's or timm's, without what comes after its last stage, in evaluation mode.
 
     Raises:
         UsageError: it is no ResNet.
     """
-    if not hasattr(network, "layer4"):
+    if not all(hasattr(network, part) for part in ("conv1", "bn1", "maxpool", "layer4")):
         raise UsageError(f"the model is a {type(network).__name__}, but anchors need a ResNet's feature maps.")
     return Maps(network).eval()
 
 
 def _names_an_arch(model: str) -> bool:
-    from objcrop.ssl.backbones import backbone_names
+    from objcrop.ssl.networks.backbones import backbone_names
 
     return model.split(":", 1)[0] in backbone_names() and ":" in model
 
@@ -278,5 +278,5 @@ class Maps(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last feature maps."""
         n: Any = self.network
-        x = n.maxpool(n.relu(n.bn1(n.conv1(x))))
+        x = n.maxpool((n.act1 if hasattr(n, "act1") else n.relu)(n.bn1(n.conv1(x))))
         return n.layer4(n.layer3(n.layer2(n.layer1(x))))

@@ -11,7 +11,7 @@ from objcrop.bench.table import print_tried
 from objcrop.bench.tune import climb, options_to_try, tune
 from objcrop.child_process import ChildDied
 from objcrop.decoding_probe import Probed
-from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.training.recipe import Recipe
 
 
 def test_a_hill_is_climbed_and_chance_is_not_followed():

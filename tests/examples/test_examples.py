@@ -12,7 +12,7 @@ import pytest
 import yaml
 from children import free_port, running, torchrun
 
-from objcrop.ssl.checkpoint import load_checkpoint
+from objcrop.ssl.training.checkpoint import load_checkpoint
 
 EXAMPLES = pathlib.Path(__file__).resolve().parents[2] / "examples"
 SMALL = ["arch=timm/test_resnet", "size=16", "batch_size=8", "queue=8", "dim=8"]
@@ -128,7 +128,7 @@ def test_a_port_in_use_is_said(data):
 def test_a_method_of_ones_own(photos, tmp_path, monkeypatch):
     """Named as module:Class where its file lies: it trains, keeps its options, resumes, and a mistake is a sentence."""
     from objcrop.cli import main
-    from objcrop.ssl.run_folder import read_metrics
+    from objcrop.ssl.training.run_folder import read_metrics
 
     photos[0].save(tmp_path / "photos.arrow")
     monkeypatch.chdir(EXAMPLES)

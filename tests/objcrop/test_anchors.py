@@ -9,8 +9,9 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index_source
 from objcrop.objectness import object_mask, object_share, summed_area
 from objcrop.proposals import propose
-from objcrop.proposals.anchors import best_anchors, centre_map, feature_maps
+from objcrop.proposals.anchors import best_anchors, centre_map, feature_maps, last_maps
 from objcrop.sample_scenes import draw_scenes
+from objcrop.ssl.networks.backbones import backbone
 from objcrop.stats import stats
 
 
@@ -49,6 +50,16 @@ def test_the_letter_picks_small_boxes_and_the_default_coarse_ones():
     assert area("mean") < 0.1 < area("per-size") and area("mean-sqrt-area") > 0.25
 
 
+def test_feature_maps_of_timms_resnets_too():
+    network, width = backbone("timm/test_resnet", 64)
+    views = torch.randn(2, 3, 64, 64)
+    maps = last_maps(network)(views)
+    torch.testing.assert_close(maps, network.eval().forward_features(views))
+    assert maps.shape[1] == width
+    with pytest.raises(UsageError, match="anchors need a ResNet's feature maps"):
+        last_maps(backbone("timm/test_vit", 64)[0])
+
+
 def test_feature_maps_are_the_networks(tmp_path):
     theirs = models.resnet18()
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
@@ -66,8 +77,8 @@ def test_the_same_in_this_process_and_others_and_from_a_checkpoint(scenes, tmp_p
     np.testing.assert_array_equal(here.values, there.values)
     np.testing.assert_array_equal(here.scores, there.scores)
     assert (here.counts(np.arange(12)) == 5).all() and here.parameters["rank"] == "mean-sqrt-area"
-    from objcrop.ssl.recipe import resolve
-    from objcrop.ssl.trainer import pretrain
+    from objcrop.ssl.training.recipe import resolve
+    from objcrop.ssl.training.trainer import pretrain
 
     flags = dict(arch="resnet18", size=32, batch_size=4, queue=4, dim=8, steps=1, loader="torch", workers=0)
     last = pretrain(resolve(None, flags), scenes, None, tmp_path / "run")

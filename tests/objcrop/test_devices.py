@@ -8,7 +8,7 @@ import torch
 from objcrop.devices import resolve_device
 from objcrop.errors import UsageError
 from objcrop.launcher import LAUNCHERS
-from objcrop.ssl.trainer import device_of
+from objcrop.ssl.training.trainer import device_of
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
 SRUN = {"SLURM_PROCID": "6", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "2"}

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from objcrop.proposals.anchors import RANKS, AnchorProposer, feature_maps
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.edge_boxes import gradient_edges
-from objcrop.ssl.knn import neighbour_scores
+from objcrop.ssl.evaluation.knn import neighbour_scores
 
 PROPOSERS = {
     "bing, 10": functools.partial(BingProposer, WEIGHTS, 10, 0.6),

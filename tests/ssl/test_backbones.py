@@ -6,12 +6,12 @@ import torch
 from torchvision import models
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
-from objcrop.ssl.frozen_features import frozen_backbone
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import read_metrics
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.evaluation.frozen_features import frozen_backbone
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import read_metrics
+from objcrop.ssl.training.trainer import pretrain
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import UsageError
-from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import read_metrics
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.trainer import Run, pretrain
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import read_metrics
+from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="timm/test_resnet", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
 SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", base_lr=0.03, optimiser="sgd")
@@ -42,9 +42,9 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import UsageError
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.trainer import pretrain
 
 torch.set_num_threads(1)
 sys.path[:0] = sys.argv[4:]

@@ -9,9 +9,9 @@ import torch
 from torchvision import models
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import save_checkpoint
 from objcrop.ssl.export import detectron2_name, export
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.training.checkpoint import save_checkpoint
 
 VIEWS = torch.randn(2, 3, 112, 112, generator=torch.Generator().manual_seed(5))
 

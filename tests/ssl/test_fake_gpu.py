@@ -18,12 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
-from objcrop.ssl.method import Data
-from objcrop.ssl.methods import METHODS
-from objcrop.ssl.online_probe import OnlineProbe
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.shuffle_bn import VirtualBatchNorm
-from objcrop.ssl.trainer import Run, precision_of
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.methods.method import Data
+from objcrop.ssl.networks.shuffle_bn import VirtualBatchNorm
+from objcrop.ssl.training.online_probe import OnlineProbe
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.trainer import Run, precision_of
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)

@@ -10,19 +10,19 @@ from torch.nn.functional import normalize
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.errors import UsageError
-from objcrop.ssl.byol import BYOL, byol_loss
-from objcrop.ssl.heads import RoleHeads, byol_head, moco_head
-from objcrop.ssl.info_nce import info_nce
-from objcrop.ssl.key_queue import KeyQueue
-from objcrop.ssl.larc import LARC
-from objcrop.ssl.lars import LARS
-from objcrop.ssl.method import Batch, Data, similarities
-from objcrop.ssl.moco import MoCo, query_view
-from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.optimisers import optimiser_of
-from objcrop.ssl.recipe import FOLDER, resolve
-from objcrop.ssl.schedules import byol_momentum, cosine_rate
-from objcrop.ssl.supervised import Supervised, label_loss
+from objcrop.ssl.methods.byol import BYOL, byol_loss
+from objcrop.ssl.methods.info_nce import info_nce
+from objcrop.ssl.methods.method import Batch, Data, similarities
+from objcrop.ssl.methods.moco import MoCo, query_view
+from objcrop.ssl.methods.supervised import Supervised, label_loss
+from objcrop.ssl.networks.heads import RoleHeads, byol_head, moco_head
+from objcrop.ssl.networks.key_queue import KeyQueue
+from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
+from objcrop.ssl.training.larc import LARC
+from objcrop.ssl.training.lars import LARS
+from objcrop.ssl.training.optimisers import optimiser_of
+from objcrop.ssl.training.recipe import FOLDER, resolve
+from objcrop.ssl.training.schedules import byol_momentum, cosine_rate
 
 
 def units(n, dim=8, seed=0):

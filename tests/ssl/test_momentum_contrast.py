@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from objcrop.ssl.byol import BYOL
-from objcrop.ssl.info_nce import info_nce
-from objcrop.ssl.key_queue import KeyQueue
-from objcrop.ssl.method import Batch, Data
-from objcrop.ssl.moco import MoCo, query_view
-from objcrop.ssl.recipe import resolve
+from objcrop.ssl.methods.byol import BYOL
+from objcrop.ssl.methods.info_nce import info_nce
+from objcrop.ssl.methods.method import Batch, Data
+from objcrop.ssl.methods.moco import MoCo, query_view
+from objcrop.ssl.networks.key_queue import KeyQueue
+from objcrop.ssl.training.recipe import resolve
 
 SMALL = dict(arch="resnet18", size=16, batch_size=8, queue=16, dim=8, hidden=32, bn_groups=1)
 

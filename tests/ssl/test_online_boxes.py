@@ -12,9 +12,9 @@ from children import torchrun
 from objcrop.boxes import BoxTable
 from objcrop.errors import UsageError
 from objcrop.proposals import propose
-from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.trainer import Run, pretrain
+from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="resnet18", size=64, batch_size=4, queue=8, dim=16, hidden=64, loader="torch", workers=0)
 RUN = {**SMALL, "crops": "within-box", "augment": "none", "rescore_every": 2, "checkpoint_every_steps": 2}

@@ -5,11 +5,11 @@ import torch
 
 from objcrop.catalog import Catalog
 from objcrop.errors import UsageError
-from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.online_probe import OnlineProbe
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import read_metrics
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.online_probe import OnlineProbe
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import read_metrics
+from objcrop.ssl.training.trainer import pretrain
 
 
 @pytest.mark.parametrize("single", [False, True])

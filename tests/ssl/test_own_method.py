@@ -10,14 +10,14 @@ from torch import nn
 from objcrop.errors import UsageError
 from objcrop.option import option
 from objcrop.option_value import whole
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.heads import RoleHeads
-from objcrop.ssl.method import Encoder, Method, Output
-from objcrop.ssl.methods import METHODS
-from objcrop.ssl.recipe import Recipe, resolve
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.methods.method import Encoder, Method, Output
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.heads import RoleHeads
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.recipe import Recipe, resolve
+from objcrop.ssl.training.trainer import pretrain
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def test_groups_frozen_tensors_and_a_bank_as_large_as_the_data(photos, tmp_path)
 
 
 def _data():
-    from objcrop.ssl.method import Data
+    from objcrop.ssl.methods.method import Data
 
     return Data(("scene", "scene"), samples=24)
 

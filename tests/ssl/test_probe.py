@@ -8,10 +8,10 @@ import torch
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.average_precision import average_precision, average_precision_11_point, judged_labels
-from objcrop.ssl.knn import neighbour_scores
-from objcrop.ssl.linear_probe import fit_linear, linear_scores
-from objcrop.ssl.probe import probe
+from objcrop.ssl.evaluation.average_precision import average_precision, average_precision_11_point, judged_labels
+from objcrop.ssl.evaluation.knn import neighbour_scores
+from objcrop.ssl.evaluation.linear_probe import fit_linear, linear_scores
+from objcrop.ssl.evaluation.probe import probe
 
 
 def by_rank(scores, labels):

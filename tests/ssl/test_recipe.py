@@ -5,8 +5,8 @@ import yaml
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
-from objcrop.ssl.moco import MoCoRecipe
-from objcrop.ssl.recipe import FOLDER, Recipe, acting, resolve
+from objcrop.ssl.methods.moco import MoCoRecipe
+from objcrop.ssl.training.recipe import FOLDER, Recipe, acting, resolve
 
 
 def written(tmp_path, text):

@@ -19,9 +19,9 @@ from objcrop.dali_pipes.loading import Loading, ViewOptions
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import home_of, option, options_of, takes_options
 from objcrop.option_value import whole
-from objcrop.ssl.methods import METHODS
-from objcrop.ssl.recipe import JointEmbedding, Recipe, acting, as_dict, resolve
-from objcrop.ssl.training import Training
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.training.options import Training
+from objcrop.ssl.training.recipe import JointEmbedding, Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.checkpoint import load_checkpoint
-from objcrop.ssl.frozen_features import frozen_backbone
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.trainer import Run, pretrain
+from objcrop.ssl.evaluation.frozen_features import frozen_backbone
+from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import RunFolder, read_metrics
+from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
 TIMES = ("images_per_s", "starvation")
@@ -81,7 +81,7 @@ def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
 DIES = """
 import os, signal, sys, threading
 from objcrop.cli import main
-from objcrop.ssl.trainer import Run
+from objcrop.ssl.training.trainer import Run
 
 after, delay, step, taken = int(sys.argv[1]), float(sys.argv[2]), Run.take_step, 0
 

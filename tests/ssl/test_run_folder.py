@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from objcrop.errors import ObjcropError
-from objcrop.ssl.checkpoint import PARTS, load_checkpoint, load_newest, previous, save_checkpoint
-from objcrop.ssl.plot_run import plot_run
-from objcrop.ssl.run_folder import RunFolder, read_metrics
+from objcrop.ssl.training.checkpoint import PARTS, load_checkpoint, load_newest, previous, save_checkpoint
+from objcrop.ssl.training.plot_run import plot_run
+from objcrop.ssl.training.run_folder import RunFolder, read_metrics
 
 WHOLE = {
     "step": 4,

@@ -8,7 +8,7 @@ from torch import nn
 
 from objcrop.errors import UsageError
 from objcrop.ssl import shuffle_bn
-from objcrop.ssl.shuffle_bn import VirtualBatchNorm, VirtualDevices, permutation
+from objcrop.ssl.networks.shuffle_bn import VirtualBatchNorm, VirtualDevices, permutation
 
 
 def naive_batch_norm(x, groups):

@@ -10,10 +10,10 @@ import torch
 import yaml
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.checkpoint import load_checkpoint, save_checkpoint
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.trainer import Run, precision_of, pretrain, views_for
+from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import RunFolder, read_metrics
+from objcrop.ssl.training.trainer import Run, precision_of, pretrain, views_for
 
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.plot_run import plot_run
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.run_folder import RunFolder, read_metrics
-from objcrop.ssl.watch import Watch, run_id
+from objcrop.ssl.training.plot_run import plot_run
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.run_folder import RunFolder, read_metrics
+from objcrop.ssl.training.watch import Watch, run_id
 
 
 def watch(folder, step=0, **flags):

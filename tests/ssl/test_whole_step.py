@@ -16,13 +16,13 @@ from torch import nn
 
 from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.method import Data
-from objcrop.ssl.methods import METHODS
-from objcrop.ssl.moco import query_view
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.shuffle_bn import permutation
-from objcrop.ssl.trainer import Run
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.methods.method import Data
+from objcrop.ssl.methods.moco import query_view
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.shuffle_bn import permutation
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.trainer import Run
 
 STEPS, N, SIDE = 5, 12, 16
 ROLES = ("object", "scene")

@@ -32,17 +32,17 @@ from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.option import options_of
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
-from objcrop.ssl.checkpoint import load_newest, restoring, save_checkpoint
-from objcrop.ssl.method import Batch, Data, Encoder, Method
-from objcrop.ssl.methods import method_class
-from objcrop.ssl.online_boxes import PREFIX, OnlineBoxes
-from objcrop.ssl.online_probe import OnlineProbe
-from objcrop.ssl.optimisers import optimiser_of
-from objcrop.ssl.recipe import Recipe, acting, as_dict
-from objcrop.ssl.run_folder import RunFolder
-from objcrop.ssl.schedules import cosine_rate
-from objcrop.ssl.stop_signal import Stopped, StopSignal
-from objcrop.ssl.watch import Watch
+from objcrop.ssl.methods.by_name import method_class
+from objcrop.ssl.methods.method import Batch, Data, Encoder, Method
+from objcrop.ssl.training.checkpoint import load_newest, restoring, save_checkpoint
+from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
+from objcrop.ssl.training.online_probe import OnlineProbe
+from objcrop.ssl.training.optimisers import optimiser_of
+from objcrop.ssl.training.recipe import Recipe, acting, as_dict
+from objcrop.ssl.training.run_folder import RunFolder
+from objcrop.ssl.training.schedules import cosine_rate
+from objcrop.ssl.training.stop_signal import Stopped, StopSignal
+from objcrop.ssl.training.watch import Watch
 
 
 def pretrain(

@@ -24,9 +24,9 @@ from objcrop.errors import ObjcropError, UsageError, shown
 from objcrop.option import Options, cannot_act, home_of, option, options_of, unknown
 from objcrop.option_value import number, text, value_of, whole, word
 from objcrop.plain_yaml import read_yaml
-from objcrop.ssl.training import Training
+from objcrop.ssl.training.options import Training
 
-FOLDER = Path(__file__).resolve().parent / "recipes"
+FOLDER = Path(__file__).resolve().parents[1] / "recipes"
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> 
             option; an option that cannot act.
         ObjcropError: the file is no YAML mapping.
     """
-    from objcrop.ssl.methods import METHODS, method_class
+    from objcrop.ssl.methods.by_name import METHODS, method_class
 
     content = {} if recipe is None else _read(recipe)
     method = flags.get("method")
@@ -141,7 +141,7 @@ def groups_of(made_of: type[Recipe], method: str) -> dict[str, str]:
 
 def _flat(content: Mapping[Any, Any], made_of: type[Recipe], method: str) -> dict[str, Any]:
     """Return what a recipe file says by the options' names."""
-    from objcrop.ssl.methods import METHODS
+    from objcrop.ssl.methods.by_name import METHODS
 
     known, groups = options_of(made_of), groups_of(made_of, method)
     by_key = {(groups[name], each.key): name for name, each in known.items()}

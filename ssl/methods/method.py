@@ -11,9 +11,9 @@ from torch import nn
 
 from objcrop.dali_pipes.view_boxes import ViewBoxes
 from objcrop.dali_pipes.view_plan import ViewPlan
-from objcrop.ssl.heads import RoleHeads
-from objcrop.ssl.recipe import Recipe
-from objcrop.ssl.shuffle_bn import VirtualDevices
+from objcrop.ssl.networks.heads import RoleHeads
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.recipe import Recipe
 
 
 class Encoder(nn.Module):

@@ -22,15 +22,15 @@ from objcrop.dali_pipes.philox import uniforms
 from objcrop.errors import UsageError
 from objcrop.option import option
 from objcrop.option_value import number, whole
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.heads import RoleHeads, moco_head
-from objcrop.ssl.info_nce import info_nce
-from objcrop.ssl.key_queue import KeyQueue
-from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
-from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.recipe import JointEmbedding, Recipe
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.unit_rows import unit_rows
+from objcrop.ssl.methods.info_nce import info_nce
+from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.unit_rows import unit_rows
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.heads import RoleHeads, moco_head
+from objcrop.ssl.networks.key_queue import KeyQueue
+from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.recipe import JointEmbedding, Recipe
 
 
 def query_view(seed: int, step: int) -> int:

@@ -22,8 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
-from objcrop.ssl.recipe import JointEmbedding, Recipe, acting
-from objcrop.ssl.run_folder import RunFolder
+from objcrop.ssl.training.recipe import JointEmbedding, Recipe, acting
+from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.whole_file import whole_file
 
 COLLAPSED = 0.1  # of the standard deviation 1/√dim that embeddings spread evenly over the sphere have

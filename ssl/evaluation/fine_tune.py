@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from objcrop.catalog import Catalog
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
-from objcrop.ssl.frozen_features import features
-from objcrop.ssl.recipe import resolve
-from objcrop.ssl.trainer import pretrain
+from objcrop.ssl.evaluation.frozen_features import features
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
+from objcrop.ssl.training.recipe import resolve
+from objcrop.ssl.training.trainer import pretrain
 
 # The schedule that transfer of ResNets commonly uses (SGD with momentum, cosine); the papers leave theirs open. One
 # crop of 8 to 100 % of the image and its mirror image, the supervised method's own.

@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 
 import torch
 
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.heads import RoleHeads, byol_head
-from objcrop.ssl.method import Batch, Data, Encoder, Method, Output, similarities
-from objcrop.ssl.momentum_encoder import follow, momentum_copy
-from objcrop.ssl.recipe import JointEmbedding, Recipe
-from objcrop.ssl.schedules import byol_momentum
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.unit_rows import unit_rows
+from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.unit_rows import unit_rows
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.heads import RoleHeads, byol_head
+from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.recipe import JointEmbedding, Recipe
+from objcrop.ssl.training.schedules import byol_momentum
 
 
 def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from objcrop.ssl.larc import LARC
-from objcrop.ssl.lars import LARS
-from objcrop.ssl.training import Training
+from objcrop.ssl.training.larc import LARC
+from objcrop.ssl.training.lars import LARS
+from objcrop.ssl.training.options import Training
 
 
 def optimiser_of(recipe: Training, groups: list[dict[str, Any]], rate: float, *, fused: bool) -> torch.optim.Optimizer:

@@ -14,12 +14,12 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from objcrop.errors import UsageError
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.heads import RoleHeads
-from objcrop.ssl.method import Batch, Data, Encoder, Method, Output
-from objcrop.ssl.recipe import Recipe
-from objcrop.ssl.shuffle_bn import VirtualDevices
-from objcrop.ssl.unit_rows import unit_rows
+from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output
+from objcrop.ssl.methods.unit_rows import unit_rows
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.networks.heads import RoleHeads
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
+from objcrop.ssl.training.recipe import Recipe
 
 
 def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torch.Tensor:

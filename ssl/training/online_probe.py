@@ -11,7 +11,7 @@ from torch import nn
 
 from objcrop.errors import UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks
-from objcrop.ssl.supervised import label_loss
+from objcrop.ssl.methods.supervised import label_loss
 
 
 class OnlineProbe(nn.Module):
@@ -49,7 +49,7 @@ class OnlineProbe(nn.Module):
 
     def report(self) -> dict[str, float]:
         """Return online_map or online_top1 over the batches since the last report."""
-        from objcrop.ssl.average_precision import average_precision
+        from objcrop.ssl.evaluation.average_precision import average_precision
 
         scores = gather_ranks(torch.cat(self.scores)).flatten(0, 1).cpu()
         labels = gather_ranks(torch.cat(self.labels)).flatten(0, 1).cpu()

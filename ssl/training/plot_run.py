@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from objcrop.errors import ObjcropError
-from objcrop.ssl.run_folder import read_metrics
+from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.whole_file import save_picture
 
 # A panel each, in this order: title, and what is drawn in it where the run has it.

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from objcrop.errors import ObjcropError, UsageError, way_out
-from objcrop.ssl.checkpoint import previous
+from objcrop.ssl.training.checkpoint import previous
 from objcrop.whole_file import StrPath, read_text, refuse_unwritable, refuse_unwritable_folder, whole_file
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from objcrop.errors import ObjcropError, UsageError, way_out
-from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
+from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import regular_file
 
 SMALL = 96  # views of this side and less lose too much to a stem that shrinks them fourfold

@@ -19,9 +19,9 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, one_of
 from objcrop.proposals.anchors import anchors_from, last_maps, weights_fingerprint
 from objcrop.ranks import rank_and_world_size, wait_for_ranks
-from objcrop.ssl.backbones import backbone
-from objcrop.ssl.method import Method
-from objcrop.ssl.recipe import Recipe
+from objcrop.ssl.methods.method import Method
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.training.recipe import Recipe
 
 PREFIX = "online:"
 

@@ -19,10 +19,10 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import rank_and_world_size
 from objcrop.same_classes import same_classes
-from objcrop.ssl.average_precision import average_precision, average_precision_11_point, judged_labels
-from objcrop.ssl.frozen_features import features, frozen_backbone
-from objcrop.ssl.knn import neighbour_scores
-from objcrop.ssl.linear_probe import linear_scores
+from objcrop.ssl.evaluation.average_precision import average_precision, average_precision_11_point, judged_labels
+from objcrop.ssl.evaluation.frozen_features import features, frozen_backbone
+from objcrop.ssl.evaluation.knn import neighbour_scores
+from objcrop.ssl.evaluation.linear_probe import linear_scores
 
 
 def probe(
@@ -73,7 +73,7 @@ def probe(
     figures |= _figures("linear", linear_scores(x, y, x_test, single=single), y_test, test, rows, single)
     figures |= _figures("knn", neighbour_scores(x, y, x_test), y_test, test, rows, single)
     if fine_tune:
-        from objcrop.ssl.fine_tune import fine_tuned_scores
+        from objcrop.ssl.evaluation.fine_tune import fine_tuned_scores
 
         with tempfile.TemporaryDirectory(prefix="objcrop-fine-tune-") as folder:
             scores, labels, seen = fine_tuned_scores(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from objcrop.ssl.average_precision import average_precision
+from objcrop.ssl.evaluation.average_precision import average_precision
 
 DECAYS = (1e-3, 1e-2, 1e-1, 1.0)  # relative to the mean loss
 

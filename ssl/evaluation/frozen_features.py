@@ -12,8 +12,8 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
 from objcrop.errors import ObjcropError
-from objcrop.ssl.backbones import backbone, backbone_weights, width_at
-from objcrop.ssl.checkpoint import BACKBONE, load_checkpoint
+from objcrop.ssl.networks.backbones import backbone, backbone_weights, width_at
+from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 
 
 class Features(NamedTuple):

@@ -7,10 +7,10 @@ import os
 import sys
 
 from objcrop.errors import UsageError, printable, shown
-from objcrop.ssl.byol import BYOL
-from objcrop.ssl.method import Method
-from objcrop.ssl.moco import MoCo
-from objcrop.ssl.supervised import Supervised
+from objcrop.ssl.methods.byol import BYOL
+from objcrop.ssl.methods.method import Method
+from objcrop.ssl.methods.moco import MoCo
+from objcrop.ssl.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {"moco-v2": MoCo, "byol": BYOL, "supervised": Supervised}
 
@@ -34,5 +34,5 @@ def method_class(name: str) -> type[Method]:
         why = f"{type(error).__name__}: {printable(str(error).splitlines()[0] if str(error) else '')}"
         raise UsageError(f"method is '{name}', which cannot be imported ({why}); check it and PYTHONPATH.") from error
     if not (isinstance(found, type) and issubclass(found, Method)):
-        raise UsageError(f"method is '{name}', which is no subclass of objcrop.ssl.method.Method.")
+        raise UsageError(f"method is '{name}', which is no subclass of objcrop.ssl.methods.method.Method.")
     return found
