@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from objcrop.errors import UsageError
-from objcrop.ssl import shuffle_bn
+from objcrop.ssl.networks import shuffle_bn
 from objcrop.ssl.networks.shuffle_bn import VirtualBatchNorm, VirtualDevices, permutation
 
 
