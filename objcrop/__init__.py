@@ -17,36 +17,59 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from objcrop.boxes import BoxTable
     from objcrop.catalog import Catalog, join_catalogs
+    from objcrop.dali_pipes.augment import Augment
+    from objcrop.dali_pipes.crop_policy import CropPolicy, ViewSpec
     from objcrop.dali_pipes.load_views import load_views
+    from objcrop.dali_pipes.view_boxes import ViewBoxes
     from objcrop.dali_pipes.view_plan import ViewPlan
     from objcrop.dali_pipes.views import Views
     from objcrop.errors import ObjcropError, UsageError
     from objcrop.formats import index_source
     from objcrop.proposals import propose
+    from objcrop.ssl.evaluation.probe import probe
+    from objcrop.ssl.export import export
+    from objcrop.ssl.training.recipe import Recipe
+    from objcrop.ssl.training.trainer import pretrain
 
 __version__ = "0.1.0"
 __all__ = [
+    "Augment",
     "BoxTable",
     "Catalog",
+    "CropPolicy",
     "ObjcropError",
+    "Recipe",
     "UsageError",
+    "ViewBoxes",
     "ViewPlan",
+    "ViewSpec",
     "Views",
+    "export",
     "index_source",
     "join_catalogs",
     "load_views",
+    "pretrain",
+    "probe",
     "propose",
 ]
 _HOMES = {
+    "Augment": "objcrop.dali_pipes.augment",
     "BoxTable": "objcrop.boxes",
     "Catalog": "objcrop.catalog",
+    "CropPolicy": "objcrop.dali_pipes.crop_policy",
     "ObjcropError": "objcrop.errors",
+    "Recipe": "objcrop.ssl.training.recipe",
     "UsageError": "objcrop.errors",
+    "ViewBoxes": "objcrop.dali_pipes.view_boxes",
     "ViewPlan": "objcrop.dali_pipes.view_plan",
+    "ViewSpec": "objcrop.dali_pipes.crop_policy",
     "Views": "objcrop.dali_pipes.views",
+    "export": "objcrop.ssl.export",
     "index_source": "objcrop.formats",
     "join_catalogs": "objcrop.catalog",
     "load_views": "objcrop.dali_pipes.load_views",
+    "pretrain": "objcrop.ssl.training.trainer",
+    "probe": "objcrop.ssl.evaluation.probe",
     "propose": "objcrop.proposals",
 }
 

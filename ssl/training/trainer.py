@@ -38,7 +38,7 @@ from objcrop.ssl.training.checkpoint import load_newest, restoring, save_checkpo
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.optimisers import optimiser_of
-from objcrop.ssl.training.recipe import Recipe, acting, as_dict
+from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.ssl.training.schedules import cosine_rate
 from objcrop.ssl.training.stop_signal import Stopped, StopSignal
@@ -46,21 +46,23 @@ from objcrop.ssl.training.watch import Watch
 
 
 def pretrain(
-    recipe: Recipe,
-    catalog: Catalog,
+    recipe: Recipe | str | os.PathLike[str] | None,
+    catalog: Catalog | str | os.PathLike[str],
     boxes: str | os.PathLike[str] | BoxTable | None,
     output: str | os.PathLike[str],
     *,
     resume: bool = False,
+    **options: Any,
 ) -> Path:
     """Train a backbone on the catalog's views.
 
     Args:
-        recipe: all options.
-        catalog: the images.
+        recipe: all options, or a recipe's file or name (`resolve`), or None.
+        catalog: the images, or the file that `objcrop index` wrote.
         boxes: for policies that crop in boxes; "online:anchors" has them scored while training.
         output: the run folder.
         resume: go on from its last.pt.
+        **options: of a recipe, in place of what the recipe says.
 
     Returns:
         The path of the last checkpoint.
@@ -70,6 +72,12 @@ def pretrain(
         ObjcropError: a checkpoint that cannot be used, a loss that is not a number, too many bad images.
         Stopped: SIGTERM or Ctrl-C; the checkpoint holds the step.
     """
+    if not isinstance(recipe, Recipe):
+        recipe = resolve(recipe, options)
+    elif options:
+        raise UsageError(f"{next(iter(options))} is given beside a whole recipe: give it to `resolve`, or no Recipe.")
+    if not isinstance(catalog, Catalog):
+        catalog = Catalog.load(catalog)
     device = device_of(recipe.device)
     with process_group("nccl" if device.type == "cuda" else "gloo"):
         source = os.fspath(boxes) if isinstance(boxes, (str, os.PathLike)) else ""

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+import objcrop
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.training.recipe import resolve
@@ -214,3 +215,14 @@ def test_metrics_are_cut_back(tmp_path):
         file.write('{"step": 6, "lo')
     folder.cut_metrics(3)
     assert [json.loads(line)["step"] for line in folder.metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_from_python_as_from_the_command_line(photos, tmp_path):
+    photos[0].save(tmp_path / "c.arrow")
+    run = objcrop.pretrain(None, tmp_path / "c.arrow", None, tmp_path / "run", steps=1, **SMALL)
+    assert load_checkpoint(run)["step"] == 1
+    (tmp_path / "r.yaml").write_text("training: {steps: 2}\n")
+    run = objcrop.pretrain(tmp_path / "r.yaml", photos[0], None, tmp_path / "two", **SMALL)
+    assert load_checkpoint(run)["step"] == 2
+    with pytest.raises(UsageError, match="steps is given beside a whole recipe"):
+        objcrop.pretrain(resolve(None, SMALL), photos[0], None, tmp_path / "x", steps=3)
