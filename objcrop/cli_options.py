@@ -56,20 +56,19 @@ SEEDS: Any = {"min": 0, "max": 2**64 - 1}
 
 
 def takes(
-    group: Callable[[], type[Options]], but: Collection[str] = (), only: Collection[str] = ()
+    group: Callable[[], type[Options]], only: Collection[str] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a group as flags; it gets those that were given as `options`, by name.
 
     Args:
         group: returns the group. It is asked when the command is looked up: groups of methods import PyTorch.
-        but: options that the command has not.
         only: the options that it has; none given stands for all.
     """
 
     def declared(command: Callable[..., None]) -> Callable[..., None]:
         def derived() -> Callable[..., None]:
             made_of = group()
-            known = {n: o for n, o in options_of(made_of).items() if n not in but and (n in only or not only)}
+            known = {n: o for n, o in options_of(made_of).items() if n in only or not only}
             hints = get_type_hints(command, include_extras=True)
             parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
             own = [p.replace(annotation=hints[p.name]) for p in parameters]
@@ -104,7 +103,7 @@ class Commands(typer.core.TyperGroup):
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by name."""
         command = super().get_command(ctx, cmd_name)
-        derived = getattr(getattr(command, "callback", None), "derived", None) or getattr(command, "_derived", None)
+        derived = getattr(getattr(command, "callback", None), "derived", None)
         if derived is None:
             return command
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)

@@ -65,7 +65,7 @@ def option(
 
 def options_of(group: type) -> dict[str, Option]:
     """Return the options of a group, or of several put together, by name."""
-    return _options_of(group)  # type: ignore[arg-type]
+    return _options_of(group)  # type: ignore[arg-type]  # classes are hashable, which mypy doubts of dataclasses
 
 
 @functools.cache

@@ -26,8 +26,8 @@ def method_class(name: str) -> type[Method]:
     module, _, within = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), within)):
         raise UsageError(f"method is {shown(name)}, but it must be one of: {', '.join(METHODS)}, or your module:Class.")
-    if os.getcwd() not in sys.path:  # as `python -m` has it, also where the command itself was started
-        sys.path.insert(0, os.getcwd())
+    if os.getcwd() not in sys.path:  # behind all else: nothing that lies here shadows what is installed
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module), within)
     except Exception as error:  # the user's own code

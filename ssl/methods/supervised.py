@@ -33,6 +33,7 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torc
 class SupervisedRecipe(Recipe):
     """One crop an image and its mirror image, as networks are trained on labels (He et al. 2016, torchvision)."""
 
+    learns_labels: ClassVar[bool] = True
     own_defaults: ClassVar[Mapping[str, Any]] = {
         "crops": "scene",
         "augment": "flip",

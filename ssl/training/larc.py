@@ -6,33 +6,15 @@ norms are added, not the norm of the sum taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
+
+from objcrop.ssl.training.lars import LARS
 
 
-class LARC(Optimizer):
-    """All tensors take their step in a few foreach kernels, and the host never waits for a norm.
-
-    Args:
-        parameters: tensors, or groups of them.
-        lr: learning rate.
-        momentum: of the velocity.
-        weight_decay: L2.
-        trust: the coefficient.
-    """
-
-    def __init__(
-        self,
-        parameters: Iterable[Any],
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
-        trust: float = 0.001,
-    ) -> None:
-        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+class LARC(LARS):
+    """Arguments and momentum as in `LARS`; all tensors take their step in a few foreach kernels."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -51,10 +33,4 @@ class LARC(Optimizer):
             updates = torch._foreach_mul(weights, list(decays.unbind()))
             torch._foreach_add_(updates, gradients)
             torch._foreach_mul_(updates, list(scales.unbind()))
-            for p in weights:
-                if "velocity" not in self.state[p]:
-                    self.state[p]["velocity"] = torch.zeros_like(p)
-            velocities = [self.state[p]["velocity"] for p in weights]
-            torch._foreach_mul_(velocities, group["momentum"])
-            torch._foreach_add_(velocities, updates)
-            torch._foreach_add_(weights, velocities, alpha=-group["lr"])
+            self._move(weights, updates, group)

@@ -50,6 +50,10 @@ class LARS(Optimizer):
             w, u = (torch.stack(torch._foreach_norm(tensors)) for tensors in (weights, updates))
             scales = torch.where((w > 0) & (u > 0), group["trust"] * w / u, 1.0)
             torch._foreach_mul_(updates, list(scales.unbind()))
+        self._move(weights, updates, group)
+
+    def _move(self, weights: list[torch.Tensor], updates: Any, group: dict[str, Any]) -> None:
+        """Let the velocities take the updates in, and the weights follow them."""
         for p in weights:
             if "velocity" not in self.state[p]:
                 self.state[p]["velocity"] = torch.zeros_like(p)

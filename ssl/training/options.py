@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from objcrop.option import Options, option
 from objcrop.option_value import flag, number, pair, text, whole, word
@@ -29,8 +29,8 @@ def _rises(at: Training) -> str | None:
     return None if at.warmup_epochs else "there are no warmup_epochs"
 
 
-def _learns_labels(at: Any) -> str | None:
-    learns = at.method == "supervised" or at.online_probe
+def _learns_labels(at: Training) -> str | None:
+    learns = at.learns_labels or at.online_probe
     return None if learns else "no labels are learnt (by method 'supervised' or online_probe)"
 
 
@@ -39,6 +39,7 @@ class Training(Options):
     """How a network is trained, whatever the method; the defaults are MoCo-v2's."""
 
     group: ClassVar[str] = "training"
+    learns_labels: ClassVar[bool] = False  # whether the method itself does
 
     arch: str = option("resnet50", text(), "any ResNet of torchvision by name, or timm/NAME")
     init: str | None = option(

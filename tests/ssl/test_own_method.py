@@ -105,7 +105,7 @@ def test_groups_frozen_tensors_and_a_bank_as_large_as_the_data(photos, tmp_path)
     )  # three steps an epoch
     name = "encoder.heads.heads.all.weight"
     torch.manual_seed(0)
-    made = Bank(resolve(None, FLAGS), Bank.seen and _data()).kept
+    made = Bank(resolve(None, FLAGS), _data()).kept
     torch.testing.assert_close(first[name], made)  # two steps without a gradient, and without decay
     assert (kept["method"][name] - made).abs().max() > 1e-4
     rates = [group["lr"] for group in kept["optimiser"]["param_groups"]]
