@@ -250,13 +250,14 @@ class Run:
         samples = self.loader.planner.samples
         queue: int = getattr(self.recipe, "queue", 0)
         if queue * 2 > samples:
-            most = max(samples // 2 // self.recipe.batch_size, 1) * self.recipe.batch_size
+            most = samples // 2 // self.recipe.batch_size * self.recipe.batch_size
+            way = way_out(f"take --queue {most} or less", f"take a queue of {most} or less")
             logging.getLogger("objcrop").warning(
                 "The queue of %d keys is more than half of the %d samples: it will hold the positives' own images as "
                 "negatives; %s.",
                 queue,
                 samples,
-                way_out(f"take --queue {most} or less", f"take a queue of {most} or less"),
+                way if most else "take a smaller batch and queue",
             )
 
     def _optimiser(self) -> torch.optim.Optimizer:

@@ -226,3 +226,10 @@ def test_from_python_as_from_the_command_line(photos, tmp_path):
     assert load_checkpoint(run)["step"] == 2
     with pytest.raises(UsageError, match="steps is given beside a whole recipe"):
         objcrop.pretrain(resolve(None, SMALL), photos[0], None, tmp_path / "x", steps=3)
+
+
+@pytest.mark.parametrize(("batch", "way"), [(8, "take --queue 8 or less"), (16, "take a smaller batch and queue")])
+def test_a_queue_too_long_is_said_with_a_way_that_can_be_taken(photos, tmp_path, caplog, batch, way):
+    with caplog.at_level("WARNING", "objcrop"):
+        train(photos, tmp_path / "run", steps=1, batch_size=batch, queue=16)
+    assert "queue of 16 keys is more than half of the 24 samples" in caplog.text and way in caplog.text

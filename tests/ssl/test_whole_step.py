@@ -24,7 +24,7 @@ from objcrop.ssl.networks.shuffle_bn import permutation
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.trainer import Run
 
-STEPS, N, SIDE = 5, 12, 16
+STEPS, N, SIDE = 5, 24, 32  # of fewer rows and pixels BatchNorm makes much of the last digit, step after step
 ROLES = ("object", "scene")
 SHARED = dict(arch="timm/test_resnet", size=SIDE, batch_size=N, steps=STEPS, dim=6, hidden=10, crops="obj-scene")
 CPU = torch.device("cpu")
