@@ -43,7 +43,8 @@ class SimSiam(Method):
         super().__init__(recipe, data)
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(("all",), True, lambda: byol_head(width, recipe.dim, recipe.dim)))
+        heads = RoleHeads(("all",), True, lambda: byol_head(width, recipe.dim, recipe.dim))
+        self.encoder = Encoder(network, heads, width)
         self.predictor = byol_head(recipe.dim, recipe.hidden, recipe.dim)
         for part in (self.encoder, self.predictor):
             self.devices.normalise(part)

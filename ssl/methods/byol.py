@@ -61,7 +61,8 @@ class BYOL(Method):
         shared, roles = data.heads_shared or recipe.heads == "shared", data.roles
         self.roles = roles
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(roles, shared, lambda: byol_head(width, hidden, recipe.dim)))
+        heads = RoleHeads(roles, shared, lambda: byol_head(width, hidden, recipe.dim))
+        self.encoder = Encoder(network, heads, width)
         self.predictor = RoleHeads(roles, shared, lambda: byol_head(recipe.dim, hidden, recipe.dim))
         self.devices.normalise(self.encoder)
         self.devices.normalise(self.predictor)

@@ -17,11 +17,11 @@ from objcrop.ssl.training.recipe import Recipe
 
 
 class Encoder(nn.Module):
-    """Backbone and projection heads."""
+    """Backbone and projection heads; `width` is that of the backbone's features."""
 
-    def __init__(self, backbone: nn.Module, heads: RoleHeads) -> None:
+    def __init__(self, backbone: nn.Module, heads: RoleHeads, width: int) -> None:
         super().__init__()
-        self.backbone, self.heads = backbone, heads
+        self.backbone, self.heads, self.width = backbone, heads, width
 
     def forward(self, views: torch.Tensor, role: str) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features (N, width) and unnormalised embeddings (N, dim) of views (N, 3, S, S)."""

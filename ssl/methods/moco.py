@@ -84,7 +84,7 @@ class MoCo(Method):
         heads = RoleHeads(data.roles, shared, lambda: moco_head(width, recipe.hidden or width, recipe.dim))
         self.roles = data.roles
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, heads)
+        self.encoder = Encoder(network, heads, width)
         self.devices.normalise(self.encoder)
         self.momentum_encoder = momentum_copy(self.encoder)
         self.queues = nn.ModuleDict({name: KeyQueue(recipe.queue, recipe.dim) for name in heads.heads})

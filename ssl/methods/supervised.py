@@ -61,7 +61,8 @@ class Supervised(Method):
             raise UsageError("method is 'supervised', but the catalog has no labels; index it with its annotations.")
         network, width = backbone(recipe.arch, recipe.size, recipe.init)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(("label",), False, lambda: torch.nn.Linear(width, data.classes)))
+        heads = RoleHeads(("label",), False, lambda: torch.nn.Linear(width, data.classes))
+        self.encoder = Encoder(network, heads, width)
         self.devices.normalise(self.encoder)
 
     def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:

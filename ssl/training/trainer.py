@@ -203,8 +203,7 @@ class Run:
             )
         self.probe = None
         if recipe.online_probe:
-            width = next(iter(self.method.encoder.heads.parameters())).shape[1]
-            self.probe = OnlineProbe(width, len(loader.classes), recipe.single_label).to(device)
+            self.probe = OnlineProbe(self.method.encoder.width, len(loader.classes), recipe.single_label).to(device)
         self.optimiser = self._optimiser()
         saved = self._restore() if resume else None
         self.watch = Watch(recipe, folder, self.total, self.step)

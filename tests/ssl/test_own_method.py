@@ -39,7 +39,7 @@ class Bank(Method):
         super().__init__(recipe, data)
         network, width = backbone(recipe.arch, recipe.size)
         self.devices = VirtualDevices(recipe.batch_size, recipe.virtual_devices)
-        self.encoder = Encoder(network, RoleHeads(("all",), True, lambda: nn.Linear(width, 4)))
+        self.encoder = Encoder(network, RoleHeads(("all",), True, lambda: nn.Linear(width, 4)), width)
         self.devices.normalise(self.encoder)
         self.register_buffer("bank", torch.zeros(data.samples, 4))
         self.kept = self.encoder.heads.heads["all"].weight.detach().clone()
