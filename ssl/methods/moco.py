@@ -20,8 +20,6 @@ from torch import nn
 
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.errors import UsageError
-from objcrop.option import option
-from objcrop.option_value import number, whole
 from objcrop.ssl.methods.info_nce import info_nce
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.methods.unit_rows import unit_rows
@@ -30,7 +28,7 @@ from objcrop.ssl.networks.heads import RoleHeads, moco_head
 from objcrop.ssl.networks.key_queue import KeyQueue
 from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import JointEmbedding, Recipe
+from objcrop.ssl.training.recipe import JointEmbedding, Queue, Recipe, Temperature
 
 
 def query_view(seed: int, step: int) -> int:
@@ -47,19 +45,13 @@ def default_bn_groups(batch_size: int, most: int = 8) -> int:
 
 
 @dataclass(frozen=True)
-class MoCoRecipe(Recipe, JointEmbedding):
+class MoCoRecipe(Recipe, JointEmbedding, Temperature, Queue):
     """The options of MoCo-v2."""
-
-    temperature: float = option(0.2, number(1e-4, 100), "of InfoNCE")
-    queue: int = option(65536, whole(1, 2**24), "number of keys, a multiple of batch_size")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.queue % self.batch_size:
-            raise UsageError(
-                f"queue is {self.queue}, but it must be a multiple of the batch_size {self.batch_size}: "
-                f"take {max(self.queue // self.batch_size, 1) * self.batch_size}."
-            )
+        if not self.queue:
+            raise UsageError(f"queue is 0, but {self.method} has no other negatives: take {self.batch_size}.")
 
     @property
     def virtual_devices(self) -> int:

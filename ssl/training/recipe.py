@@ -63,15 +63,27 @@ def _roles_differ(at: Any) -> str | None:
 
 
 @dataclass(frozen=True)
-class JointEmbedding(Options):
-    """The options of methods that pull the embeddings of two views together, one of them by a momentum encoder."""
+class Embedding(Options):
+    """The option of methods that compare embeddings of unit length."""
 
     dim: int = option(128, whole(1, 65536), "of the embeddings")
+
+
+@dataclass(frozen=True)
+class MLPHead(Embedding):
+    """The option of methods whose heads have a hidden layer."""
+
     hidden: int | None = option(
         None,
         whole(1, 65536),
-        "width of the hidden layer of projection and prediction; default: the feature width (moco-v2), 4096 (byol)",
+        "width of the hidden layer of projection and prediction; default: the feature width, 4096 for byol",
     )
+
+
+@dataclass(frozen=True)
+class JointEmbedding(MLPHead):
+    """The options of methods that pull the embeddings of two views together, one of them by a momentum encoder."""
+
     ema: float = option(0.999, number(0, 1), "momentum of the momentum encoder; BYOL raises it to 1 by a cosine")
     heads: str = option(
         "per-role",
@@ -79,6 +91,29 @@ class JointEmbedding(Options):
         "per-role (OAC 3) or shared; policies whose views play one role always share",
         idle=_roles_differ,
     )
+
+
+@dataclass(frozen=True)
+class Temperature(Options):
+    """The option of losses that are a softmax."""
+
+    temperature: float = option(0.2, number(1e-4, 100), "that similarities are divided by in the loss")
+
+
+@dataclass(frozen=True)
+class Queue(Options):
+    """The option of methods that keep embeddings of earlier steps."""
+
+    queue: int = option(65536, whole(0, 2**24), "number of embeddings kept of earlier steps, a multiple of batch_size")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        size: int = getattr(self, "batch_size")  # noqa: B009, of the group `Loading` beside this one
+        if self.queue % size:
+            raise UsageError(
+                f"queue is {self.queue}, but it must be a multiple of the batch_size {size}: "
+                f"take {max(self.queue // size, 1) * size}."
+            )
 
 
 def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> Recipe:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
-from objcrop.ssl.training.recipe import JointEmbedding, Recipe, acting
+from objcrop.ssl.training.recipe import Embedding, Recipe, acting
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.whole_file import whole_file
 
@@ -154,7 +154,7 @@ class Watch:
             self.bar.update(self.task, completed=line["step"], line=text)
         elif line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total:
             self.console.print(f"step {line['step']}/{self.total}  {text}", highlight=False)
-        evenly = self.recipe.dim**-0.5 if isinstance(self.recipe, JointEmbedding) else 0.0
+        evenly = self.recipe.dim**-0.5 if isinstance(self.recipe, Embedding) else 0.0
         if line.get("embedding_std", 1.0) < COLLAPSED * evenly and not self.warned:
             self.warned = True
             logging.getLogger("objcrop").warning(

@@ -21,7 +21,7 @@ from objcrop.option import home_of, option, options_of, takes_options
 from objcrop.option_value import whole
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.options import Training
-from objcrop.ssl.training.recipe import JointEmbedding, Recipe, acting, as_dict, resolve
+from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
@@ -41,7 +41,7 @@ IN_METHODS = {
 
 def test_an_option_stands_in_one_place():
     """No option's name is declared twice: groups are put together, and one that two had would hide one of them."""
-    groups = [Crops, Loading, Training, JointEmbedding, Recipe, ViewOptions, *(m.options for m in METHODS.values())]
+    groups = [Crops, Loading, Training, Recipe, ViewOptions, *(m.options for m in METHODS.values())]
     homes = {}
     for group in groups:
         for name in options_of(group):
