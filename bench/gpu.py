@@ -248,12 +248,12 @@ def _cannot(step: Step, command: str | None) -> str:
 
 def _drawn(folder: Path, n: int) -> dict[str, Path]:
     """Draw scenes; return where their catalog and boxes are."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
     draw_scenes(folder / "scenes", n)
-    photos, _ = index_source(folder / "scenes", "scenes")
+    photos, _ = index(folder / "scenes", "scenes")
     photos.save(folder / "photos.arrow")
     propose(photos, "gt").save(folder / "boxes.arrow")
     return {"catalog": folder / "photos.arrow", "boxes": folder / "boxes.arrow"}

@@ -30,6 +30,7 @@ from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.bing import bing, load_bing
 from objcrop.kernels.colour import colour
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.kernels.nms import nms_topk
 from objcrop.proposals.bing import WEIGHTS
@@ -136,9 +137,10 @@ def _colour_call(sizes: Sizes, device: str) -> Call:
     """Return the colouring of noise by decisions of moco-v2: nothing in it depends on what the views show."""
     (augment,) = augment_recipe("moco-v2", 1)
     drawn = colour_decisions(np.arange(sizes.views), (augment,), seed=0, epoch=0)
-    decisions = {name: torch.from_numpy(np.ascontiguousarray(array[:, 0])).to(device) for name, array in drawn.items()}
+    of_view = {name: torch.from_numpy(np.ascontiguousarray(array[:, 0])).to(device) for name, array in drawn.items()}
+    decisions = Decisions(**of_view)
     views = torch.randint(256, (sizes.views, sizes.view_size, sizes.view_size, 3), dtype=torch.uint8, device=device)
-    return lambda: colour(views, **decisions, mean=augment.mean, std=augment.std, dtype=torch.bfloat16)
+    return lambda: colour(views, decisions, augment.mean, augment.std, torch.bfloat16)
 
 
 def _anchors_call(sizes: Sizes, device: str) -> Call:

@@ -44,6 +44,7 @@ from objcrop.child_process import QUIET, Child, ChildDied, alive
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
+from objcrop.devices import device_kind
 from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.whole_file import save_picture
 
@@ -54,7 +55,7 @@ QUICKER = 8  # times as many images are measured of those that work on a GPU
 
 def our(wanted: Wanted, *, made_on: str | None = None, **options: Any) -> Generator[Views, None, None]:
     """Yield batches of one of our loaders without end, made on `made_on` and handed out on the device wanted."""
-    with wanted.loader(device=made_on or wanted.device, **options) as loader:
+    with wanted.loader(**options, **({"device": made_on} if made_on else {})) as loader:
         for views in endless_views(loader):
             yield views.to(wanted.device)
 
@@ -109,80 +110,48 @@ CONTENDERS: dict[str, Contender] = {
 }
 
 
-def bench_loader(
-    catalog: str | os.PathLike[str] | None = None,
-    boxes: str | os.PathLike[str] | None = None,
-    *,
-    crops: str = "obj-obj+dilate",
-    size: int = 224,
-    batch_size: int = 32,
-    device: str = "cpu",
-    workers: int | None = None,
-    threads: int | None = None,
-    repeats: int = 3,
-    images: int = 256,
-) -> dict[str, Any]:
-    """Measure every contender and ceiling; without a catalog, on scenes drawn for the purpose.
+def bench_loader(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
+    """Measure every contender and ceiling.
 
     Args:
-        catalog: file of the images.
-        boxes: file of their boxes.
-        crops: policy.
-        size: side of the views, pixels.
-        batch_size: images in a batch.
-        device: "cpu" or "cuda": where the views must lie in the end.
-        workers: processes of loaders that work in processes; None for one a core.
-        threads: of those that work in threads; None for one a core.
+        wanted: the data and the views, see `asked_for`.
         repeats: measurements of each.
         images: in each measurement; below ten batches a worker the rhythm of the workers shows.
 
     Returns:
         `loaders` and `ceilings`: for each name what `row_of` returns; `left_out`: name to reason; `verdict`.
-
-    Raises:
-        UsageError: no GPU for "cuda".
     """
-    with asked_for(catalog, boxes, crops, size, batch_size, device, workers, threads, images) as wanted:
-        left_out = {name: why for name, contender in CONTENDERS.items() if (why := contender.left_out(device))}
-        lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
-        watches = {name: Stopwatch() for name in lineup}
-        memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
-        # Some decode the whole catalog before their first batch, without a word.
-        with Child(measure, QUIET + len(wanted.catalog) / SLOWEST) as child:
-            for _ in range(repeats):
-                for name in lineup:
-                    if name not in left_out:
-                        try:
-                            watch, taken = child(wanted, name, max(images // batch_size, 1))
-                            watches[name].add(watch)
-                            memory[name] = max(memory[name], taken)
-                        except ChildDied as died:
-                            left_out[name] = str(died)
-        views = {name: len(crop_policy(crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
-        rows = {
-            name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup if name not in left_out
-        }
-        result = {
-            "crops": crops,
-            "size": size,
-            "batch_size": batch_size,
-            "device": device,
-            "workers": wanted.workers,
-            "threads": wanted.threads,
-            "catalog_images": len(wanted.catalog),
-            "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
-            "loaders": {name: row for name, row in rows.items() if name in CONTENDERS},
-            "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
-            "left_out": left_out,
-            "verdict": [],
-        }
-        if {"torch, colour=pil", "dali, cpu"} <= rows.keys():
-            pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
-            result["dali_over_pil_per_cpu_s"] = round(dali / pil, 2)
-            result["verdict"] = [
-                f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."
-            ]
-        return result
+    left_out = {name: why for name, contender in CONTENDERS.items() if (why := contender.left_out(wanted.device))}
+    lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
+    watches = {name: Stopwatch() for name in lineup}
+    memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
+    # Some decode the whole catalog before their first batch, without a word.
+    with Child(measure, QUIET + len(wanted.catalog) / SLOWEST) as child:
+        for _ in range(repeats):
+            for name in lineup:
+                if name not in left_out:
+                    try:
+                        watch, taken = child(wanted, name, max(images // wanted.batch_size, 1))
+                        watches[name].add(watch)
+                        memory[name] = max(memory[name], taken)
+                    except ChildDied as died:
+                        left_out[name] = str(died)
+    views = {name: len(crop_policy(wanted.crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
+    rows = {name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup if name not in left_out}
+    result = {
+        **wanted.told(),
+        "loaders": {name: row for name, row in rows.items() if name in CONTENDERS},
+        "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
+        "left_out": left_out,
+        "verdict": [],
+    }
+    if {"torch, colour=pil", "dali, cpu"} <= rows.keys():
+        pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
+        result["dali_over_pil_per_cpu_s"] = round(dali / pil, 2)
+        result["verdict"] = [
+            f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."
+        ]
+    return result
 
 
 def measure(wanted: Wanted, name: str, count: int) -> tuple[Stopwatch, float]:
@@ -256,22 +225,34 @@ def endless_views(loader: ViewLoader) -> Generator[Views, None, None]:
 
 @contextmanager
 def asked_for(
-    catalog: str | os.PathLike[str] | None,
-    boxes: str | os.PathLike[str] | None,
-    crops: str,
-    size: int,
-    batch_size: int,
-    device: str,
-    workers: int | None,
-    threads: int | None,
-    images: int,
+    catalog: str | os.PathLike[str] | None = None,
+    boxes: str | os.PathLike[str] | None = None,
+    *,
+    crops: str = "obj-obj+dilate",
+    size: int = 224,
+    batch_size: int = 32,
+    device: str = "auto",
+    workers: int | None = None,
+    threads: int | None = None,
+    images: int = 256,
 ) -> Iterator[Wanted]:
     """Load the catalog and the boxes, or draw scenes, up to 256 or two batches, in a folder that is gone afterwards.
+
+    Args:
+        catalog: file of the images; None draws scenes for the purpose.
+        boxes: file of their boxes.
+        crops: policy.
+        size: side of the views, pixels.
+        batch_size: images in a batch.
+        device: "auto", "cpu" or "cuda": where the views must lie in the end.
+        workers: processes of loaders that work in processes; None for one a core.
+        threads: of those that work in threads; None for one a core.
+        images: in each measurement.
 
     Raises:
         UsageError: no GPU for "cuda".
     """
-    refuse_without_gpu(one_of(device, ("cpu", "cuda"), "device"))
+    refuse_without_gpu(one_of(device, ("auto", "cpu", "cuda"), "device"))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
         photos, table = load_or_draw(catalog, boxes, Path(name), max(min(images, 256), 2 * batch_size))
@@ -281,10 +262,11 @@ def asked_for(
             crops,
             size,
             batch_size,
-            device,
+            device_kind(device),
             cores if workers is None else workers,
             cores if threads is None else threads,
             Path(name),
+            "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
         )
 
 
@@ -300,12 +282,12 @@ def load_or_draw(
 
 def drawn_scenes(folder: Path, n: int) -> tuple[Catalog, BoxTable]:
     """Draw n sample scenes; return their catalog and ground-truth boxes."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
     draw_scenes(folder, n)
-    catalog, _ = index_source(folder, "scenes")
+    catalog, _ = index(folder, "scenes")
     return catalog, propose(catalog, "gt")
 
 

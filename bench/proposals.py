@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from objcrop.bench.rivals.opencv_bing import OpenCVBing
+from objcrop.box_stats import measured_rows, stats
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
@@ -33,7 +34,6 @@ from objcrop.proposals.edge_boxes import EdgeBoxesProposer
 from objcrop.proposals.from_images import Image, Proposer
 from objcrop.proposals.selective_search import SelectiveSearchProposer
 from objcrop.recall import BUDGETS
-from objcrop.stats import measured_rows, stats
 
 # Name to what makes the proposer; slow ones look at fewer images.
 LOOKING: dict[str, tuple[Callable[[], Proposer], int]] = {

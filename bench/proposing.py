@@ -22,7 +22,7 @@ from typing import Any
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole, default_threads
-from objcrop.devices import resolve_device
+from objcrop.devices import device_kind, resolve_device
 from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -37,12 +37,12 @@ DECODING = "decoding alone"
 WARM_UP = 2  # parts
 
 
-def bench_proposing(catalog: Catalog, *, device: str = "cpu", repeats: int = 3, images: int = 2048) -> dict[str, Any]:
+def bench_proposing(catalog: Catalog, *, device: str = "auto", repeats: int = 3, images: int = 2048) -> dict[str, Any]:
     """Measure both methods and decoding alone.
 
     Args:
         catalog: the images.
-        device: "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda".
         repeats: measurements of each.
         images: in each measurement, rounded up to whole parts.
 
@@ -52,7 +52,8 @@ def bench_proposing(catalog: Catalog, *, device: str = "cpu", repeats: int = 3, 
     Raises:
         UsageError: no GPU for "cuda".
     """
-    refuse_without_gpu(one_of(device, ("cpu", "cuda"), "device"))
+    refuse_without_gpu(one_of(device, ("auto", "cpu", "cuda"), "device"))
+    device = device_kind(device)
     epoch = [range(begin, min(begin + ROWS, len(catalog))) for begin in range(0, len(catalog), ROWS)]
     counted = -(-images // len(epoch[0]))
     parts = (epoch * -(-(WARM_UP + counted) // len(epoch)))[: WARM_UP + counted]

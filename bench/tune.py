@@ -14,7 +14,6 @@ decoding_probe.py), since the fastest may be one that makes wrong pixels.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -22,7 +21,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from objcrop.bench.loader import asked_for, lap, our
+from objcrop.bench.loader import lap, our
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.child_process import Child, ChildDied
@@ -63,27 +62,6 @@ def options_to_try(threads: int, device: str) -> dict[str, list[Any]]:
 
 
 def bench_tune(
-    catalog: str | os.PathLike[str] | None,
-    boxes: str | os.PathLike[str] | None,
-    *,
-    crops: str,
-    size: int,
-    batch_size: int,
-    device: str,
-    threads: int | None,
-    repeats: int,
-    images: int,
-    report: Callable[[dict[str, Any]], None] = lambda result: None,
-) -> dict[str, Any]:
-    """Find the best options for a catalog, or without one for scenes drawn for the purpose.
-
-    Arguments as in `bench_loader` and `tune`.
-    """
-    with asked_for(catalog, boxes, crops, size, batch_size, device, 0, threads, images) as wanted:
-        return tune(wanted, images=images, repeats=repeats, report=report)
-
-
-def tune(
     wanted: Wanted, *, images: int, repeats: int, report: Callable[[dict[str, Any]], None] = lambda result: None
 ) -> dict[str, Any]:
     """Find the best options.

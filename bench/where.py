@@ -14,69 +14,50 @@ unless handing over is what is slow. `objcrop bench train` reports it with a tra
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from objcrop.bench.ceilings import like, part_of_the_loader, plans
-from objcrop.bench.loader import asked_for, endless_views, lap
+from objcrop.bench.loader import endless_views, lap
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
+from objcrop.kernels.colour_decisions import Decisions
 
 
-def bench_where(
-    catalog: str | os.PathLike[str] | None = None,
-    boxes: str | os.PathLike[str] | None = None,
-    *,
-    crops: str = "obj-obj+dilate",
-    size: int = 224,
-    batch_size: int = 32,
-    device: str = "cpu",
-    threads: int | None = None,
-    repeats: int = 3,
-    images: int = 256,
-) -> dict[str, Any]:
+def bench_where(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
     """Measure the chains in turn; arguments as `bench_loader`.
 
     Returns:
         `chains`: for each stage the summary of the chain that ends with it; `stages`: milliseconds of processor time an
         image that it adds; `ready`: mean number of ready batches; `verdict`.
     """
-    with asked_for(catalog, boxes, crops, size, batch_size, device, 0, threads, images) as wanted:
-        watches = {name: Stopwatch() for name in CHAINS}
-        ready: list[int] = []
-        batches = max(images // batch_size, 1)
-        for _ in range(repeats):
-            for name, (begin, times) in CHAINS.items():
-                lap(watches[name], begin, wanted, times * batches)
-            ready += _ready(wanted, batches)
-        chains = {name: watch.summary() for name, watch in watches.items()}
-        stages = stage_costs({name: 1000 / row["images_per_cpu_s"] for name, row in chains.items()})
-        dearest = max(stages, key=lambda name: stages[name])
-        whole = 1000 / chains["colour"]["images_per_cpu_s"]
-        return {
-            "what": "milliseconds of processor time an image, by stage",
-            "crops": crops,
-            "size": size,
-            "batch_size": batch_size,
-            "device": device,
-            "threads": wanted.threads,
-            "catalog_images": len(wanted.catalog),
-            "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
-            "chains": chains,
-            "stages": stages,
-            "ready": round(statistics.mean(ready), 2),
-            "verdict": [f"{dearest}: {stages[dearest] / whole:.0%} of the {whole:.2f} ms of processor time an image."],
-        }
+    watches = {name: Stopwatch() for name in CHAINS}
+    ready: list[int] = []
+    batches = max(images // wanted.batch_size, 1)
+    for _ in range(repeats):
+        for name, (begin, times) in CHAINS.items():
+            lap(watches[name], begin, wanted, times * batches)
+        ready += _ready(wanted, batches)
+    chains = {name: watch.summary() for name, watch in watches.items()}
+    stages = stage_costs({name: 1000 / row["images_per_cpu_s"] for name, row in chains.items()})
+    dearest = max(stages, key=lambda name: stages[name])
+    whole = 1000 / chains["colour"]["images_per_cpu_s"]
+    return {
+        "what": "milliseconds of processor time an image, by stage",
+        **wanted.told(),
+        "chains": chains,
+        "stages": stages,
+        "ready": round(statistics.mean(ready), 2),
+        "verdict": [f"{dearest}: {stages[dearest] / whole:.0%} of the {whole:.2f} ms of processor time an image."],
+    }
 
 
 def stage_costs(chains: dict[str, float]) -> dict[str, float]:
@@ -100,7 +81,7 @@ def _run(wanted: Wanted, until: str) -> Generator[Any, None, None]:
 
 
 def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, None]:
-    with like(wanted.loader(device=wanted.device), kind) as loader:
+    with like(wanted.loader(), kind) as loader:
         yield from endless_views(loader)
 
 
@@ -110,7 +91,7 @@ class LoaderWithoutColour(DaliLoader):
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
         pass
 
-    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: Decisions) -> torch.Tensor:
         return pixels
 
 
@@ -141,7 +122,7 @@ class CountedLoader(DaliLoader):
 
 
 def _ready(wanted: Wanted, count: int) -> list[int]:
-    with closing(like(wanted.loader(device=wanted.device), CountedLoader)) as loader:
+    with closing(like(wanted.loader(), CountedLoader)) as loader:
         for _ in zip(range(count), endless_views(loader)):
             pass
         return loader.ready[1:]  # at the first request nothing has begun

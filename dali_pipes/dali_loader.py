@@ -39,10 +39,10 @@ from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_one
 
 # Of the plan's arrays those that colour a view, and of the batch's tensors those that come with the views.
-DECISIONS = ("flip", "jitter", "factors", "order", "grey", "sigma", "solarise")
 CHANCE = 8  # images that DALI refuses one and all: that is no chance
 BESIDE_VIEWS = ("index", "requested", "labels", "substituted")
 
@@ -230,13 +230,7 @@ class DaliLoader(ViewLoader):
         augment = self.planner.augment[v]
         colour_one(
             view.numpy(),
-            plan.flip[i, v],
-            plan.jitter[i, v],
-            plan.factors[i, v],
-            plan.order[i, v],
-            plan.grey[i, v],
-            plan.sigma[i, v],
-            plan.solarise[i, v],
+            plan.decisions(i, v),
             augment.mean,
             augment.std,
             out.numpy(),
@@ -245,7 +239,7 @@ class DaliLoader(ViewLoader):
     def _finish_batch(self, batch: Views, windows: Windows, images: Any) -> Views:
         """Resize and colour the views in the side stream, as the images are there; the host waits for nothing."""
         plan = batch.plan
-        arrays = {name: getattr(plan, name).swapaxes(0, 1) for name in DECISIONS} | windows._asdict()
+        arrays = {name: getattr(plan, name).swapaxes(0, 1) for name in Decisions._fields} | windows._asdict()
         arrays |= {name: getattr(batch, name).numpy() for name in BESIDE_VIEWS}
         arrays |= {f"boxes {v} {k}": t.numpy() for v, b in enumerate(batch.boxes) for k, t in enumerate(b.tensors())}
         with torch.cuda.stream(self.side_stream):
@@ -257,7 +251,8 @@ class DaliLoader(ViewLoader):
                 if self.planner.transform is not None:
                     views.append(pixels.permute(0, 3, 1, 2))
                 else:
-                    views.append(self._colour_batch(v, pixels, {name: there[name][v] for name in DECISIONS}))
+                    decisions = Decisions(*(there[name][v] for name in Decisions._fields))
+                    views.append(self._colour_batch(v, pixels, decisions))
             made = self._transformed(replace(batch, views=tuple(views)))
         # DALI takes its memory back when nobody holds it: that must not be before the kernels have read it.
         while self._read_later and self._read_later[0][0].query():
@@ -271,12 +266,12 @@ class DaliLoader(ViewLoader):
         )
         return replace(made, **beside)
 
-    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: Decisions) -> torch.Tensor:
         """Colour a batch of one view, uint8 (N, S, S, 3), in the current stream."""
         from objcrop.kernels.colour import colour
 
         augment = self.planner.augment[v]
-        return colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=self.dtype)
+        return colour(pixels, decisions, augment.mean, augment.std, self.dtype)
 
     @property
     def decoding(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ MOST_ON_GPU = 24
 
 
 def default_threads(device: str) -> int:
-    """Return how many threads decode for a device, "cpu" or "cuda…"."""
+    """Return how many threads decode for a device, "cpu" or "cuda"."""
     return cores_here() if device == "cpu" else min(cores_here(), MOST_ON_GPU)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from objcrop.boxes import BoxTable
-from objcrop.catalog import Catalog
+from objcrop.boxes import BoxTable, boxes_at
+from objcrop.catalog import Catalog, catalog_at
 from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.crops import why_no_boxes
 from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlanner
+from objcrop.devices import device_kind
 from objcrop.errors import UsageError
 from objcrop.launcher import cores_here
 from objcrop.option import takes_options
@@ -62,13 +63,10 @@ def load_views(
     if boxes is not None and idle is not None:
         raise UsageError(f"boxes cannot act here: {idle}; leave it out.")
 
-    images = catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
-    if isinstance(boxes, (str, os.PathLike)):
-        boxes = BoxTable.load(boxes, images)
-    elif boxes is not None and boxes.catalog_fingerprint != images.fingerprint:
-        raise UsageError("the boxes were made for another catalog; make them for this one with `objcrop propose`.")
-    elif boxes is None and chosen.view_boxes:
+    if boxes is None and chosen.view_boxes:
         raise UsageError("view_boxes is True, but there are no boxes; give boxes too.")
+    images = catalog_at(catalog)
+    boxes = None if boxes is None else boxes_at(boxes, images)
     planner = ViewPlanner(images, boxes, chosen, seed=chosen.seed, view_boxes=chosen.view_boxes)
     if planner.boxes_left_out:
         assert boxes is not None
@@ -85,7 +83,7 @@ def load_views(
     from objcrop.dali_pipes.dali_loader import DaliLoader
     from objcrop.dali_pipes.decode_crop_resize import default_threads
 
-    contract |= {"threads": chosen.threads or default_threads(chosen.device), "decode": chosen.decode}
+    contract |= {"threads": chosen.threads or default_threads(device_kind(chosen.device)), "decode": chosen.decode}
     contract |= {"hw_decoder_load": chosen.hw_decoder_load, "decoder_padding": chosen.decoder_padding}
     if chosen.cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader

@@ -11,7 +11,8 @@ from objcrop.errors import way_out
 from objcrop.option import Options, option
 from objcrop.option_value import SEED, Unfit, flag, number, text, whole, word
 
-_NAME = text(r"cpu|cuda(:[0-9]{1,3})?", "'cpu', 'cuda' or 'cuda:N'")
+_NAMES = "'auto', 'cpu', 'cuda' or 'cuda:N'"
+_NAME = text(r"auto|cpu|cuda(:[0-9]{1,3})?", _NAMES)
 
 
 def device_name(value: Any) -> str:
@@ -19,7 +20,7 @@ def device_name(value: Any) -> str:
     if type(value).__module__ == "torch":  # torch.device; what else torch has is no name of a device
         value = str(value)
     if not isinstance(value, str):
-        raise Unfit("'cpu', 'cuda' or 'cuda:N'")
+        raise Unfit(_NAMES)
     return _NAME(value)
 
 
@@ -39,7 +40,7 @@ def _batches_lie_ready(at: Loading) -> str | None:
 
 
 def _gpu_decodes_batches(at: Loading) -> str | None:
-    if at.backend != "dali" or not at.device.startswith("cuda"):
+    if at.backend != "dali" or not at.on_gpu:
         needs = "it needs backend='dali' on a GPU"
         return way_out(f"{needs} (--loader dali --device cuda)", needs)
     return None if at.cache is None else "a cache decodes each image once and whole"
@@ -65,10 +66,10 @@ class Loading(Options):
         "dali", word("torch", "dali"), "dali, or torch: PIL in worker processes, as people have it today", flag="loader"
     )
     device: str = option(
-        "cpu",
+        "auto",
         device_name,
-        "cpu, cuda or cuda:N: where the views lie, and for dali where they are made; cuda is PyTorch's current GPU, or "
-        "that of the launcher's local rank where none was chosen",
+        "auto (a GPU where there is one), cpu, cuda or cuda:N: where the views lie, and for dali where they are made; "
+        "cuda is PyTorch's current GPU, or that of the launcher's local rank where none was chosen",
     )
     workers: int | None = option(
         None,
@@ -116,6 +117,13 @@ class Loading(Options):
     max_bad: float = option(
         0.01, number(0, 1), "largest share of the catalog that may turn out unreadable before the loader stops"
     )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the views lie on a GPU."""
+        from objcrop.devices import device_kind
+
+        return device_kind(self.device) == "cuda"
 
 
 @dataclass(frozen=True)

@@ -210,21 +210,11 @@ def _view(image: Image.Image, planner: ViewPlanner, plan: ViewPlan, i: int, v: i
     small = image.crop((x0, y0, x1, y1)).resize((size, size), PIL_FILTER[augment.interpolation])
     if planner.transform is not None:
         return torch.from_numpy(np.array(small))
-    decisions = (
-        bool(plan.flip[i, v]),
-        bool(plan.jitter[i, v]),
-        plan.factors[i, v],
-        plan.order[i, v],
-        bool(plan.grey[i, v]),
-        float(plan.sigma[i, v]),
-        bool(plan.solarise[i, v]),
-        augment.mean,
-        augment.std,
-    )
+    how = plan.decisions(i, v), augment.mean, augment.std
     if colour == "pil":
-        return colour_pil(small, *decisions).permute(1, 2, 0)
+        return colour_pil(small, *how).permute(1, 2, 0)
     pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-    return colour_reference(pixels, *decisions).permute(1, 2, 0)
+    return colour_reference(pixels, *how).permute(1, 2, 0)
 
 
 def assemble(planner: ViewPlanner, plan: ViewPlan, asked: ViewPlan, views: list[torch.Tensor]) -> Views:

@@ -89,7 +89,7 @@ class ViewLoader(ABC):
         batch_size: int,
         shuffle: bool,
         drop_last: bool,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "auto",
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:

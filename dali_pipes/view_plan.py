@@ -31,6 +31,7 @@ from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
 from objcrop.dali_pipes.random_resized_crop import RATIO, random_resized_crop
 from objcrop.dali_pipes.view_boxes import ViewBoxes, view_boxes
 from objcrop.errors import UsageError
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.option_value import seed_of
 
 _SCALE_SAMPLE = 20_000  # images that the mean box share is taken over: enough for two digits, no wait on millions
@@ -70,6 +71,10 @@ class ViewPlan:
 
     def __len__(self) -> int:
         return len(self.sample)
+
+    def decisions(self, i: int, v: int) -> Decisions:
+        """Return what happens to the colours of sample i's view v."""
+        return Decisions(*(getattr(self, name)[i, v] for name in Decisions._fields))
 
     def take(self, order: NDArray[np.int64]) -> ViewPlan:
         """Return the plan of these of its samples, in this order."""

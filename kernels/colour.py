@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from objcrop.kernels import nvrtc
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
 from objcrop.kernels.colour_torch import colour_torch
 
@@ -76,18 +77,12 @@ def fits(views: torch.Tensor, dtype: torch.dtype) -> bool:
 @torch.no_grad()
 def colour(
     views: torch.Tensor,
-    flip: torch.Tensor,
-    jitter: torch.Tensor,
-    factors: torch.Tensor,
-    order: torch.Tensor,
-    grey: torch.Tensor,
-    sigma: torch.Tensor,
-    solarise: torch.Tensor,
+    decisions: Decisions,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Augment and normalise a batch of views; arguments as `colour_reference`, one row a view.
+    """Augment and normalise a batch of views.
 
     On CUDA tensors the kernel runs in torch's current stream; nothing is copied or waited for. Where it cannot (no
     CuPy, views of 640 pixels or more, less on GPUs whose blocks have less shared memory) and on other devices
@@ -95,13 +90,7 @@ def colour(
 
     Args:
         views: uint8 (N, S, S, 3).
-        flip: bool (N,).
-        jitter: bool (N,).
-        factors: float32 (N, 4).
-        order: uint8 (N, 4).
-        grey: bool (N,).
-        sigma: float32 (N,) pixels.
-        solarise: bool (N,).
+        decisions: of N views, tensors where they lie.
         mean: per channel.
         std: per channel.
         dtype: of the result.
@@ -110,18 +99,12 @@ def colour(
         (N, 3, S, S), channels_last, on the device of `views`.
     """
     way = colour_by_kernel if views.is_cuda and fits(views, dtype) else colour_torch
-    return way(views, flip, jitter, factors, order, grey, sigma, solarise, mean, std, dtype)
+    return way(views, decisions, mean, std, dtype)
 
 
 def colour_by_kernel(
     views: torch.Tensor,
-    flip: torch.Tensor,
-    jitter: torch.Tensor,
-    factors: torch.Tensor,
-    order: torch.Tensor,
-    grey: torch.Tensor,
-    sigma: torch.Tensor,
-    solarise: torch.Tensor,
+    decisions: Decisions,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype,
@@ -132,16 +115,16 @@ def colour_by_kernel(
     out = torch.empty(shape, dtype=dtype, device=views.device, memory_format=torch.channels_last)
     if not out.numel():
         return out
-    tensors = (views, flip, jitter, factors, order, grey, sigma, solarise)
-    views, flip, jitter, factors, order, grey, sigma, solarise = (tensor.contiguous() for tensor in tensors)
+    views, *each = (tensor.contiguous() for tensor in (views, *decisions))
+    decided = Decisions(*each)
     means = torch.empty(count, PARTS, device=views.device)
     side, half = np.int32(size), np.int32(blur_kernel_size(size) // 2)
-    arguments: tuple[torch.Tensor | np.generic, ...] = (views, jitter, factors, order, side, means)
+    of_jitter = (decided.jitter, decided.factors, decided.order)
+    arguments: tuple[torch.Tensor | np.generic, ...] = (views, *of_jitter, side, means)
     nvrtc.launch("colour", "luma_means", (count * PARTS,), (MEAN_THREADS,), arguments)
     gain = [np.float32(1 / s) for s in std]
     bias = [np.float32(-m / s) for m, s in zip(mean, std)]
-    decisions = (flip, jitter, factors, order, grey, sigma, solarise)
-    arguments = (views, *decisions, means, side, half, *gain, *bias, np.int32(FORMATS[dtype]), out)
+    arguments = (views, *decided, means, side, half, *gain, *bias, np.int32(FORMATS[dtype]), out)
     tile = tile_for(size, views.device)
     assert tile is not None
     tiles = -(-size // tile)

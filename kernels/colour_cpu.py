@@ -16,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
 
 _scratch = threading.local()
@@ -191,13 +192,7 @@ def _planes_for(size: int) -> NDArray[np.float32]:
 
 def colour_one(
     view: NDArray[np.uint8],
-    flip: bool,
-    jitter: bool,
-    factors: NDArray[np.float32],
-    order: NDArray[np.uint8],
-    grey: bool,
-    sigma: float,
-    solarise: bool,
+    decisions: Decisions,
     mean: Sequence[float],
     std: Sequence[float],
     out: NDArray[np.float32],
@@ -206,13 +201,7 @@ def colour_one(
 
     Args:
         view: uint8 (S, S, 3), contiguous.
-        flip: mirror left to right.
-        jitter: whether the factors apply.
-        factors: float32 (4,).
-        order: uint8 (4,).
-        grey: turn grey.
-        sigma: blur in pixels, 0 for none.
-        solarise: invert from 0.5 up.
+        decisions: of this view.
         mean: per channel.
         std: per channel.
         out: float32 (S, S, 3), contiguous; filled.
@@ -220,6 +209,7 @@ def colour_one(
     size = view.shape[0]
     planes = _planes_for(size)
     gain = (1 / np.asarray(std)).astype(np.float32)
+    flip, jitter, factors, order, grey, sigma, solarise = decisions
     _before_blur(view, bool(jitter), factors, order, bool(grey), planes)
     if sigma > 0:
         _blur(planes, size, float(sigma))

@@ -8,24 +8,16 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as tv
 
+from objcrop.kernels.colour_decisions import Decisions
 
-def colour_pil(
-    view: Image.Image,
-    flip: bool,
-    jitter: bool,
-    factors: Sequence[float],
-    order: Sequence[int],
-    grey: bool,
-    sigma: float,
-    solarise: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
-) -> torch.Tensor:
+
+def colour_pil(view: Image.Image, decisions: Decisions, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """Augment and normalise one RGB view; arguments as `colour_reference`, pixels 8-bit between the steps.
 
     Returns:
         float32 (3, S, S).
     """
+    flip, jitter, factors, order, grey, sigma, solarise = decisions
     if jitter:
         steps = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)
         for step in order:

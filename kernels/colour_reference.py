@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torchvision.transforms.v2 import functional as tv
 
+from objcrop.kernels.colour_decisions import Decisions
+
 
 def blur_kernel_size(size: int) -> int:
     """Return the odd kernel side of a view of that side: 0.1 × size (Chen et al. 2020, SimCLR, appendix A)."""
@@ -18,34 +20,20 @@ def blur_kernel_size(size: int) -> int:
 
 
 def colour_reference(
-    view: torch.Tensor,
-    flip: bool,
-    jitter: bool,
-    factors: Sequence[float],
-    order: Sequence[int],
-    grey: bool,
-    sigma: float,
-    solarise: bool,
-    mean: Sequence[float],
-    std: Sequence[float],
+    view: torch.Tensor, decisions: Decisions, mean: Sequence[float], std: Sequence[float]
 ) -> torch.Tensor:
     """Augment and normalise one view.
 
     Args:
         view: uint8 (3, S, S), RGB.
-        flip: mirror left to right.
-        jitter: whether the four factors apply.
-        factors: brightness, contrast, saturation (1 leaves as is) and hue (turns of the colour circle).
-        order: permutation of 0..3, the four in the order they are applied; each clamps to 0..1.
-        grey: turn grey (ITU-R 601).
-        sigma: blur, pixels; 0 is none. Kernel `blur_kernel_size(S)`, reflect padding.
-        solarise: invert values from 0.5 up.
+        decisions: of this view.
         mean: subtracted per channel.
         std: divided by per channel.
 
     Returns:
         float32 (3, S, S).
     """
+    flip, jitter, factors, order, grey, sigma, solarise = decisions
     x = view.to(torch.float32) / 255
     if jitter:
         steps = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import conv2d, pad
 
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
 
 
@@ -47,28 +48,16 @@ def _blur(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 def colour_torch(
     views: torch.Tensor,
-    flip: torch.Tensor,
-    jitter: torch.Tensor,
-    factors: torch.Tensor,
-    order: torch.Tensor,
-    grey: torch.Tensor,
-    sigma: torch.Tensor,
-    solarise: torch.Tensor,
+    decisions: Decisions,
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """Augment and normalise a batch of views; arguments as `colour_reference`, one row a view.
+    """Augment and normalise a batch of views.
 
     Args:
         views: uint8 (N, S, S, 3).
-        flip: bool (N,).
-        jitter: bool (N,).
-        factors: float32 (N, 4).
-        order: uint8 (N, 4).
-        grey: bool (N,).
-        sigma: float32 (N,) pixels.
-        solarise: bool (N,).
+        decisions: of N views, tensors where they lie.
         mean: per channel.
         std: per channel.
         dtype: of the result.
@@ -76,6 +65,7 @@ def colour_torch(
     Returns:
         (N, 3, S, S), channels_last, on the device of `views`.
     """
+    flip, jitter, factors, order, grey, sigma, solarise = decisions
 
     def per_view(decision: torch.Tensor) -> torch.Tensor:
         return decision.view(-1, 1, 1, 1)

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from objcrop.box_stats import stats
     from objcrop.boxes import BoxTable
     from objcrop.catalog import Catalog, join_catalogs
     from objcrop.dali_pipes.augment import Augment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from objcrop.dali_pipes.view_plan import ViewPlan
     from objcrop.dali_pipes.views import Views
     from objcrop.errors import ObjcropError, UsageError
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.ssl.evaluation.probe import probe
     from objcrop.ssl.export import export
@@ -45,12 +46,13 @@ __all__ = [
     "ViewSpec",
     "Views",
     "export",
-    "index_source",
+    "index",
     "join_catalogs",
     "load_views",
     "pretrain",
     "probe",
     "propose",
+    "stats",
 ]
 _HOMES = {
     "Augment": "objcrop.dali_pipes.augment",
@@ -65,12 +67,13 @@ _HOMES = {
     "ViewSpec": "objcrop.dali_pipes.crop_policy",
     "Views": "objcrop.dali_pipes.views",
     "export": "objcrop.ssl.export",
-    "index_source": "objcrop.formats",
+    "index": "objcrop.formats",
     "join_catalogs": "objcrop.catalog",
     "load_views": "objcrop.dali_pipes.load_views",
     "pretrain": "objcrop.ssl.training.trainer",
     "probe": "objcrop.ssl.evaluation.probe",
     "propose": "objcrop.proposals",
+    "stats": "objcrop.box_stats",
 }
 
 

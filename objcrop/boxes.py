@@ -272,6 +272,20 @@ class BoxTable:
         return boxes
 
 
+def boxes_at(boxes: BoxTable | str | os.PathLike[str], catalog: Images) -> BoxTable:
+    """Return boxes that were given as such, or as the file that `objcrop propose` wrote.
+
+    Raises:
+        UsageError: a table that was made for another catalog.
+        ObjcropError: a file that cannot be used, see `BoxTable.load`.
+    """
+    if not isinstance(boxes, BoxTable):
+        return BoxTable.load(boxes, catalog)
+    if boxes.catalog_fingerprint != catalog.fingerprint:
+        raise UsageError("the boxes were made for another catalog; make them for this one with `objcrop propose`.")
+    return boxes
+
+
 def _only_chunk(table: pa.Table, name: str) -> Any:
     column = table.column(name)
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()

@@ -341,6 +341,11 @@ class Catalog:
         return damaged(self._file or f"the catalog of {self.root}", what, REMAKE)
 
 
+def catalog_at(catalog: Catalog | str | os.PathLike[str]) -> Catalog:
+    """Return a catalog that was given as such, or as the file that `objcrop index` wrote."""
+    return catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
+
+
 def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     """Put several catalogs together under the deepest folder that holds all their roots.
 

@@ -109,10 +109,10 @@ def index(
     ] = False,
 ) -> None:
     """Read a source of photos into a catalog; what cannot be used is left out and listed with place and reason."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index as run_index
 
     options: dict[str, Any] = {"annotations": annotations, "root": root, "limit": limit}
-    catalog, report = index_source(source, format, **options, verify=verify, strict=strict)
+    catalog, report = run_index(source, format, **options, verify=verify, strict=strict)
     catalog.save(output)
     for line in report.lines():
         console.print(line, markup=False, highlight=False)
@@ -158,7 +158,7 @@ def propose(
     ] = None,
     rank: Annotated[str | None, typer.Option(help="anchors: mean-sqrt-area, mean or per-size.")] = None,
     nms: Annotated[float | None, typer.Option(help="bing, anchors: boxes that overlap more are one.")] = None,
-    device: Annotated[str | None, typer.Option(help="bing, anchors: cuda or cpu.")] = None,
+    device: Annotated[str | None, typer.Option(help="bing, anchors: auto, cpu, cuda or cuda:N.")] = None,
     proposals: Annotated[Path | None, typer.Option(help="discovery: boxes to choose from; EdgeBoxes if none.")] = None,
     neighbours: Annotated[int | None, typer.Option(help="discovery: images that each is matched with.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
@@ -225,18 +225,15 @@ def stats(
     """Objectness, coverage and recall of boxes and policies against ground truth."""
     import json
 
-    from objcrop.boxes import BoxTable
+    from objcrop.box_stats import stats as run_stats
+    from objcrop.box_stats import stats_table
     from objcrop.catalog import Catalog
-    from objcrop.stats import stats as run_stats
-    from objcrop.stats import stats_table
     from objcrop.stats_picture import draw_stats
 
-    photos = Catalog.load(catalog, root=root)
-    table = None if boxes is None else BoxTable.load(boxes, photos)
     asked = of_recipe(recipe, options)
     crops = asked.pop("crops", None)
     asked.pop("augment", None)  # windows are measured, whose colours are nobody's
-    result = run_stats(photos, table, crops, seed=seed, images=images, draws=draws, **asked)
+    result = run_stats(Catalog.load(catalog, root=root), boxes, crops, seed=seed, images=images, draws=draws, **asked)
     stats_table(result, console)
     if output is not None:
         with whole_file(output) as part:
@@ -312,7 +309,7 @@ def probe(
     single_label: Annotated[bool, typer.Option("--single-label", help="One class an image: top-1, not mAP.")] = False,
     fine_tune: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 0,
     loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
-    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     output: JsonOption = None,
 ) -> None:
     """Measure a backbone: linear and nearest-neighbour scores of frozen features, and fine-tuning."""
@@ -326,7 +323,7 @@ def probe(
         Catalog.load(train),
         Catalog.load(test),
         size=size,
-        single=single_label,
+        single_label=single_label,
         fine_tune=fine_tune,
         backend=loader,
         device=device,
@@ -352,14 +349,14 @@ def probe(
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", callback=writes())],
-    form: Annotated[str, typer.Option("--format", help="torchvision, timm or detectron2.")] = "torchvision",
+    format: Annotated[str, typer.Option(help="torchvision, timm or detectron2.")] = "torchvision",
 ) -> None:
     """Write a checkpoint's backbone as others load it."""
     from objcrop.ssl.export import export as run_export
 
     refuse_overwriting(output, checkpoint)
-    said = run_export(checkpoint, form, output)
-    console.print(f"{said['arch']}, {said['tensors']} tensors, {said['form']} → {output}", highlight=False)
+    said = run_export(checkpoint, output, format)
+    console.print(f"{said['arch']}, {said['tensors']} tensors, {said['format']} → {output}", highlight=False)
     if said["small_stem"]:
         console.print(
             "Its first convolution is the 3×3 one for small images: see `objcrop.ssl.networks.backbones.backbone`."

@@ -53,7 +53,7 @@ def bench_loader(
     batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
     images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
-    device: Annotated[str, typer.Option(help="cpu or cuda: where the views must lie in the end.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda: where the views must lie in the end.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of DALI; default: one a core.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Only find the best options of the DALI loader.")] = False,
@@ -64,28 +64,29 @@ def bench_loader(
     ] = None,
 ) -> None:
     """Compare loaders on the same files and the same plan, in one run."""
+    from objcrop.bench.loader import asked_for, plot_loader
     from objcrop.bench.loader import bench_loader as run_bench
-    from objcrop.bench.loader import plot_loader
     from objcrop.bench.machine import write_result
     from objcrop.bench.table import print_loaders, print_stages, print_tried
     from objcrop.bench.tune import bench_tune
     from objcrop.bench.where import bench_where
 
     options: dict[str, Any] = {"crops": crops, "size": size, "batch_size": batch_size, "device": device}
-    options |= {"threads": threads, "repeats": repeats, "images": images}
-    if tune:
-        report = (lambda result: None) if output is None else partial(write_result, output)
-        result = bench_tune(catalog, boxes, report=report, **options)
-        print_tried(result, console)
-    elif where:
-        result = bench_where(catalog, boxes, **options)
-        print_stages(result, console)
-    else:
-        result = run_bench(catalog, boxes, workers=workers, **options)
-        print_loaders(result["loaders"], "loader", console)
-        print_loaders(result["ceilings"], "ceiling", console)
-        for name, reason in result["left_out"].items():
-            console.print(f"{name}: {reason}", highlight=False)
+    options |= {"threads": threads, "workers": workers, "images": images}
+    with asked_for(catalog, boxes, **options) as wanted:
+        if tune:
+            report = (lambda result: None) if output is None else partial(write_result, output)
+            result = bench_tune(wanted, repeats=repeats, images=images, report=report)
+            print_tried(result, console)
+        elif where:
+            result = bench_where(wanted, repeats=repeats, images=images)
+            print_stages(result, console)
+        else:
+            result = run_bench(wanted, repeats=repeats, images=images)
+            print_loaders(result["loaders"], "loader", console)
+            print_loaders(result["ceilings"], "ceiling", console)
+            for name, reason in result["left_out"].items():
+                console.print(f"{name}: {reason}", highlight=False)
     for line in result["verdict"]:
         console.print(line, highlight=False)
     if output is not None:
@@ -106,7 +107,7 @@ def bench_train(
     steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 20,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind, taken in turn.")] = 3,
     loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
-    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Further option of a recipe.")
     ] = None,
@@ -163,7 +164,7 @@ def bench_proposals(
     opencv_bing: Annotated[Path | None, typer.Option(help="Folder of OpenCV's BING model.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Measure this alone; the others stay as in -o.")] = None,
     rate: Annotated[bool, typer.Option("--rate", help="Only how fast propose runs beside decoding alone.")] = False,
-    device: Annotated[str, typer.Option(help="Of --rate: cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Of --rate: auto, cpu or cuda.")] = "auto",
     repeats: Annotated[int, typer.Option(min=1, help="Of --rate: measurements of each.")] = 3,
 ) -> None:
     """Recall, objectness and price of every box source."""

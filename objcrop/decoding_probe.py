@@ -97,7 +97,7 @@ def probe_decoding(
     Raises:
         ObjcropError: not even a CPU decodes here.
     """
-    from objcrop.formats import index_source, tracked
+    from objcrop.formats import index, tracked
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
@@ -106,7 +106,7 @@ def probe_decoding(
     with tempfile.TemporaryDirectory(prefix="objcrop-probe-") as name:
         folder = Path(name)
         draw_scenes(folder, images)
-        catalog, _ = index_source(folder, "scenes")
+        catalog, _ = index(folder, "scenes")
         catalog.save(folder / "photos.arrow")
         propose(catalog, "gt").save(folder / "boxes.arrow")
         keep_expected(folder)

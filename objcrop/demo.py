@@ -101,12 +101,12 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
 
 def _scenes(folder: Path, n: int, seed: int, say: Any) -> Catalog:
     """Draw n scenes unless they are there, and index them."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.sample_scenes import draw_scenes
 
     say("scenes", f"objcrop index {folder} --format scenes -o {folder}.arrow")
     draw_scenes(folder, n, seed=seed)
-    catalog, _ = index_source(folder, "scenes")
+    catalog, _ = index(folder, "scenes")
     catalog.save(folder.with_suffix(".arrow"))
     return catalog
 

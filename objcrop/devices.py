@@ -8,13 +8,20 @@ from objcrop.errors import ObjcropError, UsageError, refuse_without_gpu
 from objcrop.launcher import local_rank
 
 
+def device_kind(name: str | torch.device) -> str:
+    """Return "cpu" or "cuda": the kind of device that a name means here, without a look at which one."""
+    if str(name) == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(name).partition(":")[0]
+
+
 def resolve_device(name: str | torch.device) -> torch.device:
     """Return the device that a name means in this process and thread.
 
     "cuda" is PyTorch's current GPU; where nobody chose one (it is GPU 0) it is that of the launcher's local rank.
 
     Args:
-        name: "cpu", "cuda" or "cuda:N".
+        name: "auto" (a GPU where PyTorch finds one), "cpu", "cuda" or "cuda:N".
 
     Returns:
         The device, with an index unless it is the CPU.
@@ -22,11 +29,12 @@ def resolve_device(name: str | torch.device) -> torch.device:
     Raises:
         UsageError: another name, no such GPU, or one that belongs to another process of this machine.
     """
+    name = device_kind(name) if str(name) == "auto" else name
     kind, colon, index = str(name).partition(":")
     if str(name) == "cpu":
         return torch.device("cpu")
     if kind != "cuda" or (colon and not (index.isascii() and index.isdigit())):
-        raise UsageError(f"device is '{name}', but it must be cpu, cuda, or cuda:N for GPU N.")
+        raise UsageError(f"device is '{name}', but it must be auto, cpu, cuda, or cuda:N for GPU N.")
     refuse_without_gpu(str(name))
     count, current, local = torch.cuda.device_count(), torch.cuda.current_device(), _local_rank()
     if colon:

@@ -58,10 +58,10 @@ def one_of(value: str, names: object, what: str) -> str:
 
 
 def refuse_without_gpu(device: str) -> None:
-    """Raise a `UsageError` where `device` is not "cpu" and PyTorch finds no GPU."""
+    """Raise a `UsageError` where `device` asks for a GPU and PyTorch finds no GPU."""
     import torch
 
-    if device != "cpu" and not torch.cuda.is_available():
+    if device not in ("auto", "cpu") and not torch.cuda.is_available():
         way = way_out("pass --device cpu (device='cpu')", "take device='cpu'")
         raise UsageError(f"device is '{device}', but PyTorch finds no GPU here; {way}.")
 

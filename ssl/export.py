@@ -25,29 +25,31 @@ from objcrop.whole_file import whole_file
 FORMATS = ("torchvision", "timm", "detectron2")
 
 
-def export(checkpoint: str | os.PathLike[str], form: str, output: str | os.PathLike[str]) -> dict[str, Any]:
+def export(
+    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], format: str = "torchvision"
+) -> dict[str, Any]:
     """Write a checkpoint's backbone.
 
     Args:
         checkpoint: a last.pt.
-        form: "torchvision", "timm" or "detectron2".
         output: file to write; .pkl for detectron2, .pt or .pth else.
+        format: "torchvision", "timm" or "detectron2".
 
     Returns:
-        arch, form, the number of tensors, and whether the stem is the one for small images.
+        arch, format, the number of tensors, and whether the stem is the one for small images.
 
     Raises:
-        UsageError: an unknown form, or a network that the form cannot hold.
+        UsageError: an unknown format, or a network that it cannot hold.
         ObjcropError: an unusable checkpoint, or a file that cannot be written.
     """
-    one_of(form, FORMATS, "--format")
+    one_of(format, FORMATS, "--format")
     saved = load_checkpoint(checkpoint, BACKBONE)
     arch, weights = saved["recipe"]["arch"], backbone_weights(saved)
     of_timm = arch.startswith("timm/")
     small = "conv1.weight" in weights and int(weights["conv1.weight"].shape[-1]) == 3 and not of_timm
-    if form == "torchvision" and of_timm:
+    if format == "torchvision" and of_timm:
         raise UsageError(f"{checkpoint} is timm's {arch[5:]}, which torchvision does not have; take --format timm.")
-    if form == "detectron2":
+    if format == "detectron2":
         if of_timm or "layer1.0.conv1.weight" not in weights:
             raise UsageError(f"{checkpoint} is {arch}, but Detectron2 takes torchvision's ResNets.")
         if small:
@@ -60,7 +62,7 @@ def export(checkpoint: str | os.PathLike[str], form: str, output: str | os.PathL
         _write(Path(output), lambda file: pickle.dump(content, file))
     else:
         _write(Path(output), lambda file: torch.save({k: v.contiguous() for k, v in weights.items()}, file))
-    return {"arch": arch.removeprefix("timm/"), "form": form, "tensors": len(weights), "small_stem": small}
+    return {"arch": arch.removeprefix("timm/"), "format": format, "tensors": len(weights), "small_stem": small}
 
 
 def detectron2_name(name: str) -> str:

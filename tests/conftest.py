@@ -73,15 +73,27 @@ def boxes_for(catalog, seed=0):
     return boxes
 
 
+@pytest.fixture(autouse=True)
+def gpus_for_those_marked(request, monkeypatch):
+    """Hide the GPU from tests without the mark `gpu`, and from their children: they test what a CPU does, anywhere."""
+    if request.node.get_closest_marker("gpu") is None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.init()  # with all GPUs in sight, whoever comes first
+            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """A catalog of 24 pictures and its boxes."""
     from objcrop.boxes import BoxTable
-    from objcrop.formats import index_source
+    from objcrop.formats import index
 
     folder = tmp_path_factory.mktemp("photos")
     write_photos(folder, 24)
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     return catalog, BoxTable.from_arrays(catalog, boxes_for(catalog))
 
 
@@ -89,7 +101,7 @@ def photos(tmp_path_factory):
 def turned(tmp_path_factory):
     """A catalog of 24 JPEGs and PNGs of odd sizes in all eight orientations, and its boxes."""
     from objcrop.boxes import BoxTable
-    from objcrop.formats import index_source
+    from objcrop.formats import index
 
     folder = tmp_path_factory.mktemp("turned")
     for i in range(24):
@@ -97,7 +109,7 @@ def turned(tmp_path_factory):
         exif[0x0112] = 1 + i % 8
         name = f"{i:02d}.{'png' if i % 3 else 'jpg'}"
         photo(*[(131, 97), (80, 143), (57, 61)][i % 3], i).save(folder / name, exif=exif)
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     assert sorted(catalog.orientations.tolist()) == sorted([*range(1, 9)] * 3)
     return catalog, BoxTable.from_arrays(catalog, boxes_for(catalog))
 

@@ -64,7 +64,7 @@ def mutated(data: bytes, rng: random.Random, text: bool) -> bytes:
 def seeds(folder: Path) -> None:
     """Write sound files of every format into `folder`."""
     from objcrop.boxes import BoxTable
-    from objcrop.formats import index_source
+    from objcrop.formats import index
 
     (folder / "images").mkdir(parents=True)
     for i in range(4):
@@ -81,7 +81,7 @@ def seeds(folder: Path) -> None:
     categories = [{"id": 3, "name": "cat"}, {"id": 5, "name": "dog"}]
     coco = {"images": images, "annotations": boxes, "categories": categories}
     (folder / "coco.json").write_text(json.dumps(coco))
-    catalog, _ = index_source(folder / "coco.json", "coco", root=folder / "images")
+    catalog, _ = index(folder / "coco.json", "coco", root=folder / "images")
     catalog.save(folder / "c.arrow")
     catalog.save(folder / "c.parquet")
     table = BoxTable.from_arrays(catalog, [[[1, 2, 20, 20]], [], [[0, 0, 9, 9], [3, 3, 30, 30]], [[5, 5, 6, 6]]])

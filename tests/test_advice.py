@@ -31,7 +31,7 @@ SERVES = {
         "index",
     ),  # the demo's scenes are sound, and `propose --method import` has sentences of its own
     "objcrop/proposals/": ("propose",),
-    "objcrop/stats.py": ("stats",),
+    "objcrop/box_stats.py": ("stats",),
     "ssl/export.py": ("export",),
     "ssl/evaluation/probe.py": ("probe",),
     "ssl/training/recipe.py": ("pretrain", "bench train", "bench policies"),
@@ -167,11 +167,11 @@ def test_moved_images(tmp_path, monkeypatch, capsys, words, says, not_says):
     from PIL import Image
 
     from objcrop.cli import main
-    from objcrop.formats import index_source
+    from objcrop.formats import index
 
     (tmp_path / "old").mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / "old" / "a.png")
-    index_source(tmp_path / "old")[0].save(tmp_path / "c.arrow")
+    index(tmp_path / "old")[0].save(tmp_path / "c.arrow")
     (tmp_path / "old").rename(tmp_path / "new")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):

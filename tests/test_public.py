@@ -14,15 +14,16 @@ SIGNATURES = {
     "ViewBoxes": "corners sample box visible",
     "ViewPlan": "sample row box regions windows flip jitter factors order grey sigma solarise",
     "Views": "views index requested labels plan substituted boxes",
-    "export": "checkpoint form output",
-    "index_source": "source format *annotations *root *limit *verify *strict",
+    "export": "checkpoint output format",
+    "index": "source format *annotations *root *limit *verify *strict",
     "join_catalogs": "catalogs",
     "load_views": " ".join(
         ["catalog", "*boxes", "*bad_images", "*rank", "*world_size", *(f"*{name}" for name in options_of(ViewOptions))]
     ),
     "pretrain": "recipe catalog boxes output *resume **options",
-    "probe": "checkpoint train test *size *single *fine_tune *backend *device",
+    "probe": "checkpoint train test *size *single_label *fine_tune *backend *device",
     "propose": "catalog method **options",
+    "stats": "catalog boxes crops *seed *images *draws *bootstrap **options",
 }
 OPTIONS = (
     "crops size augment local_views local_size local_scale local_from local_overlap random_crop scale scale_min "

@@ -34,6 +34,7 @@ class Wanted:
         workers: processes, for loaders that work in processes.
         threads: for those that work in threads.
         folder: for files that a rival must write before it can begin.
+        data: what the catalog is of, for the result.
     """
 
     catalog: Catalog
@@ -45,13 +46,22 @@ class Wanted:
     workers: int
     threads: int
     folder: Path
+    data: str = ""
+
+    def told(self) -> dict[str, Any]:
+        """Return what a result says of what was measured."""
+        by_name = {
+            name: getattr(self, name) for name in ("crops", "size", "batch_size", "device", "threads", "workers")
+        }
+        return {**by_name, "catalog_images": len(self.catalog), "data": self.data}
 
     def paths(self) -> list[str]:
         """Return the images' paths."""
         return [self.catalog.path(row) for row in range(len(self.catalog))]
 
     def loader(self, **options: Any) -> ViewLoader:
-        """Return one of our own loaders; options as in `load_views`."""
+        """Return one of our own loaders, on the device that is wanted unless told; options as in `load_views`."""
+        options = {"device": self.device, **options}
         by_processes = options.get("backend") == "torch"
         return load_views(
             self.catalog,

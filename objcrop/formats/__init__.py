@@ -1,7 +1,6 @@
 """From a folder of images, with or without annotations, to a `Catalog`: one module a format, all with one signature.
 
-    read_<format>(source, *, annotations=None, root=None, limit=None, verify=False, strict=False)
-        -> (Catalog, IndexReport)
+    read_<format>(source: Source) -> (Catalog, IndexReport)
 
 What the readers share is here: headers read in parallel, annotations turned upright, clipped and counted. What one bad
 entry of an annotation file costs is that entry: it is left out and listed in the report, or, if `strict`, ends it all.
@@ -27,14 +26,14 @@ from objcrop.errors import ObjcropError, UsageError, one_of, printable
 from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
 from objcrop.formats.coco_masks import upright_masks
 from objcrop.formats.index_report import IndexReport
+from objcrop.formats.source import Source, StrPath
 
 FORMATS = ("folder", "coco", "voc", "scenes")
 
 T = TypeVar("T")
-StrPath = str | os.PathLike[str]
 
 
-def index_source(
+def index(
     source: StrPath,
     format: str = "folder",
     *,
@@ -64,7 +63,7 @@ def index_source(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}, but it must be at least 1.")
     read = getattr(importlib.import_module(f"objcrop.formats.{format}"), f"read_{format}")
-    return read(source, annotations=annotations, root=root, limit=limit, verify=verify, strict=strict)
+    return read(Source(source, annotations, root, limit, verify, strict))
 
 
 class FlatBoxes(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, printable, shown
-from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at
+from objcrop.formats import FlatBoxes, IndexReport, catalog_of, folder_at
 from objcrop.formats.coco_masks import box_of
 from objcrop.formats.image_names import ImageNames, key_below
 from objcrop.formats.json_file import read_json
@@ -25,6 +25,7 @@ from objcrop.formats.plain_values import (
     plain_id,
     yes_or_no,
 )
+from objcrop.formats.source import Source
 from objcrop.formats.visible_files import visible_files
 from objcrop.read_file import patiently
 
@@ -37,15 +38,7 @@ class _Image(NamedTuple):
     size: tuple[int, int]
 
 
-def read_coco(
-    source: StrPath,
-    *,
-    annotations: StrPath | None = None,
-    root: StrPath | None = None,
-    limit: int | None = None,
-    verify: bool = False,
-    strict: bool = False,
-) -> tuple[Catalog, IndexReport]:
+def read_coco(source: Source) -> tuple[Catalog, IndexReport]:
     """Index the images that a COCO instances file names.
 
     Category ids become 0..C-1 in their order; two ids of one name are one class, and annotations that all lack a class
@@ -55,21 +48,21 @@ def read_coco(
     text. An image that is listed twice with one size is one image.
 
     Args:
-        source: the JSON, or a folder with `instances.json` in it.
-        annotations: the JSON, when `source` is a folder and the JSON is elsewhere.
-        root: image folder; left out, `images/` beside the JSON (or in `source`), or else that folder itself.
-        limit: take the first so many images, in the order of their keys.
-        verify: decode every image.
-        strict: end at the first entry, mask or file that cannot be used, instead of leaving it out.
+        source: its path is the JSON, or a folder with `instances.json` in it; annotations the JSON, when path is a
+            folder and the JSON is elsewhere; root, left out, is `images/` beside the JSON (or in path), or else that
+            folder itself.
 
     Raises:
         ObjcropError: a file or folder is missing, the JSON is broken (with line and column) or none of COCO's, an id
             stands for two images or two categories, an image is listed with two sizes, or no image is left.
     """
-    folder = str(source) if os.path.isdir(source) else os.path.dirname(os.path.abspath(source))
-    file = os.fspath(annotations or (os.path.join(folder, "instances.json") if os.path.isdir(source) else source))
-    report = IndexReport(strict=strict)
+    is_folder = os.path.isdir(source.path)
+    folder = str(source.path) if is_folder else os.path.dirname(os.path.abspath(source.path))
+    beside = os.path.join(folder, "instances.json") if is_folder else source.path
+    file = os.fspath(source.annotations or beside)
+    report = IndexReport(strict=source.strict)
     images, notes, categories = _parts(file, report)
+    root = source.root
     if root is None:
         inner = os.path.join(folder, "images")
         root = inner if os.path.isdir(inner) else folder
@@ -86,7 +79,7 @@ def read_coco(
                 f"{image.size[0]}x{image.size[1]}; correct one."
             )
         sizes[image.key] = max(known, image.size)
-    keys = sorted(sizes)[:limit]
+    keys = sorted(sizes)[: source.limit]
     position = {key: i for i, key in enumerate(keys)}
     try:
         key_of, image_id = id_table([(image.id, image.key) for image in named])
@@ -142,7 +135,7 @@ def read_coco(
         base,
         keys,
         report,
-        verify=verify,
+        verify=source.verify,
         classes=classes,
         boxes=flat._replace(segmentations=shapes if any(shapes) else None, follows=frozenset(follows)),
         stated_sizes=[sizes[key] for key in keys],

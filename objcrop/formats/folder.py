@@ -6,44 +6,33 @@ import os
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import IndexReport, StrPath, catalog_of, folder_at
+from objcrop.formats import IndexReport, catalog_of, folder_at
+from objcrop.formats.source import Source
 from objcrop.formats.visible_files import visible_files
 
 
-def read_folder(
-    source: StrPath,
-    *,
-    annotations: StrPath | None = None,
-    root: StrPath | None = None,
-    limit: int | None = None,
-    verify: bool = False,
-    strict: bool = False,
-) -> tuple[Catalog, IndexReport]:
-    """Index every image under `source` that Pillow can open, whatever its name ends in.
+def read_folder(source: Source) -> tuple[Catalog, IndexReport]:
+    """Index every image under the source that Pillow can open, whatever its name ends in.
 
     Hidden files and folders (names that begin with a dot) are passed over; what is no image, no regular file or a
     folder that cannot be read is listed as left out.
 
     Args:
-        source: folder, searched at any depth; links to folders are followed.
-        annotations: not used by this format, must be None.
-        root: folder that keys are relative to and that holds `source`; `source` itself when left out.
-        limit: take the first so many files, in the order of their keys.
-        verify: decode every image.
-        strict: end at the first file or folder that cannot be used, instead of leaving it out.
+        source: its path is a folder, searched at any depth, links to folders are followed; annotations must be None;
+            root is a folder that keys are relative to and that holds the path, or that itself when left out.
 
     Raises:
-        UsageError: annotations were given, or `root` does not hold `source`.
-        ObjcropError: the folder is missing or has no image, or something is left out and `strict`.
+        UsageError: annotations were given, or the root does not hold the path.
+        ObjcropError: the folder is missing or has no image, or something is left out and the source is strict.
     """
-    if annotations is not None:
+    if source.annotations is not None:
         raise UsageError("The format 'folder' knows no annotations; leave out --annotations, or use coco or voc.")
-    folder = folder_at(source, "image folder")
-    base = folder if root is None else folder_at(root, "root folder")
+    folder = folder_at(source.path, "image folder")
+    base = folder if source.root is None else folder_at(source.root, "root folder")
     if os.path.commonpath((base, folder)) != base:
         raise UsageError(f"--root {base} does not hold the source {folder}; leave it out, or give a folder above.")
-    report = IndexReport(strict=strict)
+    report = IndexReport(strict=source.strict)
     keys = visible_files(folder, base, report)
     if not keys:
         raise ObjcropError(f"The folder {folder} has no image to index; check the path.")
-    return catalog_of(base, keys[:limit], report, verify=verify), report
+    return catalog_of(base, keys[: source.limit], report, verify=source.verify), report

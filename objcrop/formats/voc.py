@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, printable, shown
-from objcrop.formats import FlatBoxes, IndexReport, StrPath, catalog_of, folder_at, tracked
+from objcrop.formats import FlatBoxes, IndexReport, catalog_of, folder_at, tracked
 from objcrop.formats.image_names import AmbiguousName, ImageNames, is_image_name
 from objcrop.formats.plain_values import ONE_CLASS, BadValue
+from objcrop.formats.source import Source
 from objcrop.formats.text_file import lines_of
 from objcrop.formats.visible_files import visible_files
 from objcrop.formats.voc_xml import VocXml, names_in, read_voc_xml
@@ -42,15 +43,7 @@ class _Image(NamedTuple):
     xml: VocXml
 
 
-def read_voc(
-    source: StrPath,
-    *,
-    annotations: StrPath | None = None,
-    root: StrPath | None = None,
-    limit: int | None = None,
-    verify: bool = False,
-    strict: bool = False,
-) -> tuple[Catalog, IndexReport]:
+def read_voc(source: Source) -> tuple[Catalog, IndexReport]:
     """Index a year of PASCAL VOC, or several.
 
     An XML file belongs to the image of its own name, whatever that one's ending, in the same subfolder or else in the
@@ -59,20 +52,17 @@ def read_voc(
     in any of the files, those in alphabetical order; objects that all lack a name are of the class "object".
 
     Args:
-        source: a folder with `Annotations/` and `JPEGImages/`, or the VOCdevkit that holds such folders, or one with
-            XML files and photos anywhere in it.
-        annotations: a list of image names to take (such as ImageSets/Main/test.txt), or another folder of XML files.
-        root: folder that holds the images in the same layout, `source` when left out.
-        limit: take the first so many images, in the order of their keys.
-        verify: decode every image.
-        strict: end at the first XML file, object or image that cannot be used, instead of leaving it out.
+        source: its path is a folder with `Annotations/` and `JPEGImages/`, or the VOCdevkit that holds such folders, or
+            one with XML files and photos anywhere in it; annotations a list of image names to take (such as
+            ImageSets/Main/test.txt), or another folder of XML files; root a folder that holds the images in the same
+            layout, the path when left out.
 
     Raises:
-        ObjcropError: a folder is missing, no image is left, or something cannot be used and `strict`.
+        ObjcropError: a folder is missing, no image is left, or something cannot be used and the source is strict.
     """
-    folder = folder_at(source, "VOC folder")
-    base = folder if root is None else folder_at(root, "root folder")
-    report = IndexReport(strict=strict)
+    folder, annotations = folder_at(source.path, "VOC folder"), source.annotations
+    base = folder if source.root is None else folder_at(source.root, "root folder")
+    report = IndexReport(strict=source.strict)
     listed = None
     xml_folder = None
     if annotations is not None and os.path.isdir(annotations):
@@ -99,7 +89,7 @@ def read_voc(
     wanted = files if listed is None else _wanted(files, listed, report)
     if not wanted:
         raise ObjcropError(f"{folder} has no XML file to index; check the path or --annotations.")
-    images = _images(wanted, photos, base, limit, report)
+    images = _images(wanted, photos, base, source.limit, report)
     if listed is None:
         _list_unannotated(photos, files, {image.key for image in images}, report)
 
@@ -109,7 +99,9 @@ def read_voc(
         found |= {name for file in tracked(others, len(others), "reading classes") for name in names_in(file.path)}
     classes, boxes = _boxes(images, found, base, report)
     keys, sizes = [image.key for image in images], [image.xml.size for image in images]
-    return catalog_of(base, keys, report, verify=verify, classes=classes, boxes=boxes, stated_sizes=sizes), report
+    return catalog_of(
+        base, keys, report, verify=source.verify, classes=classes, boxes=boxes, stated_sizes=sizes
+    ), report
 
 
 def _years(folder: str) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
 from objcrop.boxes import BoxTable
-from objcrop.catalog import Catalog
+from objcrop.catalog import Catalog, catalog_at
 from objcrop.errors import UsageError, one_of
 
 METHODS = {
@@ -28,11 +29,11 @@ METHODS = {
 }
 
 
-def propose(catalog: Catalog, method: str, **options: Any) -> BoxTable:
+def propose(catalog: Catalog | str | os.PathLike[str], method: str, **options: Any) -> BoxTable:
     """Make boxes for every image of a catalog.
 
     Args:
-        catalog: the images.
+        catalog: the images, a `Catalog` or its file.
         method: a name in `METHODS`.
         **options: the method's own, see its function.
 
@@ -47,7 +48,7 @@ def propose(catalog: Catalog, method: str, **options: Any) -> BoxTable:
             raise UsageError(
                 f"--{name} is not an option of method '{method}', which takes: {', '.join(takes) or 'none'}."
             )
-    return make(catalog, **options)
+    return make(catalog_at(catalog), **options)
 
 
 def takes(method: str, option: str) -> bool:

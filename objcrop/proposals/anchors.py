@@ -59,7 +59,7 @@ def anchors(
     rank: str = RANKS[0],
     count: int = COUNT,
     nms: float = OVERLAP,
-    device: str = "cpu",
+    device: str = "auto",
     workers: int | None = None,
     parts: str | os.PathLike[str] | None = None,
 ) -> BoxTable:
@@ -72,7 +72,7 @@ def anchors(
         rank: "mean-sqrt-area", "mean" or "per-size", see above.
         count: boxes an image.
         nms: two anchors that overlap more (intersection over union) are one.
-        device: "cpu" or "cuda".
+        device: "auto" (the GPU where there is one), "cpu", "cuda" or "cuda:N".
         workers: processes on the CPU; None is the number of cores, 0 works in this one.
         parts: see `propose_from_images`.
 

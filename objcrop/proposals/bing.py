@@ -28,7 +28,7 @@ def bing(
     model: str | os.PathLike[str] | None = None,
     count: int = 10,
     nms: float = 0.6,
-    device: str = "cpu",
+    device: str = "auto",
     workers: int | None = None,
     parts: str | os.PathLike[str] | None = None,
 ) -> BoxTable:
@@ -40,7 +40,7 @@ def bing(
         count: boxes an image, at most.
         nms: two boxes that overlap more (intersection over union) are one; 1 keeps all, as the published recall at
             hundreds of boxes wants it.
-        device: "cpu", or "cuda" to score on the GPU.
+        device: "auto" (scored on the GPU where there is one), "cpu", "cuda" or "cuda:N".
         workers: processes on the CPU; None is the number of cores, 0 works in this one.
         parts: see `propose_from_images`.
     """

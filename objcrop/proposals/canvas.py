@@ -20,7 +20,7 @@ import torch
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole, default_threads, windows_in
-from objcrop.devices import resolve_device
+from objcrop.devices import device_kind, resolve_device
 from objcrop.errors import UsageError
 from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.proposals.from_images import (
@@ -110,13 +110,13 @@ def propose_on_canvas(
         parameters: its options, for the table.
         proposer: makes the proposer from `arguments`, the device and whether it is alone in its process.
         arguments: picklable.
-        device: "cpu" or "cuda".
+        device: as in `resolve_device`.
         workers: processes on the CPU; None is the number of cores, 0 works in this one.
         parts: see `propose_from_images`.
     """
-    if device == "cpu":
+    if device_kind(device) == "cpu":
         workers = (os.cpu_count() or 1) if workers is None else workers
-        make = partial(proposer, *arguments, device, workers > 0)
+        make = partial(proposer, *arguments, "cpu", workers > 0)
         return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)
     make = partial(proposer, *arguments, str(resolve_device(device)), False)
     walk = propose_with_dali

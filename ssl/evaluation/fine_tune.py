@@ -38,7 +38,7 @@ def fine_tuned_scores(
     epochs: int = 20,
     single: bool = False,
     backend: str = "dali",
-    device: str = "cpu",
+    device: str = "auto",
     **flags: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Fine-tune and score.

@@ -68,7 +68,13 @@ def _untrained(arch: str, size: int) -> nn.Module:
 
 @torch.no_grad()
 def features(
-    network: nn.Module, catalog: Catalog, size: int, *, backend: str = "dali", device: str = "cpu", batch_size: int = 64
+    network: nn.Module,
+    catalog: Catalog,
+    size: int,
+    *,
+    backend: str = "dali",
+    device: str = "auto",
+    batch_size: int = 64,
 ) -> Features:
     """Encode every image's centre crop; unreadable images are left out."""
     here = resolve_device(device)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from objcrop.catalog import Catalog
+from objcrop.catalog import Catalog, catalog_at
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import rank_and_world_size
 from objcrop.same_classes import same_classes
@@ -27,23 +27,23 @@ from objcrop.ssl.evaluation.linear_probe import linear_scores
 
 def probe(
     checkpoint: str | os.PathLike[str],
-    train: Catalog,
-    test: Catalog,
+    train: Catalog | str | os.PathLike[str],
+    test: Catalog | str | os.PathLike[str],
     *,
     size: int | None = None,
-    single: bool = False,
+    single_label: bool = False,
     fine_tune: int = 0,
     backend: str = "dali",
-    device: str = "cpu",
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Measure a backbone.
 
     Args:
         checkpoint: a last.pt, or "untrained:ARCH" for random weights.
-        train: labelled images that classifiers learn from.
+        train: labelled images that classifiers learn from, a `Catalog` or its file.
         test: labelled images that they are measured on; classes are joined by name, so either may lack some.
         size: side of the views, pixels; None is the run's.
-        single: each image has one class: top-1 instead of mean average precision.
+        single_label: each image has one class: top-1 instead of mean average precision.
         fine_tune: epochs of fine-tuning; 0 for none.
         backend: see `load_views`.
         device: see `load_views`.
@@ -53,13 +53,14 @@ def probe(
         difficult objects left out) and `…_per_class`, or `…_top1`; `chance_map` or `chance_top1`; the counts and size.
 
     Raises:
-        UsageError: the catalogs have no class in common, `single` and an image with none or several, or this process is
-            one of several ranks.
-        ObjcropError: no labels, or an unusable checkpoint.
+        UsageError: the catalogs have no class in common, `single_label` and an image with none or several, or this
+            process is one of several ranks.
+        ObjcropError: a catalog that cannot be used, no labels, or an unusable checkpoint.
     """
     if rank_and_world_size()[1] > 1:
         raise UsageError("a probe measures in one process; run it without torchrun.")
-    train, test = same_classes(train, test)
+    train, test = same_classes(catalog_at(train), catalog_at(test))
+    single = single_label
     if not train.classes:
         raise ObjcropError(f"the catalog of {train.root} has no labels to learn; index it with its annotations.")
     if single:

@@ -22,7 +22,7 @@ from torch import nn
 
 from objcrop import __version__
 from objcrop.boxes import BoxTable
-from objcrop.catalog import Catalog
+from objcrop.catalog import Catalog, catalog_at
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.dali_pipes.view_loader import ViewLoader
@@ -76,8 +76,7 @@ def pretrain(
         recipe = resolve(recipe, options)
     elif options:
         raise UsageError(f"{next(iter(options))} is given beside a whole recipe: give it to `resolve`, or no Recipe.")
-    if not isinstance(catalog, Catalog):
-        catalog = Catalog.load(catalog)
+    catalog = catalog_at(catalog)
     device = device_of(recipe.device)
     with process_group("nccl" if device.type == "cuda" else "gloo"):
         source = os.fspath(boxes) if isinstance(boxes, (str, os.PathLike)) else ""

@@ -4,13 +4,12 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from objcrop.bench import loader as loader_bench
 from objcrop.bench import proposals as propose_bench
 from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.kernels import bench_kernels
-from objcrop.bench.loader import CONTENDERS, bench_loader, plot_loader
+from objcrop.bench.loader import CONTENDERS, asked_for, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import THREADS, bench_plan
 from objcrop.bench.policies import bench_policies
@@ -22,7 +21,7 @@ from objcrop.bench.where import bench_where
 from objcrop.child_process import Child, ChildDied
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.sample_scenes import draw_scenes
 
 
@@ -45,7 +44,8 @@ class DiesAtSolo(Child):
 def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
     """Once nothing was left of the bench where a contender's libraries took the process along."""
     monkeypatch.setattr(loader_bench, "Child", DiesAtSolo)
-    result = bench_loader(size=32, batch_size=4, repeats=1, images=8)
+    with asked_for(size=32, batch_size=4, images=8) as wanted:
+        result = bench_loader(wanted, repeats=1, images=8)
     assert set(result["loaders"]) | set(result["left_out"]) == set(CONTENDERS)
     assert result["left_out"]["solo-learn's dali, cpu"] == "killed by SIGSEGV"
     assert {name for name in CONTENDERS if CONTENDERS[name].ours and not CONTENDERS[name].needs_gpu} <= set(
@@ -59,7 +59,8 @@ def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
 
 
 def test_where():
-    result = bench_where(size=32, batch_size=4, repeats=1, images=8)
+    with asked_for(size=32, batch_size=4, images=8) as wanted:
+        result = bench_where(wanted, repeats=1, images=8)
     assert list(result["stages"]) == list(result["chains"]) == ["plan", "read", "decode", "resize", "colour"]
     assert 0 <= result["ready"] <= 2
 
@@ -76,7 +77,7 @@ def test_train(loader):
 
 def test_policies_and_again_from_what_lies_there(tmp_path):
     draw_scenes(tmp_path / "s", 16)
-    catalog, _ = index_source(tmp_path / "s", "scenes")
+    catalog, _ = index(tmp_path / "s", "scenes")
     flags = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=8, dim=8)
     options = dict(steps=2, seeds=1, flags=flags, output=tmp_path / "voc.json")
     result = bench_policies(catalog, catalog, tmp_path / "runs", **options)
@@ -87,7 +88,7 @@ def test_policies_and_again_from_what_lies_there(tmp_path):
 
 def test_proposals(tmp_path):
     draw_scenes(tmp_path / "s", 4)
-    catalog, _ = index_source(tmp_path / "s", "scenes")
+    catalog, _ = index(tmp_path / "s", "scenes")
     result = bench_proposals(catalog, images=3)
     assert set(result["methods"]) == {*LOOKING, *FROM_THE_CATALOG, DISCOVERY}
     gt = result["methods"]["gt"]
@@ -106,7 +107,7 @@ def test_proposals_need_a_truth(photos, monkeypatch):
 
 def test_proposing(tmp_path):
     draw_scenes(tmp_path / "s", 3)
-    catalog, _ = index_source(tmp_path / "s", "scenes")
+    catalog, _ = index(tmp_path / "s", "scenes")
     result = bench_proposing(catalog, repeats=1, images=5)
     assert {name: row["images"] for name, row in result["rates"].items()} == dict.fromkeys((DECODING, *PROPOSERS), 6)
     assert set(result["share_of_decoding"]) == set(PROPOSERS)
@@ -122,7 +123,6 @@ def test_kernels():
     assert all(0 < row["ms_min"] <= row["ms"] <= row["ms_max"] for row in result["kernels"].values())
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
 def test_kernels_need_a_gpu():
     with pytest.raises(UsageError, match="needs a CUDA device"):
         bench_kernels()
@@ -131,7 +131,7 @@ def test_kernels_need_a_gpu():
 def test_slow_methods_are_measured_on_the_images_they_looked_at(tmp_path, monkeypatch):
     """Once the first images were looked at and others measured."""
     draw_scenes(tmp_path / "s", 6)
-    catalog, _ = index_source(tmp_path / "s", "scenes")
+    catalog, _ = index(tmp_path / "s", "scenes")
     whole = lambda images: [(np.array([[0, 0, *i.shape[1::-1]]], np.float32), np.ones(1, np.float32)) for i in images]  # noqa: E731
     monkeypatch.setitem(LOOKING, "image, looked at", (lambda: whole, 2))
     methods = bench_proposals(catalog, only=["image", "image, looked at"])["methods"]

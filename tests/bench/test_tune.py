@@ -8,7 +8,7 @@ from rich.console import Console
 from objcrop.bench import tune as tuning
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.table import print_tried
-from objcrop.bench.tune import climb, options_to_try, tune
+from objcrop.bench.tune import bench_tune, climb, options_to_try
 from objcrop.child_process import ChildDied
 from objcrop.decoding_probe import Probed
 from objcrop.ssl.training.recipe import Recipe
@@ -111,7 +111,7 @@ def test_tiny(photos, monkeypatch):
     catalog, boxes = photos
     wanted = Wanted(catalog, boxes, "obj-obj", 16, 8, "cpu", 0, 2, Path("."))
     reports = []
-    found = tune(wanted, images=8, repeats=1, report=reports.append)
+    found = bench_tune(wanted, images=8, repeats=1, report=reports.append)
     assert set(found["best"]) == {"threads", "prefetch"} and found["verdict"][0].startswith("load_views(…, threads=")
     assert all(row["images_per_s"] and not row["trouble"] for rows in found["tried"].values() for row in rows.values())
     assert len(reports) == (2 + 1) + (4 + 1) and reports[-1] == found

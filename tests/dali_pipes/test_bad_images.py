@@ -12,7 +12,7 @@ from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.read_image import open_upright
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 BACKENDS = {"torch": dict(backend="torch", workers=0), "dali": dict(backend="dali", threads=2)}
 
@@ -43,7 +43,7 @@ def spoil(folder):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_spoilt_files_are_replaced_flagged_and_listed(folder, tmp_path, backend):
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     with load(catalog, backend, bad_images=tmp_path / "bad.txt") as loader:
         before = list(loader)
         bad = spoil(folder)
@@ -66,7 +66,7 @@ def test_spoilt_files_are_replaced_flagged_and_listed(folder, tmp_path, backend)
 
 
 def test_backends_substitute_alike(folder):
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     spoil(folder)
     epochs = []
     for backend in BACKENDS:
@@ -79,7 +79,7 @@ def test_backends_substitute_alike(folder):
 
 def test_what_only_pil_reads_reaches_dali_without_loss(folder):
     Image.open(folder / "002.jpg").save(folder / "zz_gif.gif")  # DALI has no GIF decoder
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     epochs = []
     for backend in BACKENDS:
         with load(catalog, backend, batch_size=7) as loader:
@@ -91,7 +91,7 @@ def test_what_only_pil_reads_reaches_dali_without_loss(folder):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_too_many_bad_images_stop_the_run(folder, backend):
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     spoil(folder)
     with load(catalog, backend, max_bad=0.1) as loader, pytest.raises(ObjcropError, match=r"max_bad=0\.1"):
         list(loader)
@@ -99,7 +99,7 @@ def test_too_many_bad_images_stop_the_run(folder, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nothing_readable_ends(folder, backend):
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     shutil.rmtree(folder)
     with load(catalog, backend, max_bad=1.0) as loader, pytest.raises(ObjcropError, match="no readable image"):
         list(loader)
@@ -108,7 +108,7 @@ def test_nothing_readable_ends(folder, backend):
 def test_open_upright_turns_as_pil_does(folder):
     turned = Image.open(folder / "004.jpg")
     assert turned.getexif()[0x0112] == 6
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     image = open_upright(catalog, 4)
     np.testing.assert_array_equal(np.asarray(image), np.rot90(np.asarray(turned.convert("RGB")), -1))
 
@@ -122,7 +122,7 @@ def test_every_odd_file_among_real_photos(test_data, tmp_path, backend):
     manifest = json.loads((test_data / "odd" / "MANIFEST.json").read_text())
     for entry in manifest:
         shutil.copy(test_data / "odd" / entry["file"], tmp_path / entry["file"])
-    catalog, report = index_source(tmp_path, "folder")
+    catalog, report = index(tmp_path, "folder")
     left_out = {key for key, _ in report.left_out}
     unreadable = {e["file"] for e in manifest if e["pil"].startswith("ERR")}
     assert left_out <= unreadable

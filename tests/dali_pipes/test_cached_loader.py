@@ -13,7 +13,7 @@ from objcrop.dali_pipes.cached_loader import kept_sizes, pack
 from objcrop.dali_pipes.decode_crop_resize import windows_at
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.kernels.crop_resize import Windows, crop_resize, resize_uint8
 
 OPTIONS = dict(crops="obj-obj+dilate", augment="moco-v2", size=32, batch_size=8)
@@ -27,7 +27,7 @@ def equal(one, other):
 
 def test_the_same_views_without_the_files(save_photos, tmp_path):
     save_photos(tmp_path, 24)
-    catalog, _ = index_source(tmp_path, "folder")
+    catalog, _ = index(tmp_path, "folder")
     options = {**OPTIONS, "crops": "scene-scene"}
     with load_views(catalog, **options) as plain:
         expected = [*plain, *plain]
@@ -55,7 +55,7 @@ def test_boxes_and_resuming(photos):
 
 def test_bad_images_are_stood_in_for_as_without_a_cache(save_photos, tmp_path):
     save_photos(tmp_path, 24)
-    catalog, _ = index_source(tmp_path, "folder")
+    catalog, _ = index(tmp_path, "folder")
     os.truncate(catalog.path(5), 300)
     os.unlink(catalog.path(17))
     options = {**OPTIONS, "crops": "scene-scene", "max_bad": 0.2, "batch_size": 24}

@@ -180,8 +180,6 @@ def test_set_boxes_takes_effect(photos, backend):
     ],
 )
 def test_wrong_use_is_one_sentence(photos, options, word):
-    if options.get("device") == "cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=word) as caught:
         load_views(photos[0], boxes=photos[1], **{**SMALL, "backend": "torch", **options})
     assert "\n" not in str(caught.value)

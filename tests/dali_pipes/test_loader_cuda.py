@@ -19,7 +19,7 @@ pytestmark = pytest.mark.gpu
 def test_the_gpu_gives_the_same_views(photos, augment):
     catalog, boxes = photos
     options = dict(boxes=boxes, crops="obj-obj+dilate", augment=augment, size=96, batch_size=8)
-    with load_views(catalog, **options, backend="torch", workers=0) as loader:
+    with load_views(catalog, **options, backend="torch", device="cpu", workers=0) as loader:
         expected = list(loader)
     with load_views(catalog, **options, backend="dali", device="cuda") as loader:
         for ours, other in zip(expected, loader, strict=True):
@@ -57,7 +57,7 @@ def test_all_turns_whatever_is_decoded(turned, tmp_path, decode):
         assert run.returncode == 0, (way, run.returncode, run.stderr[-2000:])
         views.append(torch.load(tmp_path / f"{way}.pt"))
     options = dict(boxes=boxes, crops="obj-obj", augment="none", size=40, batch_size=8, min_side=1)
-    with load_views(catalog, **options) as loader:
+    with load_views(catalog, **options, device="cpu") as loader:
         expected = [view for batch in loader for view in batch.views]
     for ours, whole, other in zip(expected, *views, strict=True):
         assert (ours - whole).abs().mean() < 0.03  # nvJPEG is not libjpeg to the bit
@@ -67,7 +67,7 @@ def test_all_turns_whatever_is_decoded(turned, tmp_path, decode):
 def test_the_torch_loader_copies_ahead_and_in_order(photos):
     catalog, boxes = photos
     options = dict(boxes=boxes, crops="obj-obj", size=64, batch_size=8, backend="torch", workers=2)
-    with load_views(catalog, **options) as loader:
+    with load_views(catalog, **options, device="cpu") as loader:
         expected = list(loader)
     with load_views(catalog, **options, device="cuda") as loader:
         for ours, other in zip(expected, loader, strict=True):
@@ -83,12 +83,12 @@ def test_memory_is_small_and_stays_flat(tmp_path, batch_size, batches):
     from itertools import islice
 
     from objcrop.bench.loader import endless_views, free_memory
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
     draw_scenes(tmp_path, 512)
-    catalog, _ = index_source(tmp_path, "scenes")
+    catalog, _ = index(tmp_path, "scenes")
     before = free_memory(True)
     options = dict(boxes=propose(catalog, "gt"), crops="obj-obj+dilate", batch_size=batch_size)
     options |= dict(threads=8)  # each sets memory aside

@@ -14,7 +14,7 @@ from PIL import Image, PngImagePlugin
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.read_image import open_upright
 from objcrop.exif import upright_array
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals.bing import WEIGHTS, BingProposer
 from objcrop.proposals.canvas import propose_with_dali
 from objcrop.proposals.from_images import propose_with_pil
@@ -134,7 +134,7 @@ def odd(tmp_path_factory):
         (folder / name).write_bytes(data)
     Image.fromarray(scene()).convert("CMYK").save(folder / "cmyk.jpg")
     Image.fromarray(scene()).convert("P").save(folder / "first.gif")
-    return index_source(folder, "folder")[0]
+    return index(folder, "folder")[0]
 
 
 def keys_of(catalog):
@@ -215,7 +215,7 @@ def found_odd(test_data, tmp_path_factory):
                 shutil.copy(file, folder / f"{source.name}_{file.name}")
     for i, file in enumerate(sorted((test_data / "voc07_224" / "test").iterdir())[:30]):
         shutil.copy(file, folder / f"real_{i}.jpg")
-    return index_source(folder, "folder")[0]
+    return index(folder, "folder")[0]
 
 
 def test_backends_agree_on_found_files(found_odd):
@@ -245,7 +245,7 @@ def run_with_bad_files(test_data, tmp_path, batches, threads, seed=0):
     good = sorted((test_data / "voc07_224" / "test").iterdir())[:128]
     for i, file in enumerate(good):
         shutil.copy(file, tmp_path / f"{i:03d}.jpg")
-    catalog = index_source(tmp_path, "folder")[0]
+    catalog = index(tmp_path, "folder")[0]
     catalog.save(tmp_path / "c.arrow")
     bad = [test_data / "odd" / name for name in ("truncated_app14.jpg", "ff00_header.jpg", "junk_header.jpg")]
     bad += [test_data / "odd" / name for name in ("zero_byte.jpg", "gif_named.jpg", "voc_truncated_header.jpg")]

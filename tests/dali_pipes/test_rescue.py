@@ -11,7 +11,7 @@ from objcrop.dali_pipes import dali_loader, decode_crop_resize, read_image
 from objcrop.dali_pipes.decode_crop_resize import decode_graph, decode_whole, trouble_of
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 OPTIONS = dict(size=32, batch_size=8, augment="none", max_bad=0.5, threads=2, shuffle=False)
 # As DALI 2.4 puts them: allocators' errors, and an error of CUDA with its stack.
@@ -30,7 +30,7 @@ BROKEN = (
 def spoilt(tmp_path, save_photos, spoil_png):
     """A catalog of 24 photos, of which one looks plain and cannot be decoded."""
     save_photos(tmp_path, 24)
-    catalog, _ = index_source(tmp_path, "folder")
+    catalog, _ = index(tmp_path, "folder")
     spoil_png(tmp_path / "006.png")
     return catalog
 

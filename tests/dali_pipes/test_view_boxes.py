@@ -10,7 +10,7 @@ from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_boxes import ViewBoxes, view_boxes
 from objcrop.errors import UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 CHANNELS = 3  # of a picture, one box in each
 
@@ -33,7 +33,7 @@ def painted(tmp_path_factory):
             image, exif[0x0112] = image.transpose(Image.Transpose.ROTATE_90), 6  # stored on its side
         image.save(folder / f"{i:02d}.png", exif=exif)
         boxes.append(np.concatenate([low, high], 1)[: 0 if i == 5 else CHANNELS])
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     return catalog, BoxTable.from_arrays(catalog, [box.astype(np.float32) for box in boxes], method="import")
 
 

@@ -9,7 +9,7 @@ import torch
 from torchvision.ops import box_iou
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.kernels.bing import (
     NONE,
     SIZES,
@@ -161,8 +161,8 @@ def recall(catalog, boxes):
 def test_training_on_some_scenes_finds_objects_in_others(tmp_path):
     draw_scenes(tmp_path / "train", 40, seed=1)
     draw_scenes(tmp_path / "test", 24, seed=2)
-    train, _ = index_source(tmp_path / "train", "scenes")
-    test, _ = index_source(tmp_path / "test", "scenes")
+    train, _ = index(tmp_path / "train", "scenes")
+    test, _ = index(tmp_path / "test", "scenes")
     model = train_bing(train, canvas=256, progress=False)
     model.save(tmp_path / "m.json", "a test")
     again = train_bing(train, canvas=256, progress=False)

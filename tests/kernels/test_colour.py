@@ -7,6 +7,7 @@ from PIL import Image
 from torchvision.transforms import functional as tv1
 
 from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import blur_kernel_size, colour_reference
 from objcrop.kernels.colour_torch import colour_torch
@@ -50,21 +51,21 @@ def pictures(size):
 
 def by_reference(views, decisions, mean, std):
     pairs = zip(views, decisions)
-    return torch.stack([colour_reference(v.permute(2, 0, 1), **d, mean=mean, std=std) for v, d in pairs])
+    return torch.stack([colour_reference(v.permute(2, 0, 1), Decisions(**d), mean=mean, std=std) for v, d in pairs])
 
 
 def by_numba(views, decisions, mean, std):
     out = np.full(views.shape, np.nan, np.float32)
     for v, d, o in zip(views.numpy(), decisions, out):
         arrays = dict(factors=np.array(d["factors"], np.float32), order=np.array(d["order"], np.uint8))
-        colour_one(v, **{**d, **arrays}, mean=mean, std=std, out=o)
+        colour_one(v, Decisions(**{**d, **arrays}), mean=mean, std=std, out=o)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 def by_torch(views, decisions, mean, std):
     stacked = {k: torch.as_tensor(np.array([d[k] for d in decisions])) for k in PLAIN}
     stacked["factors"], stacked["sigma"] = stacked["factors"].float(), stacked["sigma"].float()
-    return colour_torch(views, **stacked, mean=mean, std=std)
+    return colour_torch(views, Decisions(**stacked), mean=mean, std=std)
 
 
 IMPLEMENTATIONS = {"numba": by_numba, "torch": by_torch}
@@ -137,15 +138,15 @@ def test_half_precision_is_channels_last():
 )
 def test_the_definition_is_torchvisions(step, theirs):
     view = pictures(230)[0].permute(2, 0, 1)
-    mine = colour_reference(view, **{**PLAIN, **STEPS[step]}, **RAW)
+    mine = colour_reference(view, Decisions(**{**PLAIN, **STEPS[step]}), **RAW)
     torch.testing.assert_close(mine, theirs(view.float() / 255), atol=5e-6, rtol=0)
 
 
 def test_order_matters_and_is_kept():
     view = pictures(64)[0].permute(2, 0, 1)
     jitter = {**PLAIN, "jitter": True, "factors": [1.4, 0.6, 1.3, 0.08]}
-    a = colour_reference(view, **{**jitter, "order": [0, 1, 2, 3]}, **RAW)
-    b = colour_reference(view, **{**jitter, "order": [3, 2, 1, 0]}, **RAW)
+    a = colour_reference(view, Decisions(**{**jitter, "order": [0, 1, 2, 3]}), **RAW)
+    b = colour_reference(view, Decisions(**{**jitter, "order": [3, 2, 1, 0]}), **RAW)
     x = view.float() / 255
     x = tv1.adjust_saturation(tv1.adjust_contrast(tv1.adjust_brightness(x, 1.4), 0.6), 1.3)
     torch.testing.assert_close(a, tv1.adjust_hue(x, 0.08), atol=5e-6, rtol=0)
@@ -160,6 +161,6 @@ def test_blur_kernel_is_a_tenth_of_the_view():
 def test_the_pil_chain_is_near(step):
     view = pictures(64)[0]
     d = {**PLAIN, **STEPS[step]}
-    mine = colour_pil(Image.fromarray(view.numpy()), **d, **RAW)
-    apart = (mine - colour_reference(view.permute(2, 0, 1), **d, **RAW)).abs() * 255
+    mine = colour_pil(Image.fromarray(view.numpy()), Decisions(**d), **RAW)
+    apart = (mine - colour_reference(view.permute(2, 0, 1), Decisions(**d), **RAW)).abs() * 255
     assert apart.mean() < (0.01 if step in ("nothing", "flip") else 4)

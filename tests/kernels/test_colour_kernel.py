@@ -29,6 +29,7 @@ from objcrop.kernels.colour import (
     fits,
     tile_for,
 )
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import colour_reference
 from objcrop.kernels.colour_torch import colour_torch
 
@@ -87,7 +88,7 @@ def pictures(size):
 
 def by_reference(views, decisions, mean, std):
     pairs = zip(views, decisions, strict=True)
-    return torch.stack([colour_reference(v.permute(2, 0, 1), **d, mean=mean, std=std) for v, d in pairs])
+    return torch.stack([colour_reference(v.permute(2, 0, 1), Decisions(**d), mean=mean, std=std) for v, d in pairs])
 
 
 TYPES = dict(
@@ -103,7 +104,8 @@ TYPES = dict(
 
 def stacked(decisions, device="cpu"):
     """The decisions as arguments of `colour`."""
-    return {name: torch.tensor([d[name] for d in decisions], dtype=t, device=device) for name, t in TYPES.items()}
+    made = (torch.tensor([d[name] for d in decisions], dtype=t, device=device) for name, t in TYPES.items())
+    return Decisions(*made)
 
 
 def by_kernel(library, views, decisions, mean, std, dtype=torch.float32, order=0, threads=48, tile=32, rows=ROWS):
@@ -121,7 +123,7 @@ def by_kernel(library, views, decisions, mean, std, dtype=torch.float32, order=0
             mock.patch.object(module, "tile_for", lambda size, device: tile),
             mock.patch.object(module, "ROWS", rows),
         ):
-            return colour_by_kernel(views, **stacked(decisions), mean=mean, std=std, dtype=dtype)
+            return colour_by_kernel(views, stacked(decisions), mean=mean, std=std, dtype=dtype)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -231,8 +233,8 @@ def test_any_decision(on_cpu, decision, size, seed):
 def test_without_a_gpu_it_is_torch():
     views, decisions = pictures(33), stacked([EVERYTHING] * 7)
     for dtype in FORMATS:
-        made = colour(views, **decisions, **IMAGENET, dtype=dtype)
-        assert torch.equal(made, colour_torch(views, **decisions, **IMAGENET, dtype=dtype))
+        made = colour(views, decisions, **IMAGENET, dtype=dtype)
+        assert torch.equal(made, colour_torch(views, decisions, **IMAGENET, dtype=dtype))
         assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -293,7 +295,7 @@ def test_the_kernel_is_the_definition(dtype, size):
     arguments = views.cuda(), stacked(decisions, "cuda")
     for tile in SIDES:
         with mock.patch.object(module, "tile_for", lambda size, device, tile=tile: tile):
-            made = colour(arguments[0], **arguments[1], **RAW, dtype=dtype)
+            made = colour(*arguments, **RAW, dtype=dtype)
         assert made.dtype == dtype and made.is_contiguous(memory_format=torch.channels_last)
         half_unit = 255 * torch.finfo(dtype).eps / 2
         assert float((made.cpu().float() - expected).abs().max()) * 255 < CLOSE + half_unit
@@ -302,18 +304,18 @@ def test_the_kernel_is_the_definition(dtype, size):
 @pytest.mark.gpu
 def test_the_kernel_runs_in_the_current_stream_and_waits_for_nothing():
     views, decisions = pictures(224).cuda(), stacked([EVERYTHING] * 7, "cuda")
-    expected = colour(views, **decisions, **IMAGENET)
+    expected = colour(views, decisions, **IMAGENET)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         late = torch.zeros_like(views)
-        colour(late, **decisions, **IMAGENET)  # its memory is there to be used again: allocating could wait
+        colour(late, decisions, **IMAGENET)  # its memory is there to be used again: allocating could wait
         stream.synchronize()
         torch.cuda.set_sync_debug_mode("error")
         try:
             torch.cuda._sleep(100_000_000)  # a kernel in another stream would read zeros
             late.copy_(views)
-            made = colour(late, **decisions, **IMAGENET)
+            made = colour(late, decisions, **IMAGENET)
             assert not stream.query(), "the host waited"
         finally:
             torch.cuda.set_sync_debug_mode("default")
@@ -323,5 +325,5 @@ def test_the_kernel_runs_in_the_current_stream_and_waits_for_nothing():
 
 @pytest.mark.gpu
 def test_no_views_are_no_launch():
-    decisions = {name: value[:0] for name, value in stacked([PLAIN], "cuda").items()}
-    assert colour(pictures(32).cuda()[:0], **decisions, **IMAGENET).shape == (0, 3, 32, 32)
+    decisions = Decisions(*(value[:0] for value in stacked([PLAIN], "cuda")))
+    assert colour(pictures(32).cuda()[:0], decisions, **IMAGENET).shape == (0, 3, 32, 32)

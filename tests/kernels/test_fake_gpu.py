@@ -14,6 +14,7 @@ from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
 from objcrop.kernels.bing import bing, load_bing
 from objcrop.kernels.colour import colour
+from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.kernels.nms import nms_topk
 from objcrop.proposals.bing import WEIGHTS
@@ -53,9 +54,9 @@ def launched(name, function, grid, block, arguments, shared_bytes=0):
 def colours(dtype):
     (augment,) = augment_recipe("byol", 1)
     drawn = colour_decisions(np.arange(4), (augment,), seed=0, epoch=0)
-    decisions = {name: torch.from_numpy(array[:, 0].copy()).to(GPU) for name, array in drawn.items()}
+    decisions = Decisions(**{name: torch.from_numpy(array[:, 0].copy()).to(GPU) for name, array in drawn.items()})
     pixels = torch.empty(4, 32, 32, 3, dtype=torch.uint8, device=GPU)
-    views = colour(pixels, **decisions, mean=augment.mean, std=augment.std, dtype=dtype)
+    views = colour(pixels, decisions, augment.mean, augment.std, dtype)
     assert views.shape == (4, 3, 32, 32) and views.dtype == dtype
     assert views.is_contiguous(memory_format=torch.channels_last)
     return [views]

@@ -5,21 +5,21 @@ import pytest
 import torch
 from torchvision import models
 
+from objcrop.box_stats import stats
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.objectness import object_mask, object_share, summed_area
 from objcrop.proposals import propose
 from objcrop.proposals.anchors import best_anchors, centre_map, feature_maps, last_maps
 from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.networks.backbones import backbone
-from objcrop.stats import stats
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("anchors") / "s"
     draw_scenes(folder, 12, seed=4)
-    return index_source(folder, "scenes")[0]
+    return index(folder, "scenes")[0]
 
 
 def corner_map():

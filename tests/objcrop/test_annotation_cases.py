@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals import propose
 
 DATA = os.environ.get("OBJCROP_TEST_DATA", "")
@@ -26,7 +26,7 @@ def names(*parts, suffix=""):
 
 
 def boxes_and_images(*args, **options):
-    catalog, report = index_source(*args, **options)
+    catalog, report = index(*args, **options)
     assert len(catalog.all_annotations().boxes) == report.boxes
     return report.boxes, len(catalog)
 
@@ -40,7 +40,7 @@ def test_annotations(name):
 @pytest.mark.parametrize("name", names("field", "coco", suffix=".json"))
 def test_coco_from_the_field(name):
     assert boxes_and_images(CASES / f"field/coco/{name}.json", "coco") == FILES.get(name, (3, 3))
-    catalog, _ = index_source(CASES / f"field/coco/{name}.json", "coco")
+    catalog, _ = index(CASES / f"field/coco/{name}.json", "coco")
     assert not catalog.all_annotations().crowd.any()
 
 
@@ -51,13 +51,13 @@ def test_voc_from_the_field(name):
 
 def test_lists_of_one_set_from_the_field():
     split = CASES / "field/voc/split"
-    train, test = (index_source(split, "voc", annotations=split / f"{name}.txt")[0] for name in ("train", "test"))
+    train, test = (index(split, "voc", annotations=split / f"{name}.txt")[0] for name in ("train", "test"))
     assert train.classes == test.classes == ["helmet", "rare", "vest"] and len(train) == len(test) == 6
 
 
 def test_imports():
     folder = CASES / "annotations/imp"
-    catalog, _ = index_source(folder / "images")
+    catalog, _ = index(folder / "images")
     for name in ("a", "b", "c", "c2", "c3", "c4", "c5", "c7", "c8"):
         assert len(propose(catalog, "import", source=folder / f"{name}.csv").values) == 1
     field = CASES / "field/import"
@@ -73,7 +73,7 @@ def test_imports():
 def test_mutated_files(tmp_path):
     fuzz = CASES / "fuzz"
     for file in sorted(fuzz.glob("coco_*.json")):
-        assert index_source(file, "coco", root=fuzz / "coco_images")[1].images == 8
+        assert index(file, "coco", root=fuzz / "coco_images")[1].images == 8
     for file in sorted(fuzz.glob("voc_*.xml")):
         shutil.copytree(fuzz / "voc", tmp_path / file.stem, copy_function=shutil.copyfile)
         annotations = tmp_path / file.stem / "Annotations"
@@ -81,7 +81,7 @@ def test_mutated_files(tmp_path):
             path.chmod(0o700)
         (annotations / "000001.xml").write_bytes(file.read_bytes())
         assert boxes_and_images(tmp_path / file.stem, "voc") == (2, 3)
-    catalog, _ = index_source(fuzz / "coco_images")
+    catalog, _ = index(fuzz / "coco_images")
     assert len(propose(catalog, "import", source=fuzz / "import_json_6_m.json").values) == 7
     with pytest.raises(ObjcropError, match=r"import_npy_2_res\.npy is not a whole npy file"):
         propose(catalog, "import", source=fuzz / "import_npy_2_res.npy")

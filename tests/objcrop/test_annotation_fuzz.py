@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals import propose
 
 NASTY = [
@@ -135,7 +135,7 @@ def places(tmp_path):
             Image.new("RGB", (40, 30)).save(tmp_path / folder / f"{name}.jpg")
     (tmp_path / "voc/Annotations").mkdir()
     (tmp_path / "voc/Annotations/b.xml").write_bytes(XML)
-    return tmp_path, index_source(tmp_path / "coco/images")[0]
+    return tmp_path, index(tmp_path / "coco/images")[0]
 
 
 def use(kind, data, places):
@@ -148,7 +148,7 @@ def use(kind, data, places):
             (folder / f"m.{kind}").write_bytes(data)
             return propose(catalog, "import", source=folder / f"m.{kind}")
         (folder / ("coco/instances.json" if kind == "coco" else "voc/Annotations/a.xml")).write_bytes(data)
-        indexed, report = index_source(folder / kind, kind)
+        indexed, report = index(folder / kind, kind)
     except ObjcropError as error:
         assert str(error).isprintable(), str(error)
         return None

@@ -13,7 +13,7 @@ from PIL import Image
 from objcrop.child_process import Child
 from objcrop.dali_pipes import decode_crop_resize
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.kernels.bing import load_bing
 from objcrop.kernels.crop_resize import pixels_of
 from objcrop.proposals import canvas, propose
@@ -64,7 +64,7 @@ def catalog_of(folder, save_photos):
     save_photos(folder, 10)
     for name in ("004.jpg", "009.jpg"):  # turned by EXIF, which the stand-in does not follow: PIL does
         os.unlink(folder / name)
-    return index_source(folder, "folder")[0]
+    return index(folder, "folder")[0]
 
 
 def parts_of(catalog):
@@ -127,7 +127,6 @@ def test_parts_of_other_weights_are_refused(photos, tmp_path):
         propose(photos[0], "bing", model=tmp_path / "b" / "bing.json", **options)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_gpu_is_said(photos):
     with pytest.raises(UsageError, match=r"finds no GPU.*--device cpu"):
         propose(photos[0], "bing", device="cuda")

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 NAMES = ("a.jpg", "b.jpg", "c.jpg")
 BASE = {
@@ -106,7 +106,7 @@ PLAIN = {
 
 @pytest.mark.parametrize("what", PLAIN)
 def test_plain_meaning_is_read(tmp_path, what):
-    catalog, report = index_source(write(tmp_path, PLAIN[what]), "coco", strict=True)
+    catalog, report = index(write(tmp_path, PLAIN[what]), "coco", strict=True)
     assert found(catalog) == ALL and catalog.classes == ["cat", "dog"]
     assert catalog.all_annotations().boxes.tolist() == [[2, 3, 12, 11]] * 3
     assert not catalog.all_annotations().crowd.any() and report.bad_entries == report.left_out == []
@@ -119,7 +119,7 @@ def test_names_on_disk_that_only_look_alike(tmp_path):
     content = {"images": [{"id": i, "file_name": name} for i, name in enumerate(("a.jpg", "x\\a.jpg", "é.jpg", "b"))]}
     write(tmp_path, content, names)
     (tmp_path / "images/b.txt").write_text("a label")
-    assert sorted(index_source(tmp_path, "coco")[0].keys()) == sorted(["a.jpg", "x\\a.jpg", decomposed, "b.jpg"])
+    assert sorted(index(tmp_path, "coco")[0].keys()) == sorted(["a.jpg", "x\\a.jpg", decomposed, "b.jpg"])
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_names_on_disk_that_only_look_alike(tmp_path):
     ],
 )
 def test_one_bad_entry_is_left_out_with_its_place_and_reason(tmp_path, part, value, reason):
-    catalog, report = index_source(write(tmp_path, changed(part, value)), "coco")
+    catalog, report = index(write(tmp_path, changed(part, value)), "coco")
     where = part.split(".")
     place = f"instances.json {where[0]}[{where[1]}]"
     assert [(at, why) for at, why in report.bad_entries if at == place and reason in why], report.bad_entries
@@ -172,7 +172,7 @@ def test_one_bad_entry_is_left_out_with_its_place_and_reason(tmp_path, part, val
     assert found(catalog) == [pair for pair in ALL if pair[0] != lost]
     assert any(place in line for line in report.lines())
     with pytest.raises(ObjcropError) as caught:
-        index_source(tmp_path, "coco", strict=True)
+        index(tmp_path, "coco", strict=True)
     assert place in str(caught.value) and reason in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -189,13 +189,13 @@ def test_one_bad_entry_is_left_out_with_its_place_and_reason(tmp_path, part, val
 def test_two_readings_are_refused_with_both_named(tmp_path, content, both):
     write(tmp_path, content)
     with pytest.raises(ObjcropError) as caught:
-        index_source(tmp_path, "coco")
+        index(tmp_path, "coco")
     assert all(word in str(caught.value) for word in both) and "\n" not in str(caught.value)
 
 
 def test_a_name_that_may_mean_two_images_is_left_out(tmp_path):
     write(tmp_path, changed("images.0.file_name", "x"), (*NAMES, "x.jpg", "x.png"))
-    catalog, report = index_source(tmp_path, "coco")
+    catalog, report = index(tmp_path, "coco")
     assert found(catalog) == ALL[1:] and "'x.jpg' or 'x.png'" in report.bad_entries[0][1]
 
 
@@ -204,7 +204,7 @@ def test_text_ids_with_zeros_in_front_stay_apart_where_they_must(tmp_path):
     for part, key in (("images", "id"), ("annotations", "image_id")):
         for entry, text in zip(content[part], ("1", "01", "001")):
             entry[key] = text
-    assert found(index_source(write(tmp_path, content), "coco")[0]) == ALL
+    assert found(index(write(tmp_path, content), "coco")[0]) == ALL
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_text_ids_with_zeros_in_front_stay_apart_where_they_must(tmp_path):
     ],
 )
 def test_annotations_without_classes(tmp_path, content, classes):
-    catalog, report = index_source(write(tmp_path, content), "coco", strict=True)
+    catalog, report = index(write(tmp_path, content), "coco", strict=True)
     assert catalog.classes == classes and len(found(catalog)) == 3 and report.remarks
 
 
@@ -227,7 +227,7 @@ def test_files_without_annotations_are_images_without_boxes(tmp_path, part, valu
     content = changed(part, value)
     if part == "categories":
         content["annotations"] = []
-    catalog, report = index_source(write(tmp_path, content), "coco", strict=True)
+    catalog, report = index(write(tmp_path, content), "coco", strict=True)
     assert catalog.keys() == list(NAMES) and found(catalog) == [] and part in report.remarks[0][1]
 
 
@@ -248,13 +248,13 @@ def test_files_without_annotations_are_images_without_boxes(tmp_path, part, valu
 def test_what_is_none_of_its_format_ends_in_one_sentence(tmp_path, text):
     write(tmp_path, text)
     with pytest.raises(ObjcropError) as caught:
-        index_source(tmp_path, "coco")
+        index(tmp_path, "coco")
     assert "instances.json" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_an_integer_of_many_digits_costs_its_entry_only(tmp_path):
     text = json.dumps(BASE).replace('"bbox": [2,', '"bbox": [' + "9" * 10_000 + ",", 1)
-    catalog, report = index_source(write(tmp_path, text), "coco")
+    catalog, report = index(write(tmp_path, text), "coco")
     assert found(catalog) == ALL[1:] and "is not finite" in report.bad_entries[0][1]
 
 
@@ -262,18 +262,18 @@ def test_broken_bytes_cost_their_entry_only(tmp_path):
     content = changed("categories.0.name", "狗和猫")
     whole = json.dumps(content, ensure_ascii=False)
     write(tmp_path, whole.replace("b.jpg", "b?.jpg").encode().replace(b"?", b"\xff"))
-    catalog, report = index_source(tmp_path, "coco")
+    catalog, report = index(tmp_path, "coco")
     assert catalog.classes[0] == "狗和猫" and found(catalog) == [("a.jpg", "狗和猫"), ("c.jpg", "狗和猫")]
     assert len(report.lines()) > 1
     # Where nothing speaks for UTF-8, another encoding is tried.
     write(tmp_path, whole.encode("gbk"))
-    assert index_source(tmp_path, "coco")[0].classes == ["狗和猫", "dog"]
+    assert index(tmp_path, "coco")[0].classes == ["狗和猫", "dog"]
 
 
 def test_lone_surrogates_and_control_characters_are_escaped(tmp_path):
     content = changed("categories.0.name", "\ud800\x1b[31m")
     content["images"].append({"id": 9, "file_name": "\ud800\n.jpg"})
-    catalog, report = index_source(write(tmp_path, content), "coco")
+    catalog, report = index(write(tmp_path, content), "coco")
     catalog.save(tmp_path / "o.arrow")
     assert catalog.classes[0] == "\\ud800\\x1b[31m" and found(catalog)[1:2] == ALL[1:2]
     assert all(line.isprintable() for line in report.lines())
@@ -281,9 +281,9 @@ def test_lone_surrogates_and_control_characters_are_escaped(tmp_path):
 
 def test_strict_ends_at_an_image_that_is_not_there(tmp_path):
     write(tmp_path, BASE, NAMES[:2])
-    assert index_source(tmp_path, "coco")[1].missing_annotated == ["c.jpg"]
+    assert index(tmp_path, "coco")[1].missing_annotated == ["c.jpg"]
     with pytest.raises(ObjcropError, match=r"c\.jpg: the annotated image is not there"):
-        index_source(tmp_path, "coco", strict=True)
+        index(tmp_path, "coco", strict=True)
 
 
 def test_the_command_line_takes_strict(tmp_path, objcrop):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.formats.coco_masks import box_of, upright_masks, why_broken
 
 W, H = 40, 30
@@ -202,12 +202,12 @@ def folder(path, *notes):
 
 def test_a_dropped_mask_leaves_its_box(tmp_path):
     notes = [{"bbox": [5, 5, 15, 10], "segmentation": s} for s in (with_value(math.nan), [SQUARE], {"counts": "!"})]
-    catalog, report = index_source(folder(tmp_path, *notes), "coco")
+    catalog, report = index(folder(tmp_path, *notes), "coco")
     assert len(catalog.annotations(0).boxes) == 3 and [m is None for m in catalog.masks(0)] == [True, False, True]
     assert [place for place, _ in report.dropped_masks] == [f"instances.json annotations[{i}]" for i in (0, 2)]
     assert "2 masks dropped, their boxes kept:" in report.lines()
     with pytest.raises(ObjcropError, match=r"annotations\[0\]: a coordinate of the polygon is not finite"):
-        index_source(tmp_path, "coco", strict=True)
+        index(tmp_path, "coco", strict=True)
 
 
 def test_boxes_follow_from_masks(tmp_path):
@@ -215,7 +215,7 @@ def test_boxes_follow_from_masks(tmp_path):
     shapes = [[[5.25, 5, 20, 5, 20, 14.5]], rle, {"size": [H, W], "counts": runs_of(WHOLE)}, [SQUARE]]
     notes = [{"segmentation": shape} | ({"bbox": []} if i % 2 else {}) for i, shape in enumerate(shapes)]
     bad = [{"segmentation": s} for s in ({"counts": [1200]}, {"size": [9, 9], "counts": [40, 9, 32]}, with_value(1e8))]
-    catalog, report = index_source(folder(tmp_path, *notes, *bad), "coco")
+    catalog, report = index(folder(tmp_path, *notes, *bad), "coco")
     boxes = catalog.annotations(0).boxes.tolist()
     assert boxes == [[5.25, 5, 20, 14.5], [5, 5, 20, 15], [5, 5, 20, 15], [5, 5, 20, 15]]
     assert len(catalog.masks(0)) == 4 and all(catalog.masks(0)) and report.boxes == 4

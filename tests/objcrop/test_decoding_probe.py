@@ -6,7 +6,6 @@ import signal
 from types import SimpleNamespace
 
 import pytest
-import torch
 from rich.console import Console
 
 from objcrop import decoding_probe, doctor
@@ -59,12 +58,12 @@ class Shaken:
 @pytest.mark.parametrize(("epoch", "moves"), [(1, 1), (3, 1 / 6)])
 def test_pixels_that_change_are_seen(tmp_path, monkeypatch, epoch, moves):
     """Of 8 views one is off: in the idle pass, where all six busy ones differ from it; in one of the busy ones."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
     draw_scenes(tmp_path, 4)
-    catalog, _ = index_source(tmp_path, "scenes")
+    catalog, _ = index(tmp_path, "scenes")
     catalog.save(tmp_path / "photos.arrow")
     propose(catalog, "gt").save(tmp_path / "boxes.arrow")
     decoding_probe.keep_expected(tmp_path)
@@ -136,7 +135,6 @@ def test_on_a_gpu():
     assert default.safe, default
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_no_kernel_is_launched_without_a_gpu():
     with pytest.raises(RuntimeError, match="no GPU"):
         doctor._own_kernels()

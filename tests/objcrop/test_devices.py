@@ -42,6 +42,8 @@ def gpus(monkeypatch):
     ("name", "current", "launcher", "expected"),
     [
         ("cpu", 2, {}, "cpu"),
+        ("auto", 0, {}, "cuda:0"),
+        ("auto", 0, TORCHRUN, "cuda:3"),
         ("cuda", 0, {}, "cuda:0"),
         ("cuda", 2, {}, "cuda:2"),
         ("cuda:3", 0, {}, "cuda:3"),
@@ -65,6 +67,20 @@ def test_a_name_means_one_gpu(gpus, monkeypatch, name, current, launcher, expect
     assert device_of(str(name)) == torch.device(expected)
     assert torch.backends.cudnn.benchmark == (expected != "cpu")
     assert gpus["current"] == (current if expected == "cpu" else torch.device(expected).index)
+
+
+def test_auto_is_a_gpu_where_there_is_one(gpus, photos, monkeypatch):
+    from objcrop.dali_pipes.decode_crop_resize import MOST_ON_GPU
+    from objcrop.dali_pipes.load_views import load_views
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(64), raising=False)
+    with load_views(photos[0], size=32, batch_size=8, rank=0, world_size=1, decode="whole") as loader:
+        assert loader.device == torch.device("cuda:0") and loader.threads == MOST_ON_GPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with load_views(photos[0], size=32, batch_size=8, rank=0, world_size=1) as loader:
+        assert loader.device == torch.device("cpu") == resolve_device("auto") and loader.threads == 64
+    with pytest.raises(UsageError, match="decode .* cannot act here"):
+        load_views(photos[0], size=32, batch_size=8, decode="whole")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torchvision.ops import box_iou
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals import propose
 from objcrop.proposals.block_ascent import BlockAscent, Matches
 from objcrop.proposals.discovery import discovered
@@ -268,7 +268,7 @@ def chance(table, objects):
 def clutter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("clutter")
     where = planted(folder, 16, seed=1)
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     return catalog, where, propose(catalog, "edge-boxes", count=60, workers=0)
 
 
@@ -350,7 +350,7 @@ def test_wrong_options(clutter, tmp_path, monkeypatch):
 def test_single_classes_of_voc07(test_data):
     """CorLoc on 50 photos of each class, objects marked difficult left out."""
     folder = test_data / "voc07_224"
-    voc, _ = index_source(folder / "instances_trainval.json", "coco", root=folder / "trainval")
+    voc, _ = index(folder / "instances_trainval.json", "coco", root=folder / "trainval")
     found, best_scored, random, middle = [], [], [], []
     for name in ("aeroplane", "motorbike"):
         rows, objects = [], []

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.exif import upright_boxes, upright_sizes
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 DATA = os.environ.get("OBJCROP_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="OBJCROP_TEST_DATA is not set")
@@ -66,7 +66,7 @@ def voc(folder, images):
 
 def error(*args, **options):
     with pytest.raises(ObjcropError) as caught:
-        index_source(*args, **options)
+        index(*args, **options)
     text = str(caught.value)
     assert "\n" not in text
     return text
@@ -95,7 +95,7 @@ def test_painted_box_is_found_upright(tmp_path, orientation, suffix):
         box = [int(v) for v in (expected[0], expected[1], xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min())]
     else:
         box = [32, 8, 40, 16]
-    catalog, report = index_source(coco(tmp_path, images, [(1, 1, box)]), "coco")
+    catalog, report = index(coco(tmp_path, images, [(1, 1, box)]), "coco")
     assert catalog.sizes.tolist() == [[shown.shape[1], shown.shape[0]]]
     assert catalog.annotations(0).boxes.tolist() == [expected]
     assert catalog.orientations.tolist() == [1 if suffix == "tif" else orientation]
@@ -115,7 +115,7 @@ def test_stated_size_says_which_frame_boxes_are_in(tmp_path, stated, expected):
     box = [2, 20, 3, 10]
     save(tmp_path / "images/a.jpg", (40, 30), orientation=6)
     images = [{"id": 1, "file_name": "a.jpg", "width": stated[0], "height": stated[1]}]
-    catalog, report = index_source(coco(tmp_path, images, [(1, 1, box)]), "coco")
+    catalog, report = index(coco(tmp_path, images, [(1, 1, box)]), "coco")
     assert catalog.sizes.tolist() == [[30, 40]]
     assert catalog.annotations(0).boxes.tolist() == [expected]
     assert report.other_size == (["a.jpg"] if stated == (99, 99) else [])
@@ -152,7 +152,7 @@ def test_masks_are_turned_upright(tmp_path, orientation):
         (1, 1, box),
     ]
     images = [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}]
-    catalog, _ = index_source(coco(tmp_path, images, notes), "coco")
+    catalog, _ = index(coco(tmp_path, images, notes), "coco")
     with Image.open(tmp_path / "images/a.png") as image:
         expected = np.asarray(ImageOps.exif_transpose(image)) > 0
     compressed, uncompressed, polygon, *none = catalog.masks(0)
@@ -175,13 +175,13 @@ def test_folder(tmp_path):
     save(tmp_path / "no_suffix", format="BMP")
     (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / "deep/loop").symlink_to(tmp_path)
-    catalog, report = index_source(tmp_path)
+    catalog, report = index(tmp_path)
     assert keys(catalog) == ["b.JPEG", "deep/er/a.jpg", "no_suffix", "z.png"]
     assert catalog.classes == [] and report.images == 4
     assert [key for key, _ in report.left_out] == ["notes.txt"]
     assert "1 files left out:" in report.lines()
-    assert keys(index_source(tmp_path, limit=2)[0]) == ["b.JPEG", "deep/er/a.jpg"]
-    assert keys(index_source(tmp_path / "deep/er", root=tmp_path)[0]) == ["deep/er/a.jpg"]
+    assert keys(index(tmp_path, limit=2)[0]) == ["b.JPEG", "deep/er/a.jpg"]
+    assert keys(index(tmp_path / "deep/er", root=tmp_path)[0]) == ["deep/er/a.jpg"]
 
 
 def test_folder_errors(tmp_path):
@@ -194,9 +194,9 @@ def test_folder_errors(tmp_path):
     assert "folder, coco, voc, scenes" in error(tmp_path, "openimages")
     assert "--limit" in error(tmp_path, limit=0)
     with pytest.raises(UsageError, match="--annotations"):
-        index_source(tmp_path, annotations="x.json")
+        index(tmp_path, annotations="x.json")
     with pytest.raises(UsageError, match="--root"):
-        index_source(tmp_path, root=tmp_path / "empty")
+        index(tmp_path, root=tmp_path / "empty")
 
 
 def test_names_that_are_not_utf8(tmp_path):
@@ -205,7 +205,7 @@ def test_names_that_are_not_utf8(tmp_path):
         (tmp_path / os.fsdecode(b"caf\xe9.jpg")).write_bytes((tmp_path / "good.jpg").read_bytes())
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
-    catalog, report = index_source(tmp_path)
+    catalog, report = index(tmp_path)
     assert keys(catalog) == ["good.jpg"]
     assert report.left_out == [("caf\\udce9.jpg", "the name is not UTF-8")]
     "\n".join(report.lines()).encode()
@@ -216,8 +216,8 @@ def test_verify_finds_what_headers_hide(tmp_path):
     noise = Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8))
     save(tmp_path / "good.jpg", image=noise)
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "good.jpg").read_bytes()[:3000])
-    assert keys(index_source(tmp_path)[0]) == ["cut.jpg", "good.jpg"]
-    catalog, report = index_source(tmp_path, verify=True)
+    assert keys(index(tmp_path)[0]) == ["cut.jpg", "good.jpg"]
+    catalog, report = index(tmp_path, verify=True)
     assert keys(catalog) == ["good.jpg"]
     assert report.left_out[0][0] == "cut.jpg" and "truncated" in report.left_out[0][1]
 
@@ -225,7 +225,7 @@ def test_verify_finds_what_headers_hide(tmp_path):
 def test_bombs_are_left_out_and_large_images_kept(tmp_path):
     save(tmp_path / "large.png", image=Image.new("1", (7680, 4320)))
     save(tmp_path / "bomb.png", image=Image.new("1", (20000, 10000)))
-    catalog, report = index_source(tmp_path, verify=True)
+    catalog, report = index(tmp_path, verify=True)
     assert keys(catalog) == ["large.png"]
     assert report.left_out[0][0] == "bomb.png" and report.left_out[0][1].startswith("decompression bomb")
 
@@ -241,7 +241,7 @@ def test_coco(tmp_path):
     ]
     folder = coco(tmp_path / "set", notes=notes, categories=((7, "dog"), (1, "cat"), (3, "eel")))
     for source in (folder, folder / "instances.json"):
-        catalog, report = index_source(source, "coco")
+        catalog, report = index(source, "coco")
         assert catalog.classes == ["cat", "eel", "dog"] and keys(catalog) == ["a.jpg", "b.jpg"]
         assert catalog.annotations(0).boxes.tolist() == [[0.5, 0, 4.5, 5]]
         boxes, classes, difficult, crowd = catalog.annotations(1)
@@ -252,8 +252,8 @@ def test_coco(tmp_path):
     (folder / "instances.json").rename(tmp_path / "other.json")
     for options in (dict(annotations=tmp_path / "other.json"), dict(root=folder / "images")):
         source = folder if "annotations" in options else tmp_path / "other.json"
-        assert index_source(source, "coco", **options)[0].fingerprint == catalog.fingerprint
-    one, _ = index_source(folder, "coco", annotations=tmp_path / "other.json", limit=1)
+        assert index(source, "coco", **options)[0].fingerprint == catalog.fingerprint
+    one, _ = index(folder, "coco", annotations=tmp_path / "other.json", limit=1)
     assert keys(one) == ["a.jpg"] and one.classes == catalog.classes
 
 
@@ -271,7 +271,7 @@ def test_coco_boxes_clipped_and_dropped(tmp_path):
         (1, 1, [1, 2, float("inf"), 5]),
         (1, 1, [1e300, 2, 1, 5]),  # outside
     ]
-    catalog, report = index_source(coco(tmp_path, notes=notes), "coco")
+    catalog, report = index(coco(tmp_path, notes=notes), "coco")
     assert catalog.annotations(0).boxes.tolist() == [[0, 10, 5, 20], [30, 20, 40, 30], [0, 0, 40, 30]]
     assert (report.clipped, report.dropped_empty, report.dropped_not_finite, report.dropped_boxes) == (2, 4, 3, 7)
     assert any("7 boxes dropped" in line for line in report.lines())
@@ -281,7 +281,7 @@ def test_coco_missing_images_are_listed(tmp_path):
     images = [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate("abc")]
     save(tmp_path / "images/b.jpg")
     save(tmp_path / "images/unlisted.jpg")
-    catalog, report = index_source(coco(tmp_path, images, [(i, 1, [1, 1, 5, 5]) for i in (0, 1, 2, 9)]), "coco")
+    catalog, report = index(coco(tmp_path, images, [(i, 1, [1, 1, 5, 5]) for i in (0, 1, 2, 9)]), "coco")
     assert keys(catalog) == ["b.jpg"] and report.boxes == 1
     assert sorted(report.missing_annotated) == ["a.jpg", "c.jpg", "image id 9"]
     assert "3 annotated images are not there:" in report.lines()
@@ -322,7 +322,7 @@ def test_scenes_error(tmp_path):
 
 def test_voc(tmp_path):
     year = voc(tmp_path / "VOC2007", {"000002": [("dog", 0, (1, 1, 40, 30)), ("cat", 1, (3, 4, 3, 4))], "000001": []})
-    catalog, report = index_source(year, "voc")
+    catalog, report = index(year, "voc")
     assert keys(catalog) == ["JPEGImages/000001.jpg", "JPEGImages/000002.jpg"] and len(catalog.classes) == 20
     truth = catalog.annotations(1)
     assert truth.boxes.tolist() == [[0, 0, 40, 30], [2, 3, 3, 4]]
@@ -330,13 +330,13 @@ def test_voc(tmp_path):
     assert report.clipped == report.dropped_boxes == 0
 
     voc(tmp_path / "VOC2012", {"000001": [("dog", 0, (0, 5, 50, 9))]})
-    both, report = index_source(tmp_path, "voc")
+    both, report = index(tmp_path, "voc")
     expected = ["VOC2007/JPEGImages/000001.jpg", "VOC2007/JPEGImages/000002.jpg", "VOC2012/JPEGImages/000001.jpg"]
     assert keys(both) == expected
     assert both.annotations(2).boxes.tolist() == [[0, 4, 40, 9]] and report.clipped == 1
 
     (tmp_path / "list.txt").write_text("000002  1\n000009 -1\n")
-    some, report = index_source(year, "voc", annotations=tmp_path / "list.txt")
+    some, report = index(year, "voc", annotations=tmp_path / "list.txt")
     assert keys(some) == ["JPEGImages/000002.jpg"] and report.missing_annotated == ["000009"]
 
 
@@ -344,7 +344,7 @@ def test_voc_missing_and_unannotated_images(tmp_path):
     voc(tmp_path, {"a": [("goose", 0, (1, 1, 5, 5))], "b": [("auk", 0, (1, 1, 5, 5))]})
     (tmp_path / "JPEGImages/b.jpg").unlink()
     save(tmp_path / "JPEGImages/c.jpg")
-    catalog, report = index_source(tmp_path, "voc")
+    catalog, report = index(tmp_path, "voc")
     assert catalog.classes == ["auk", "goose"]
     assert report.missing_annotated == ["JPEGImages/b.jpg"]
     assert report.left_out == [("JPEGImages/c.jpg", "no XML file of that name")]
@@ -369,7 +369,7 @@ def test_voc_errors(tmp_path):
 def test_odd_files_are_all_accounted_for():
     folder = Path(DATA) / "odd"
     told = {entry["file"]: entry["pil"] for entry in json.loads((folder / "MANIFEST.json").read_text())}
-    catalog, report = index_source(folder, verify=True)
+    catalog, report = index(folder, verify=True)
     assert set(keys(catalog)) == {name for name, pil in told.items() if not pil.startswith("ERR")}
     assert {name for name, _ in report.left_out} == set(os.listdir(folder)) - set(keys(catalog))
     for row, key in enumerate(keys(catalog)):
@@ -379,9 +379,9 @@ def test_odd_files_are_all_accounted_for():
 
 @real
 def test_real_voc_against_coco_format_of_it():
-    catalog, report = index_source(Path(DATA) / "VOCdevkit", "voc")
+    catalog, report = index(Path(DATA) / "VOCdevkit", "voc")
     assert len(catalog) == 300 and report.dropped_boxes == report.clipped == 0
-    small, _ = index_source(Path(DATA) / "voc07_224/instances_test.json", "coco", root=Path(DATA) / "voc07_224/test")
+    small, _ = index(Path(DATA) / "voc07_224/instances_test.json", "coco", root=Path(DATA) / "voc07_224/test")
     assert catalog.classes == small.classes
     row_of = {key: row for row, key in enumerate(keys(small))}
     names = [key.split("/")[-1] for key in keys(catalog)]
@@ -393,5 +393,5 @@ def test_real_voc_against_coco_format_of_it():
 
 @real
 def test_real_coco_with_missing_files():
-    catalog, report = index_source(Path(DATA) / "scenes_cc0", "coco")
+    catalog, report = index(Path(DATA) / "scenes_cc0", "coco")
     assert len(catalog) == 58 and len(report.missing_annotated) == 3

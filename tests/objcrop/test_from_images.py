@@ -12,7 +12,7 @@ from PIL import Image
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals import from_images, propose
 from objcrop.proposals.from_images import propose_from_images
 
@@ -110,7 +110,7 @@ def test_a_full_disk_keeps_what_is_done(photos, expected, tmp_path, monkeypatch)
 def test_bad_files_are_stepped_over_and_listed(save_photos, tmp_path, caplog):
     (tmp_path / "p").mkdir()
     save_photos(tmp_path / "p", 12)
-    catalog, _ = index_source(tmp_path / "p", "folder")
+    catalog, _ = index(tmp_path / "p", "folder")
     os.truncate(catalog.path(5), 300)
     os.unlink(catalog.path(7))
     table = run(catalog, Brightest, tmp_path / "b.parts")
@@ -134,7 +134,7 @@ def odd(tmp_path_factory):
     noise.convert("CMYK").save(folder / "5_cmyk.jpg")
     (folder / "6_bad.png").write_bytes((folder / "0.png").read_bytes())
     noise.save(folder / "7.png")
-    catalog, _ = index_source(folder, "folder")
+    catalog, _ = index(folder, "folder")
     os.truncate(folder / "6_bad.png", 200)
     return catalog
 

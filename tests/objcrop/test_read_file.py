@@ -10,7 +10,7 @@ import pytest
 from objcrop import read_file as reading
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.proposals import propose
 from objcrop.read_file import PASSING, PAUSES, patiently, read_file
 
@@ -90,7 +90,7 @@ WAYS = [
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loader_waits_and_marks_nothing_bad(folder, flaky, way):
-    catalog, _ = index_source(folder)
+    catalog, _ = index(folder)
     flaky("004.jpg", errno.EIO, 5)
     flaky("007.jpg", errno.ESTALE, 2)
     with load_views(catalog, size=16, batch_size=5, **way) as loader:
@@ -100,7 +100,7 @@ def test_a_loader_waits_and_marks_nothing_bad(folder, flaky, way):
 
 @pytest.mark.parametrize("way", [*WAYS, dict(backend="torch", workers=1)])
 def test_a_loader_stops_in_a_sentence(folder, flaky, way):
-    catalog, _ = index_source(folder)
+    catalog, _ = index(folder)
     flaky("004.jpg", errno.EIO, 10**6)
     with load_views(catalog, size=16, batch_size=5, **way) as loader:
         with pytest.raises(ObjcropError, match=r"004\.jpg cannot be read in 9 tries") as caught:
@@ -110,11 +110,11 @@ def test_a_loader_stops_in_a_sentence(folder, flaky, way):
 
 def test_index_loses_no_photo(folder, flaky):
     flaky("00", errno.EMFILE, len(PAUSES))
-    catalog, report = index_source(folder)
+    catalog, report = index(folder)
     assert len(catalog) == 10 and not report.left_out
     flaky("003", errno.EMFILE, 10**6)
     with pytest.raises(ObjcropError, match=r"003\.jpg.*ulimit"):
-        index_source(folder)
+        index(folder)
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -132,11 +132,11 @@ def test_index_waits_while_it_reads(folder, monkeypatch, verify):
         return real(file, *more)
 
     monkeypatch.setattr(exif.Image, "open", opens)
-    assert len(index_source(folder, verify=verify)[0]) == 10 and not failures
+    assert len(index(folder, verify=verify)[0]) == 10 and not failures
 
 
 def test_propose_waits_and_stops(folder, flaky, tmp_path):
-    catalog, _ = index_source(folder)
+    catalog, _ = index(folder)
     untroubled = propose(catalog, "bing", workers=0)
     flaky("002.jpg", errno.EIO, 4)
     found = propose(catalog, "bing", workers=0)
@@ -148,7 +148,7 @@ def test_propose_waits_and_stops(folder, flaky, tmp_path):
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_pipe_in_place_of_a_photo_is_not_waited_for(folder, way):
-    catalog, _ = index_source(folder)
+    catalog, _ = index(folder)
     (folder / "001.jpg").unlink()
     os.mkfifo(folder / "001.jpg")
     with load_views(catalog, size=16, batch_size=5, max_bad=0.5, **way) as loader:

@@ -8,7 +8,7 @@ from PIL import Image
 
 import objcrop.sample_scenes as sample_scenes
 from objcrop.errors import UsageError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.sample_scenes import CLASSES, draw_scene, draw_scenes
 
 
@@ -29,7 +29,7 @@ def test_scene_is_a_function_of_seed_and_index():
 
 def test_catalog_of_scenes_has_what_was_drawn(tmp_path):
     draw_scenes(tmp_path, 8, seed=1, size=(200, 150), classes=6)
-    catalog, report = index_source(tmp_path, "scenes", verify=True)
+    catalog, report = index(tmp_path, "scenes", verify=True)
     assert catalog.classes == list(CLASSES[:6]) and len(catalog) == 8
     assert report.clipped == report.dropped_boxes == 0 and report.left_out == []
     for row in range(8):
@@ -54,9 +54,9 @@ def test_boxes_are_tight_around_what_shows(monkeypatch):
     monkeypatch.setattr(sample_scenes, "_clutter", lambda rng, image: None)
     monkeypatch.setattr(sample_scenes, "_paint", paint)
     counts = []
-    for index in range(40):
+    for scene in range(40):
         number = iter(range(16, 256, 16))  # the grain adds at most 14
-        image, boxes, labels, visible = draw_scene(0, index)
+        image, boxes, labels, visible = draw_scene(0, scene)
         counts.append(len(labels))
         for i, (x0, y0, x1, y1) in enumerate(boxes):
             ys, xs = np.nonzero(image[..., 0] // 16 == i + 1)
@@ -77,9 +77,9 @@ def test_no_object_is_more_hidden_than_promised(monkeypatch):
 
     monkeypatch.setattr(sample_scenes, "_place", watch)
     hidden = []
-    for index in range(60):
+    for scene in range(60):
         areas.clear()
-        *_, visible = draw_scene(4, index, (200, 150))
+        *_, visible = draw_scene(4, scene, (200, 150))
         hidden += (1 - visible / np.array(areas)).tolist()
     assert 0.1 < max(hidden) <= 0.6 and min(hidden) == 0
 

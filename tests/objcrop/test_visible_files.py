@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.visible_files import visible_files
 
@@ -39,12 +39,12 @@ def failing(monkeypatch, name, number, times):
 def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch, number):
     photos(tmp_path, "a.png", "shut/b.png", "z.png")
     failing(monkeypatch, "shut", number, 99)
-    catalog, report = index_source(tmp_path)
+    catalog, report = index(tmp_path)
     assert catalog.keys() == ["a.png", "z.png"]
     ((key, reason),) = report.left_out
     assert key == "shut" and "the folder cannot be read" in reason
     with pytest.raises(ObjcropError, match="shut: the folder cannot be read"):
-        index_source(tmp_path, strict=True)
+        index(tmp_path, strict=True)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read every folder")
@@ -52,7 +52,7 @@ def test_a_folder_without_the_right_to_read_is_listed(tmp_path):
     photos(tmp_path, "a.png", "shut/b.png")
     (tmp_path / "shut").chmod(0)
     try:
-        assert [key for key, _ in index_source(tmp_path)[1].left_out] == ["shut"]
+        assert [key for key, _ in index(tmp_path)[1].left_out] == ["shut"]
     finally:
         (tmp_path / "shut").chmod(0o700)
 
@@ -61,10 +61,10 @@ def test_a_folder_without_the_right_to_read_is_listed(tmp_path):
 def test_an_error_that_passes_loses_nothing(tmp_path, monkeypatch, number):
     photos(tmp_path, "a.png", "shut/b.png")
     left = failing(monkeypatch, "shut", number, 3)
-    assert index_source(tmp_path)[0].keys() == ["a.png", "shut/b.png"] and left == [0]
+    assert index(tmp_path)[0].keys() == ["a.png", "shut/b.png"] and left == [0]
     failing(monkeypatch, "shut", number, 99)
     with pytest.raises(ObjcropError, match="shut"):
-        index_source(tmp_path)
+        index(tmp_path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -80,7 +80,7 @@ def test_what_is_no_regular_file_is_listed_and_not_opened(tmp_path, monkeypatch)
         (tmp_path / "link.png").symlink_to("a.png")
         (tmp_path / "again").symlink_to("there")
         (tmp_path / "loop").symlink_to(tmp_path)
-        catalog, report = index_source(tmp_path)
+        catalog, report = index(tmp_path)
     assert catalog.keys() == ["a.png", "link.png", "there/b.png"]
     listed = dict(report.left_out)
     assert listed.keys() == {"pipe.png", "plug.png", "nothing.png", "self.png", "device.png"}

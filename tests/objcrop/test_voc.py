@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from objcrop.errors import ObjcropError
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 BOX = (2, 3, 12, 11)
 
@@ -77,7 +77,7 @@ def declared(encoding, text="", written=None):
 )
 def test_encodings(tmp_path, data):
     write(tmp_path, ["a.jpg"], {"a.xml": data})
-    (names,) = found(index_source(tmp_path, "voc", strict=True)[0]).values()
+    (names,) = found(index(tmp_path, "voc", strict=True)[0]).values()
     assert names in (["狗和猫"], ["犬と猫"], ["貓"], ["고양이"], ["кошка"], ["chat à poil"], ["chat à"])
 
 
@@ -101,15 +101,15 @@ def test_which_photo_an_xml_file_is_of(tmp_path, photos, xmls, expected):
     write(tmp_path, photos, {name: xml(filename, ("dog", BOX)) for name, filename in xmls.items()})
     if not expected:
         with pytest.raises(ObjcropError, match="no image to index"):
-            index_source(tmp_path, "voc")
+            index(tmp_path, "voc")
         return
-    assert found(index_source(tmp_path, "voc", strict=True)[0]) == {name: ["dog"] for name in expected}
+    assert found(index(tmp_path, "voc", strict=True)[0]) == {name: ["dog"] for name in expected}
 
 
 def test_the_own_name_wins_over_filename_and_both_are_said(tmp_path):
     photos = ["a.jpg", "b.jpg", "c.jpg"]
     write(tmp_path, photos, {"a.xml": xml("a.jpg", ("cat", BOX)), "b.xml": xml("c.jpg", ("dog", BOX))})
-    catalog, report = index_source(tmp_path, "voc")
+    catalog, report = index(tmp_path, "voc")
     assert found(catalog) == {"a.jpg": ["cat"], "b.jpg": ["dog"]}
     assert report.left_out == [("JPEGImages/c.jpg", "no XML file of that name")]
     ((place, what),) = report.remarks
@@ -119,11 +119,11 @@ def test_the_own_name_wins_over_filename_and_both_are_said(tmp_path):
 def test_two_files_of_one_image(tmp_path):
     """The one of the image's name has it; of two others neither, and both are named."""
     own = {"a.xml": xml("a.jpg", ("cat", BOX)), "z.xml": xml("a.jpg", ("dog", BOX))}
-    catalog, report = index_source(write(tmp_path / "own", ["a.jpg"], own), "voc")
+    catalog, report = index(write(tmp_path / "own", ["a.jpg"], own), "voc")
     assert found(catalog) == {"a.jpg": ["cat"]}
     assert report.bad_entries[0][0] == "Annotations/z.xml" and "Annotations/a.xml" in report.bad_entries[0][1]
     neither = {f"{name}.xml": xml("a.jpg", (name, BOX)) for name in "yz"} | {"b.xml": xml("b.jpg")}
-    catalog, report = index_source(write(tmp_path / "neither", ["a.jpg", "b.jpg"], neither), "voc")
+    catalog, report = index(write(tmp_path / "neither", ["a.jpg", "b.jpg"], neither), "voc")
     assert found(catalog) == {"b.jpg": []} and len(report.bad_entries) == 2
     assert "z.xml" in report.bad_entries[0][1] and "y.xml" in report.bad_entries[1][1]
 
@@ -152,13 +152,13 @@ def test_one_broken_file_is_left_out(tmp_path, data, reason):
         data = f'<!DOCTYPE annotation [<!ENTITY a0 "ha">{entities}]><annotation><name>&a11;</name></annotation>'
     photos = ["a.jpg", "b.jpg"]
     write(tmp_path, photos, {"a.xml": xml("a.jpg", ("dog", BOX)), "b.xml": data})
-    catalog, report = index_source(tmp_path, "voc")
+    catalog, report = index(tmp_path, "voc")
     assert found(catalog)["a.jpg"] == ["dog"] and not found(catalog).get("b.jpg")
     ((place, why),) = report.bad_entries
     assert place.startswith("Annotations/b.xml") and reason in why
     assert report.left_out == []  # b.jpg has an XML file; what is wrong with that is said
     with pytest.raises(ObjcropError) as caught:
-        index_source(tmp_path, "voc", strict=True)
+        index(tmp_path, "voc", strict=True)
     assert place in str(caught.value) and reason in str(caught.value)
 
 
@@ -180,12 +180,12 @@ def test_one_broken_file_is_left_out(tmp_path, data, reason):
 )
 def test_one_bad_object_is_left_out(tmp_path, label, box, more, reason):
     write(tmp_path, ["a.jpg"], {"a.xml": xml("a.jpg", ("cat", BOX), (label, box, more))})
-    catalog, report = index_source(tmp_path, "voc")
+    catalog, report = index(tmp_path, "voc")
     assert found(catalog) == {"a.jpg": ["cat"]}
     ((place, why),) = report.bad_entries
     assert place == "Annotations/a.xml object 2" and reason in why
     with pytest.raises(ObjcropError, match="object 2"):
-        index_source(tmp_path, "voc", strict=True)
+        index(tmp_path, "voc", strict=True)
 
 
 def test_swapped_corners_text_and_flags(tmp_path):
@@ -195,7 +195,7 @@ def test_swapped_corners_text_and_flags(tmp_path):
         ("cat", (2, 3, 12, 11), "<difficult>Unspecified</difficult>"),
     ]
     write(tmp_path, ["a.jpg"], {"a.xml": xml("a.jpg", *objects, size=("inf", "-3"))})
-    catalog, report = index_source(tmp_path, "voc", strict=True)
+    catalog, report = index(tmp_path, "voc", strict=True)
     truth = catalog.annotations(0)
     assert truth.boxes.tolist() == [[1, 2, 12, 11]] * 3 and truth.difficult.tolist() == [False, True, False]
     assert "swapped" in report.remarks[0][1] and report.other_size == []
@@ -203,7 +203,7 @@ def test_swapped_corners_text_and_flags(tmp_path):
 
 def test_objects_without_any_name_are_one_class(tmp_path):
     write(tmp_path, ["a.jpg", "b.jpg"], {f"{name}.xml": xml(f"{name}.jpg", ("", BOX)) for name in "ab"})
-    catalog, report = index_source(tmp_path, "voc", strict=True)
+    catalog, report = index(tmp_path, "voc", strict=True)
     assert catalog.classes == ["object"] and found(catalog) == {"a.jpg": ["object"], "b.jpg": ["object"]}
     assert report.remarks
 
@@ -215,7 +215,7 @@ def test_all_lists_of_a_set_have_its_classes(tmp_path):
     lines = {"train": "a\nb\n", "test": "c -1\r\n", "paths": "./JPEGImages/c.jpg Annotations/c.xml\n"}
     for name, text in lines.items():
         (tmp_path / f"{name}.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    read = {n: index_source(tmp_path, "voc", annotations=tmp_path / f"{n}.txt", strict=True)[0] for n in lines}
+    read = {n: index(tmp_path, "voc", annotations=tmp_path / f"{n}.txt", strict=True)[0] for n in lines}
     assert all(catalog.classes == ["auk", "bat"] for catalog in read.values())
     assert found(read["train"]) == {"a.jpg": ["auk"], "b.jpg": ["bat"]}
     assert found(read["test"]) == found(read["paths"]) == {"c.jpg": ["bat"]}
@@ -229,14 +229,14 @@ def test_photos_beside_their_xml_files(tmp_path):
         Image.new("RGB", (40, 30)).save(path)
         path.with_suffix(".xml").write_text(xml("whatever.jpg", (f"cat{place[:1]}", BOX)))
     (tmp_path / "a.txt").write_text("another tool's labels")
-    catalog, report = index_source(tmp_path, "voc", strict=True)
+    catalog, report = index(tmp_path, "voc", strict=True)
     assert found(catalog) == {"a.jpeg": ["cat"], "more/a.jpeg": ["catm"]} and report.left_out == []
 
 
 def test_limit_counts_images_that_can_be_used(tmp_path):
     photos = ["a.jpg", "b.jpg", "c.jpg"]
     write(tmp_path, photos, {"a.xml": "<", "b.xml": xml("b.jpg"), "c.xml": xml("c.jpg")})
-    assert list(found(index_source(tmp_path, "voc", limit=1)[0])) == ["b.jpg"]
+    assert list(found(index(tmp_path, "voc", limit=1)[0])) == ["b.jpg"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -245,7 +245,7 @@ def test_pipes_and_dangling_links_are_listed_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "Annotations/b.xml")
     (tmp_path / "Annotations/c.xml").symlink_to("/nonexistent")
     os.mkfifo(tmp_path / "JPEGImages/d.jpg")
-    catalog, report = index_source(tmp_path, "voc")
+    catalog, report = index(tmp_path, "voc")
     assert found(catalog) == {"a.jpg": ["cat"]}
     assert dict(report.left_out) == {
         "b.xml": "not a regular file",
@@ -258,7 +258,7 @@ def test_boxes_of_many_files_go_to_their_own_images(tmp_path):
     rng = np.random.default_rng(0)
     corners = {f"{i:02d}": np.sort(rng.integers(1, 30, (2, 2)), 0).reshape(4) for i in range(30)}
     write(tmp_path, [f"{n}.jpg" for n in corners], {f"{n}.xml": xml("00.jpg", ("x", corners[n])) for n in corners})
-    catalog, _ = index_source(tmp_path, "voc")
+    catalog, _ = index(tmp_path, "voc")
     for row, key in enumerate(catalog.keys()):
         x0, y0, x1, y1 = corners[key[-6:-4]]
         assert catalog.annotations(row).boxes.tolist() == [[x0 - 1, y0 - 1, x1, y1]]

@@ -33,7 +33,7 @@ def checkpoint(folder, arch, size=112):
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 def test_torchvision(tmp_path, arch):
     path, expected = checkpoint(tmp_path, arch)
-    assert export(path, "torchvision", tmp_path / "out.pth")["arch"] == arch
+    assert export(path, tmp_path / "out.pth", "torchvision")["arch"] == arch
     network = models.get_model(arch)
     left = network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True), strict=False)
     assert left.missing_keys == ["fc.weight", "fc.bias"] and not left.unexpected_keys
@@ -44,7 +44,7 @@ def test_torchvision(tmp_path, arch):
 @pytest.mark.parametrize(("arch", "name"), [("resnet50", "resnet50"), ("timm/resnet26", "resnet26")])
 def test_timm(tmp_path, arch, name):
     path, expected = checkpoint(tmp_path, arch)
-    export(path, "timm", tmp_path / "out.pth")
+    export(path, tmp_path / "out.pth", "timm")
     network = timm.create_model(name, num_classes=0)
     network.load_state_dict(torch.load(tmp_path / "out.pth", weights_only=True))
     torch.testing.assert_close(network.eval()(VIEWS), expected, atol=1e-4, rtol=1e-4)
@@ -52,7 +52,7 @@ def test_timm(tmp_path, arch, name):
 
 def test_detectron2(tmp_path):
     path, expected = checkpoint(tmp_path, "resnet50")
-    export(path, "detectron2", tmp_path / "out.pkl")
+    export(path, tmp_path / "out.pkl", "detectron2")
     content = pickle.loads((tmp_path / "out.pkl").read_bytes())
     assert content["matching_heuristics"] is True
     # Names of Detectron2's own R-50, and how its converter turns torchvision's around.
@@ -84,18 +84,18 @@ def test_names():
 
 def test_wrong_use(tmp_path):
     path, _ = checkpoint(tmp_path, "resnet18", size=64)
-    assert export(path, "torchvision", tmp_path / "small.pth")["small_stem"]
+    assert export(path, tmp_path / "small.pth", "torchvision")["small_stem"]
     with pytest.raises(UsageError, match="stem for small images"):
-        export(path, "detectron2", tmp_path / "out.pkl")
+        export(path, tmp_path / "out.pkl", "detectron2")
     with pytest.raises(UsageError, match="torchvision, timm, detectron2"):
-        export(path, "caffe", tmp_path / "out")
+        export(path, tmp_path / "out", "caffe")
     with pytest.raises(ObjcropError, match="cannot be written"):
-        export(path, "timm", tmp_path / "no" / "folder.pth")
+        export(path, tmp_path / "no" / "folder.pth", "timm")
     with pytest.raises(ObjcropError, match="not there"):
-        export(tmp_path / "none.pt", "timm", tmp_path / "out.pth")
+        export(tmp_path / "none.pt", tmp_path / "out.pth", "timm")
     (tmp_path / "timm").mkdir()
     other, _ = checkpoint(tmp_path / "timm", "timm/resnet26")
     for form, word in {"torchvision": "take --format timm", "detectron2": "takes torchvision's"}.items():
         with pytest.raises(UsageError, match=word):
-            export(other, form, tmp_path / "out")
+            export(other, tmp_path / "out", form)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "small.pth", "timm"]

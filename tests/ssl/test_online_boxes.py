@@ -35,11 +35,11 @@ def boxes_of(run):
 @pytest.fixture(scope="module")
 def few(save_photos, tmp_path_factory):
     """Four pictures: three epochs of twenty boxes are fifteen steps of four."""
-    from objcrop.formats import index_source
+    from objcrop.formats import index
 
     folder = tmp_path_factory.mktemp("few")
     save_photos(folder, 4)
-    return index_source(folder, "folder")[0]
+    return index(folder, "folder")[0]
 
 
 @pytest.fixture(scope="module")

@@ -191,12 +191,12 @@ def test_of_equally_near_neighbours_the_first_vote():
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
-    from objcrop.formats import index_source
+    from objcrop.formats import index
     from objcrop.sample_scenes import draw_scenes
 
     folder = tmp_path_factory.mktemp("scenes") / "s"
     draw_scenes(folder, 20)
-    return index_source(folder, "scenes")[0]
+    return index(folder, "scenes")[0]
 
 
 def test_probe_of_an_untrained_network(scenes):
@@ -213,7 +213,7 @@ def test_fine_tuning_learns_what_it_is_shown(scenes):
 
 def test_single_label(scenes, photos):
     with pytest.raises(UsageError, match=r"000000?.*classes, but --single-label"):
-        probe("untrained:resnet18", scenes, scenes, size=32, single=True)
+        probe("untrained:resnet18", scenes, scenes, size=32, single_label=True)
     catalog, _ = photos
     n = len(catalog)
     one = Catalog.build(
@@ -225,7 +225,7 @@ def test_single_label(scenes, photos):
         label_rows=range(n),
         label_classes=[row % 3 for row in range(n)],
     )
-    result = probe("untrained:resnet18", one, one, size=32, single=True)
+    result = probe("untrained:resnet18", one, one, size=32, single_label=True)
     assert result["linear_top1"] == 1 and result["chance_top1"] == pytest.approx(1 / 3, abs=1e-5)
     assert "linear_map" not in result
 
@@ -241,9 +241,9 @@ def test_a_class_absent_from_one_catalog_is_joined_by_name(photos):
     whole = labelled(["a", "b", "c"], [row % 2 * 2 for row in range(n)])
     lacking = labelled(["c", "a"], [1 - row % 2 for row in range(n)])  # the same labels, other numbers
     for single, figure in ((True, "linear_top1"), (False, "linear_map")):
-        same = probe("untrained:resnet18", whole, whole, size=32, single=single)
+        same = probe("untrained:resnet18", whole, whole, size=32, single_label=single)
         for pair in ((whole, lacking), (lacking, whole)):
-            result = probe("untrained:resnet18", *pair, size=32, single=single)
+            result = probe("untrained:resnet18", *pair, size=32, single_label=single)
             assert result[figure] == pytest.approx(same[figure], abs=1e-3)
 
 

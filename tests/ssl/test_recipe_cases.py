@@ -3,14 +3,14 @@
 import pytest
 
 from objcrop.cli import main
-from objcrop.formats import index_source
+from objcrop.formats import index
 
 
 def test_recipe_files_that_failed_end_in_one_sentence(test_data, tmp_path, capsys):
     cases = test_data.parent / "cases" / "fuzz"
     if not cases.is_dir():
         pytest.skip("no cases beside the real images")
-    index_source(cases / "coco_images", "folder")[0].save(tmp_path / "c.arrow")
+    index(cases / "coco_images", "folder")[0].save(tmp_path / "c.arrow")
     files = sorted(cases.glob("recipe_*.yaml"))
     assert len(files) > 10
     for file in files:

@@ -65,8 +65,6 @@ def test_nan_stops_with_the_step(photos, tmp_path, monkeypatch):
     ],
 )
 def test_wrong_use(photos, tmp_path, flags, word):
-    if flags.get("device") == "cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
     with pytest.raises(UsageError, match=word):
         train(photos, tmp_path / "run", steps=1, **flags)
 

@@ -9,6 +9,7 @@ one image are alike (the bootstrap of a ratio: Efron and Tibshirani 1993, "An In
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -17,8 +18,8 @@ from numpy.typing import ArrayLike, NDArray
 from rich.console import Console
 from rich.table import Table
 
-from objcrop.boxes import BoxTable
-from objcrop.catalog import Catalog
+from objcrop.boxes import BoxTable, boxes_at
+from objcrop.catalog import Catalog, catalog_at
 from objcrop.coverage import COVERED, HELD_PART, PairCoverage, pair_coverage
 from objcrop.dali_pipes.crop_policy import enlarge_small, outward, resolve_min_side
 from objcrop.dali_pipes.crops import Crops
@@ -121,8 +122,8 @@ def measured_rows(catalog: Catalog, images: int | None = None) -> NDArray[np.int
 
 
 def stats(
-    catalog: Catalog,
-    boxes: BoxTable | None = None,
+    catalog: Catalog | str | os.PathLike[str],
+    boxes: BoxTable | str | os.PathLike[str] | None = None,
     crops: str | None = None,
     *,
     seed: int = 0,
@@ -138,8 +139,8 @@ def stats(
     leave crowd regions out, and `recall` difficult objects too.
 
     Args:
-        catalog: the images with their ground truth.
-        boxes: made for this catalog; None measures the policy alone, where it needs none.
+        catalog: the images with their ground truth, a `Catalog` or its file.
+        boxes: made for this catalog, a `BoxTable` or its file; None measures the policy alone, where it needs none.
         crops: a crop policy; None measures the boxes alone.
         seed: of the policy's draws and of the resampling.
         images: measure so many, evenly spaced over the catalog.
@@ -156,12 +157,12 @@ def stats(
 
     Raises:
         UsageError: nothing to measure, an option out of range, an unknown policy, boxes missing or of another catalog.
-        ObjcropError: no image measured has ground truth.
+        ObjcropError: no image measured has ground truth, or a file that cannot be used.
     """
     if boxes is None and crops is None:
         raise UsageError("stats has nothing to measure: pass --boxes, made by `objcrop propose`, or --crops, or both.")
-    if boxes is not None and boxes.catalog_fingerprint != catalog.fingerprint:
-        raise UsageError("the boxes were made for another catalog; make them for this one with `objcrop propose`.")
+    catalog = catalog_at(catalog)
+    boxes = None if boxes is None else boxes_at(boxes, catalog)
     for name, value, least in (
         ("images", images, 1),
         ("draws", draws, 1),

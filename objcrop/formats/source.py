@@ -1,0 +1,29 @@
+"""What `objcrop index` is told about a source, whatever its format."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images and their annotations lie, and what to make of them.
+
+    Attributes:
+        path: folder of images, or what the format says (a COCO JSON, a VOCdevkit).
+        annotations: annotation file, where it is not in its usual place.
+        root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
+        limit: take the first so many images, in the order of their keys.
+        verify: decode every image, and leave out what does not decode.
+        strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
+    """
+
+    path: StrPath
+    annotations: StrPath | None = None
+    root: StrPath | None = None
+    limit: int | None = None
+    verify: bool = False
+    strict: bool = False
