@@ -74,15 +74,17 @@ def boxes_for(catalog, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def gpus_for_those_marked(request, monkeypatch):
+def gpus_for_those_marked(request):
     """Hide the GPU from tests without the mark `gpu`, and from their children: they test what a CPU does, anywhere."""
-    if request.node.get_closest_marker("gpu") is None:
-        import torch
+    with pytest.MonkeyPatch.context() as patch:  # its own: a test's `monkeypatch` is to be undone before its folders
+        if request.node.get_closest_marker("gpu") is None:
+            import torch
 
-        if torch.cuda.is_available():
-            torch.cuda.init()  # with all GPUs in sight, whoever comes first
-            monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+            if torch.cuda.is_available():
+                torch.cuda.init()  # with all GPUs in sight, whoever comes first
+                patch.setattr(torch.cuda, "is_available", lambda: False)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        yield
 
 
 @pytest.fixture(scope="session")
