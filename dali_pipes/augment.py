@@ -2,7 +2,8 @@
 
 The numbers are those of facebookresearch/moco (`moco-v2`: Chen et al. 2020, "Improved Baselines with Momentum
 Contrastive Learning"), of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ) and of SwAV; `flip` is the
-mirroring that supervised training and fine-tuning have beside their crop. Crops are not of a recipe: BYOL's are of .08
+mirroring that supervised training and fine-tuning have beside their crop, `mae` the same of crops that are resized by a
+bicubic filter (He et al. 2022). Crops are not of a recipe: BYOL's are of .08
 to 1 of the image, `scale=(0.08, 1)` in `load_views`. What each step does to pixels is defined once, in
 kernels/colour_reference.py. By choice, the steps of `byol` are torchvision's too, as in PixPro, SoCo and lightly:
 DeepMind's brightness is added, not multiplied, which changes pixels less (a mean of .08 of their range, not .19).
@@ -65,6 +66,7 @@ RECIPES = {
     "byol": (_BYOL, replace(_BYOL, blur_p=0.1, solarise_p=0.2)),
     "swav": (_SWAV,),
     "flip": (Augment(flip_p=0.5),),
+    "mae": (Augment(flip_p=0.5, interpolation="bicubic"),),
     "none": (Augment(),),
 }
 

@@ -114,6 +114,9 @@ POLICIES = {
         CropPolicy(
             "within-box", (ViewSpec("object", "box"),) * 2, per_box=True, small_box_rule=False, heads_shared=True
         ),
+        # One view of within-box, as scene is one of scene-scene, for methods that look at one (MAE, labels). It is a
+        # policy and not within-box cut short by the method, so that the policy alone says what views there are.
+        CropPolicy("box", (ViewSpec("object", "box"),), per_box=True, small_box_rule=False, heads_shared=True),
         CropPolicy("centre", (ViewSpec("scene", "centre", whole=True),), heads_shared=True),
     )
 }

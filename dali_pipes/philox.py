@@ -39,6 +39,7 @@ PURPOSES = {
     "batch_shuffle": 13,
     "random_box": 14,
     "augment_turn": 15,
+    "mask": 16,
 }
 
 

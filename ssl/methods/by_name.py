@@ -8,11 +8,12 @@ import sys
 
 from objcrop.errors import UsageError, printable, shown
 from objcrop.ssl.methods.byol import BYOL
+from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
 from objcrop.ssl.methods.moco import MoCo
 from objcrop.ssl.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {"moco-v2": MoCo, "byol": BYOL, "supervised": Supervised}
+METHODS: dict[str, type[Method]] = {"moco-v2": MoCo, "byol": BYOL, "mae": MAE, "supervised": Supervised}
 
 
 def method_class(name: str) -> type[Method]:

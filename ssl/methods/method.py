@@ -95,6 +95,7 @@ class Method(nn.Module, ABC):
         options: the class of its recipe.
         takes: numbers of views that it can be trained on.
         needs_boxes: whether `Batch.boxes` are made for it.
+        exact_views: whether views come in float32 whatever a step computes in, for losses that pixels are targets of.
         encoder: what is trained and probed.
         devices: how rows lie.
 
@@ -106,6 +107,7 @@ class Method(nn.Module, ABC):
     options: ClassVar[type[Recipe]] = Recipe
     takes: ClassVar[range] = range(2, 3)
     needs_boxes: ClassVar[bool] = False
+    exact_views: ClassVar[bool] = False
     encoder: Encoder
     devices: VirtualDevices
 
@@ -124,6 +126,10 @@ class Method(nn.Module, ABC):
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return what is trained, as torch's optimisers take it; a group's `lr_scale` is a factor on the rate."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def parts_to_compile(self) -> list[nn.Module]:
+        """Return what `--compile` lets torch.compile work on: the backbones of its encoders."""
+        return [part.backbone for part in self.children() if isinstance(part, Encoder)]
 
     def before_step(self, step: int) -> None:
         """Look at the gradients, on all ranks the same, before the optimiser does; one set to None stays as it is."""

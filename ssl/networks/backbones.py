@@ -46,7 +46,7 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
         if size <= 48:
             network.maxpool = nn.Identity()
     if init is not None:
-        _load(network, init)
+        load_weights(network, init)
     return network.to(memory_format=torch.channels_last), width
 
 
@@ -103,7 +103,12 @@ def _another_size(name: str, size: int, error: Exception) -> UsageError:
     return UsageError(f"{name} does not take views of {size} px ({said}); take another size.")
 
 
-def _load(network: nn.Module, init: str) -> None:
+def load_weights(network: nn.Module, init: str) -> None:
+    """Put the weights of a file into a backbone; `init` as of `backbone`.
+
+    Raises:
+        ObjcropError: they cannot be read or are of another network.
+    """
     weights = read_weights(init)
     own = network.state_dict()
     weights = {name: value for name, value in weights.items() if not name.startswith(("fc.", "classifier.", "head."))}

@@ -172,13 +172,13 @@ class VirtualDevices:
         order = permutation(len(dealt) * self.world, seed, step)
         mine = order.view(self.devices, self.rows)[self.rank :: self.world].flatten()
         # One copy for both, from page-locked memory: from any other the host would wait for all that was launched.
-        mine, back = _sent(torch.cat([mine, order.argsort()]), dealt.device).split([len(mine), len(order)])
+        mine, back = sent(torch.cat([mine, order.argsort()]), dealt.device).split([len(mine), len(order)])
         encoded = encode(self.gather(dealt)[mine].contiguous(memory_format=_layout(dealt)))
         parts = gather_ranks(encoded.view(self.here, self.rows, -1))  # (world, here, rows, dim)
         return parts.transpose(0, 1).flatten(0, 2)[back]
 
 
-def _sent(index: torch.Tensor, device: torch.device) -> torch.Tensor:
+def sent(index: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return an index on the device, on its way there while the host goes on."""
     return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 

@@ -34,12 +34,17 @@ def _learns_labels(at: Training) -> str | None:
     return None if learns else "no labels are learnt (by method 'supervised' or online_probe)"
 
 
+def _has_batch_norm(at: Training) -> str | None:
+    return None if at.has_batch_norm else "the method's networks have no BatchNorm"
+
+
 @dataclass(frozen=True)
 class Training(Options):
     """How a network is trained, whatever the method; the defaults are MoCo-v2's."""
 
     group: ClassVar[str] = "training"
     learns_labels: ClassVar[bool] = False  # whether the method itself does
+    has_batch_norm: ClassVar[bool] = True  # whether its networks may have some
 
     arch: str = option("resnet50", text(), "any ResNet of torchvision by name, or timm/NAME")
     init: str | None = option(
@@ -71,6 +76,7 @@ class Training(Options):
         whole(1, 2**24),
         "virtual devices that BatchNorm is split over, whatever the number of processes, 1 for SyncBN; default: 8 for "
         "moco-v2 (fewer where that leaves a device less than 4 rows), 1 otherwise",
+        idle=_has_batch_norm,
     )
     single_label: bool = option(
         False,

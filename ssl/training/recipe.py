@@ -41,7 +41,7 @@ class Recipe(Training, Loading, Crops):
     group: ClassVar[str] = ""
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    method: str = option("moco-v2", text(), "moco-v2, byol or supervised, or one of your own as module:Class")
+    method: str = option("moco-v2", text(), "moco-v2, byol, mae or supervised, or one of your own as module:Class")
 
     @property
     def virtual_devices(self) -> int:

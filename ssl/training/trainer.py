@@ -23,6 +23,7 @@ from torch import nn
 from objcrop import __version__
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog, catalog_at
+from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.dali_pipes.view_loader import ViewLoader
@@ -33,7 +34,7 @@ from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.option import options_of
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.methods.by_name import method_class
-from objcrop.ssl.methods.method import Batch, Data, Encoder, Method
+from objcrop.ssl.methods.method import Batch, Data, Method
 from objcrop.ssl.training.checkpoint import load_newest, restoring, save_checkpoint
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
@@ -146,16 +147,18 @@ def views_for(
         catalog: the images.
         boxes: for policies that crop in boxes.
         output: folder where bad images are listed.
-        device: where the views lie; in the type that the step computes in, which they would be rounded to there.
+        device: where the views lie; in the type that the step computes in, which they would be rounded to there, but
+            for methods of `exact_views`.
     """
     rank, _ = rank_and_world_size()
+    method = method_class(recipe.method)
     options = {name: value for name, value in acting(recipe).items() if name in options_of(ViewOptions)}
     return load_views(
         catalog,
         boxes=boxes,
         bad_images=Path(output) / ("bad_images.txt" if rank == 0 else f"bad_images.{rank}.txt"),
-        view_boxes=method_class(recipe.method).needs_boxes,
-        **{**options, "device": str(device), "dtype": precision_of(recipe, device)},
+        view_boxes=method.needs_boxes,
+        **{**options, "device": str(device), "dtype": "fp32" if method.exact_views else precision_of(recipe, device)},
     )
 
 
@@ -180,8 +183,10 @@ class Run:
         if views not in made_by.takes:
             least, most = made_by.takes[0], made_by.takes[-1]
             wants = str(least) if least == most else f"{least} to {most}"
+            fit = [name for name, policy in POLICIES.items() if len(policy.views) in made_by.takes]
+            way = f": take {' or '.join(fit)}" if fit and not recipe.local_views else ""
             raise UsageError(
-                f"crops '{recipe.crops}' make {views} view{'s' * (views > 1)}, but {recipe.method} takes {wants}."
+                f"crops '{recipe.crops}' make {views} view{'s' * (views > 1)}, but {recipe.method} takes {wants}{way}."
             )
         self.recipe, self.loader, self.folder, self.device, self.online = recipe, loader, folder, device, online
         self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
@@ -210,9 +215,8 @@ class Run:
             with restoring(folder.checkpoint):
                 self.watch.load_state_dict(saved["watch"], device)
         if recipe.compile:
-            for part in self.method.children():
-                if isinstance(part, Encoder):
-                    part.backbone.compile()
+            for part in self.method.parts_to_compile():
+                part.compile()
             if self.leads:
                 logging.getLogger("objcrop").warning("Compiling the encoders: the first step may take minutes.")
         self.model: nn.Module = self.method

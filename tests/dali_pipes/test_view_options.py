@@ -33,17 +33,17 @@ CROPS = {
 OF_LOCAL_VIEWS = {"local_size": 32, "local_scale": (0.1, 0.2), "local_from": "image", "local_overlap": 0.9}
 
 # Where each acts, written down by hand from the papers' definitions of the policies.
-IN_BOXES = {"obj-scene", "obj-obj", "obj-obj+dilate", "dilate-dilate", "obj-obj+shift", "within-box"}
+IN_BOXES = {"obj-scene", "obj-obj", "obj-obj+dilate", "dilate-dilate", "obj-obj+shift", "within-box", "box"}
 ACTS = {
     "boxes": IN_BOXES,
     "random_crop": set(POLICIES) - {"centre"},
     "scale": set(POLICIES) - {"centre"},
-    "scale_min": IN_BOXES - {"obj-scene", "within-box"},
-    "min_side": IN_BOXES - {"within-box"},
+    "scale_min": IN_BOXES - {"obj-scene", "within-box", "box"},
+    "min_side": IN_BOXES - {"within-box", "box"},
     "dilate": {"obj-obj+dilate", "dilate-dilate"},
     "dilate_by": {"obj-obj+dilate", "dilate-dilate"},
     "shift": {"obj-obj+shift"},
-    "max_boxes": IN_BOXES - {"within-box"},
+    "max_boxes": IN_BOXES - {"within-box", "box"},
     "local_views": set(POLICIES) - {"centre"},
 }
 

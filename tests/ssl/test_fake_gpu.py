@@ -27,7 +27,13 @@ from objcrop.ssl.training.trainer import Run, precision_of
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)
-IDLE = {"moco-v2": (), "byol": ("queue",), "supervised": ("queue", "dim", "hidden")}
+# What a method has in place of these; None where it has no such option.
+OWN = {
+    "moco-v2": {},
+    "byol": dict(queue=None),
+    "mae": dict(arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, bn_groups=None, decoder_dim=32),
+    "supervised": dict(queue=None, dim=None, hidden=None),
+}
 
 
 def moved(module):
@@ -84,9 +90,9 @@ class NoWaitedCopies(TorchDispatchMode):
 @pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatch):
-    recipe = resolve(None, {**SMALL, "method": method, **flags, **dict.fromkeys(IDLE[method])})
+    recipe = resolve(None, {**SMALL, "method": method, **flags, **OWN[method]})
     module = METHODS[method](recipe, Data(("object", "scene"), classes=5))
-    probe = OnlineProbe(96, 5, False)
+    probe = OnlineProbe(module.encoder.width, 5, False)
     page_locked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
@@ -101,13 +107,13 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
-        views = [torch.randn(16, 3, 32, 32, device=GPU) for _ in range(2)]
+        views = [torch.randn(16, 3, recipe.size, recipe.size, device=GPU) for _ in range(min(2, module.takes[-1]))]
         labels = torch.zeros(16, 5, device=GPU)
         with NoWaitedCopies(page_locked) as copies:
             watched = run.take_step(batch_of(views, labels))
     assert run.precision == (recipe.precision or "bf16")
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
-    assert copies.copies == (method == "moco-v2" and recipe.bn_groups != 1)  # the permutation
+    assert copies.copies == (method == "mae" or (method == "moco-v2" and recipe.bn_groups != 1))  # a permutation
 
 
 def test_reading_a_number_back_raises():
@@ -164,10 +170,11 @@ def test_a_step_of_resnet50_is_few_calls():
 @pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
-    recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **dict.fromkeys(IDLE[method])})
+    recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **OWN[method]})
     run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene"), classes=5)).to(GPU), GPU)
-    run.probe = OnlineProbe(96, 5, False).to(GPU)
-    views = [torch.randn(16, 3, 32, 32, device=GPU).to(memory_format=torch.channels_last) for _ in range(2)]
+    run.probe = OnlineProbe(run.method.encoder.width, 5, False).to(GPU)
+    shape, count = (16, 3, recipe.size, recipe.size), min(2, run.method.takes[-1])
+    views = [torch.randn(shape, device=GPU).to(memory_format=torch.channels_last) for _ in range(count)]
     batch = batch_of(views, torch.zeros(16, 5, device=GPU))
     for _ in range(3):  # compile kernels, choose convolutions, make memory
         run.take_step(batch)

@@ -33,7 +33,11 @@ IN_METHODS = {
     "heads": ("shared", {"moco-v2", "byol"}),
     "single_label": (True, {"supervised"}),
     "base_lr": (0.5, set(METHODS)),
-    "bn_groups": (2, set(METHODS)),
+    "bn_groups": (2, set(METHODS) - {"mae"}),
+    "mask": (0.5, {"mae"}),
+    "norm_pix": (False, {"mae"}),
+    "decoder_dim": (64, {"mae"}),
+    "decoder_depth": (2, {"mae"}),
     "accumulate": (2, set(METHODS)),
     "warmup_epochs": (1, set(METHODS)),
 }

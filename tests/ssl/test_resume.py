@@ -51,11 +51,12 @@ def same(a, b):
     [
         dict(method="byol", queue=None, crops="obj-scene", log_every_steps=1),
         dict(method="byol", queue=None, crops="scene-scene", log_every_steps=5),  # broken off between two reports
+        dict(method="mae", arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, crops="box"),
         dict(method="moco-v2", crops="obj-scene", log_every_steps=4, checkpoint_every_steps=None),  # epochs' ends only
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1),
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", workers=None, threads=2),
     ],
-    ids=["byol", "between-reports", "epochs-end", "torch", "dali"],
+    ids=["byol", "between-reports", "mae", "epochs-end", "torch", "dali"],
 )
 def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}
