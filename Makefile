@@ -1,4 +1,4 @@
-# make demo | make test | make test-slow | make bench | make clean
+# make demo | make test | make test-slow | make bench | make docs | make clean
 # needs: make, Python 3.10 to 3.13 with venv.  CUDA=12 or 13 (default: the driver's), PYTHON=python3.x
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-cuda$(CUDA)
 UV     := $(shell command -v uv 2>/dev/null)
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint bench docs clean
 demo: $(STAMP)
 	$(BIN)/python -m objcrop demo
 
@@ -25,6 +25,9 @@ lint: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m objcrop bench plan
 	$(BIN)/python -m objcrop bench loader
+
+docs: $(STAMP)
+	$(BIN)/python -m objcrop.option_page docs/options.md
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,14))' || { echo "Python 3.10 to 3.13 is needed: make PYTHON=python3.12"; exit 1; }

@@ -1,0 +1,75 @@
+"""The page of all options, made from where they are declared.
+
+python -m objcrop.option_page docs/options.md
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from objcrop.dali_pipes.crops import Crops
+from objcrop.dali_pipes.loading import Loading, ViewOptions
+from objcrop.option import Option, home_of, options_of
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.training.options import Training
+from objcrop.ssl.training.recipe import Recipe, groups_of
+from objcrop.whole_file import whole_file
+
+HEAD = """# Options
+
+Made by `python -m objcrop.option_page docs/options.md`. An option has one name: `load_views(NAME=VALUE)` and
+`pretrain(…, NAME=VALUE)` in Python, `--NAME VALUE` or `--set NAME=VALUE` on the command line, a key of its group in a
+recipe file. One that cannot act beside the others is refused.
+"""
+
+
+def option_page() -> str:
+    """Return the page in Markdown."""
+    of_views = [each for name, each in options_of(ViewOptions).items() if home_of(ViewOptions, name) is ViewOptions]
+    parts = [HEAD]
+    parts += _section("Crops", "Of `load_views`, `show`, `stats` and, in a recipe's `crops`, `pretrain`.", _own(Crops))
+    parts += _section("Loading", "Of `load_views` and, in a recipe's `loading`, `pretrain`.", _own(Loading))
+    parts += _section("Batches", "Of `load_views` alone.", of_views)
+    parts += _section("Training", "Of `pretrain`, in a recipe's `training`.", _own(Training))
+    for name, method in METHODS.items():
+        made_of = method.options
+        groups = groups_of(made_of, name)
+        own = [each for each in options_of(made_of).values() if groups[each.name] == name]
+        own = [replace(each, default=made_of.own_defaults.get(each.name, each.default)) for each in own]
+        others = {key: value for key, value in made_of.own_defaults.items() if groups[key] != name}
+        held = "; ".join(f"`{key}` {_text(value)}" for key, value in others.items())
+        says = f"In a recipe's `{name}`." if own else "It has none of its own."
+        parts += _section(f"Method {name}", says + (f" Other defaults than above: {held}." if held else ""), own)
+    return "\n".join(parts)
+
+
+def _own(group: type) -> Iterable[Option]:
+    return options_of(group).values()
+
+
+def _section(title: str, says: str, options: Iterable[Option]) -> list[str]:
+    rows = [f"| {_name(each)} | {_text(each.default)} | {_cell(each.says)} |" for each in options]
+    table = ["| option | default | |", "|---|---|---|", *rows] if rows else []
+    return [f"## {title}\n\n{says}\n", *table, ""]
+
+
+def _name(option: Option) -> str:
+    flag = f", `--{option.flag}`" if option.flag != option.name else ""
+    key = f", `{option.key}` in a recipe" if option.key != option.name else ""
+    return f"`{option.name}`{flag}{key}"
+
+
+def _text(value: object) -> str:
+    return "" if value is None else f"`{', '.join(map(str, value)) if isinstance(value, tuple) else value}`"
+
+
+def _cell(says: str) -> str:
+    return says.replace("|", "\\|")
+
+
+if __name__ == "__main__":
+    with whole_file(Path(sys.argv[1])) as part:
+        part.write_text(option_page(), encoding="utf-8")

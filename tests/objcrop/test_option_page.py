@@ -1,0 +1,33 @@
+"""The page of options has each once, where it is declared."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from objcrop.dali_pipes.loading import ViewOptions
+from objcrop.option import option, options_of
+from objcrop.option_page import option_page
+from objcrop.option_value import whole
+from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Bank(Recipe):
+    """One more option, and another default."""
+
+    own_defaults = {"base_lr": 0.125}  # noqa: RUF012
+
+    bank: int = option(7, whole(1, 9), "rows of a | bank")
+
+
+def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
+    monkeypatch.setitem(METHODS, "mine", SimpleNamespace(options=Bank))
+    page = option_page()
+    for made_of in (ViewOptions, *(method.options for method in METHODS.values())):
+        for name, each in options_of(made_of).items():
+            assert f"| `{name}`" in page and each.says.replace("|", "\\|") in page, name
+    once = set(options_of(ViewOptions)) | set(options_of(Recipe)) - {"method"}
+    assert all(page.count(f"| `{name}`") == 1 for name in once)
+    assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
+    assert "Other defaults than above: `base_lr` `0.125`." in page
+    assert "`backend`, `--loader`" in page and "`crops`, `policy` in a recipe" in page
