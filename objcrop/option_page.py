@@ -33,7 +33,8 @@ def option_page() -> str:
     parts += _section("Crops", "Of `load_views`, `show`, `stats` and, in a recipe's `crops`, `pretrain`.", _own(Crops))
     parts += _section("Loading", "Of `load_views` and, in a recipe's `loading`, `pretrain`.", _own(Loading))
     parts += _section("Batches", "Of `load_views` alone.", of_views)
-    parts += _section("Training", "Of `pretrain`, in a recipe's `training`.", _own(Training))
+    trained = [options_of(Recipe)["method"], *_own(Training)]
+    parts += _section("Training", "Of `pretrain`, in a recipe's `training`; the method outside of groups.", trained)
     for name, method in METHODS.items():
         made_of = method.options
         groups = groups_of(made_of, name)

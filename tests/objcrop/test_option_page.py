@@ -26,7 +26,7 @@ def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
     for made_of in (ViewOptions, *(method.options for method in METHODS.values())):
         for name, each in options_of(made_of).items():
             assert f"| `{name}`" in page and each.says.replace("|", "\\|") in page, name
-    once = set(options_of(ViewOptions)) | set(options_of(Recipe)) - {"method"}
+    once = {*options_of(ViewOptions), *options_of(Recipe)}
     assert all(page.count(f"| `{name}`") == 1 for name in once)
     assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
     assert "Other defaults than above: `base_lr` `0.125`." in page
