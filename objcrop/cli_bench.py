@@ -100,7 +100,7 @@ def bench_train(
     catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
     boxes: BoxesOption = None,
     crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
-    method: Annotated[str, typer.Option(help="moco-v2, byol or supervised.")] = "moco-v2",
+    method: Annotated[str, typer.Option(help="As of pretrain.")] = "moco-v2",
     arch: Annotated[str, typer.Option(help="Any ResNet of torchvision, or timm/NAME.")] = "resnet50",
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 256,

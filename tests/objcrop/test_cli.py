@@ -1,13 +1,17 @@
 """The command line as a person meets it: what it prints, what it leaves behind, its exit codes."""
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 
 import pytest
+import typer
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.cli import app
 from objcrop.errors import options_at_hand
 
 
@@ -129,3 +133,23 @@ def test_what_pillow_remarks_is_not_printed(objcrop, monkeypatch, recwarn):
     monkeypatch.setattr("objcrop.doctor.examine", examine)
     objcrop("doctor")
     assert [str(warning.message) for warning in recwarn] == ["one of ours"]
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "names"),
+    [
+        ("index", "format", "objcrop.formats:FORMATS"),
+        ("propose", "method", "objcrop.proposals:METHODS"),
+        ("export", "format", "objcrop.ssl.export:FORMATS"),
+    ],
+)
+def test_help_names_all_that_there_are(command, option, names):
+    """Help cannot import them, for it would wait for PyTorch: a new one must be named there by hand."""
+    module, name = names.split(":")
+    there = list(getattr(importlib.import_module(module), name))
+    group = typer.main.get_command(app)
+    for word in command.split():
+        group = group.get_command(typer.Context(group), word)
+    (says,) = (parameter.help for parameter in group.params if parameter.name == option)
+    said = set(re.findall(r"[\w-]+", says))
+    assert said >= set(there), set(there) - said
