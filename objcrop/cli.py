@@ -65,7 +65,9 @@ def every_recipe() -> type[Options]:
     """Return the options of all methods' recipes, put together."""
     from objcrop.ssl.methods.by_name import METHODS
 
-    return dataclass(frozen=True)(type("EveryRecipe", tuple(method.options for method in METHODS.values()), {}))
+    found = {method.options: None for method in METHODS.values()}
+    last = tuple(each for each in found if not any(issubclass(other, each) for other in found if other is not each))
+    return dataclass(frozen=True)(type("EveryRecipe", last, {}))  # of a recipe and one made from it the latter says all
 
 
 def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,19 @@ import sys
 
 from objcrop.errors import UsageError, printable, shown
 from objcrop.ssl.methods.byol import BYOL
+from objcrop.ssl.methods.densecl import DenseCL
 from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
 from objcrop.ssl.methods.moco import MoCo
 from objcrop.ssl.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {"moco-v2": MoCo, "byol": BYOL, "mae": MAE, "supervised": Supervised}
+METHODS: dict[str, type[Method]] = {
+    "moco-v2": MoCo,
+    "byol": BYOL,
+    "densecl": DenseCL,
+    "mae": MAE,
+    "supervised": Supervised,
+}
 
 
 def method_class(name: str) -> type[Method]:

@@ -7,6 +7,6 @@ from torch.nn.functional import normalize
 
 
 def unit_rows(embeddings: torch.Tensor) -> torch.Tensor:
-    """Return the rows of (N, dim) at length 1, in float32 also where autocast made them narrower."""
+    """Return the rows of (…, dim) at length 1, in float32 also where autocast made them narrower."""
     wide = embeddings if embeddings.dtype == torch.float64 else embeddings.float()
-    return normalize(wide, dim=1)
+    return normalize(wide, dim=-1)

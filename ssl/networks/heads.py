@@ -16,6 +16,21 @@ def moco_head(width: int, hidden: int, dim: int) -> nn.Module:
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim))
 
 
+def densecl_head(width: int, hidden: int, dim: int) -> nn.Module:
+    """Return MoCo-v2's head as DenseCL begins it: Kaiming's variance over the inputs, no bias yet."""
+    head = moco_head(width, hidden, dim)
+    for layer in head.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.zeros_(layer.bias)
+    return head
+
+
+def dense_head(channels: int, hidden: int, dim: int) -> nn.Module:
+    """Return DenseCL's head for cells, MoCo-v2's as 1×1 convolutions: maps (N, channels, h, w) to (N, dim, h, w)."""
+    return nn.Sequential(nn.Conv2d(channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, dim, 1))
+
+
 def byol_head(width: int, hidden: int, dim: int) -> nn.Module:
     """Return BYOL's projector or predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, appendix F)."""
     return nn.Sequential(
@@ -42,7 +57,7 @@ class RoleHeads(nn.Module):
         self.heads = nn.ModuleDict({name: make() for name in names})
 
     def forward(self, features: torch.Tensor, role: str) -> torch.Tensor:
-        """Return this role's output; features (N, width) to (N, dim)."""
+        """Return this role's output, (N, dim) of features (N, width), or whatever one head makes of what it takes."""
         if self.shared:
             return next(iter(self.heads.values()))(features)
         outputs = {name: head(features) for name, head in self.heads.items()}

@@ -31,6 +31,7 @@ RUNS = {
     "moco-8": dict(method="moco-v2", bn_groups=8),
     "moco-sync": dict(method="moco-v2", bn_groups=1),
     "byol": dict(method="byol", queue=None, warmup_epochs=0),
+    "densecl": dict(method="densecl", bn_groups=4, size=64),
     "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
     "supervised": dict(method="supervised", queue=None, dim=None, hidden=None, bn_groups=4, online_probe=True),
     "mae": dict(method="mae", queue=None, dim=None, hidden=None, crops="box", optimiser="adamw", accumulate=2),

@@ -25,12 +25,13 @@ from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
-    "temperature": (0.1, {"moco-v2"}),
-    "queue": (512, {"moco-v2"}),
-    "dim": (64, {"moco-v2", "byol"}),
-    "hidden": (64, {"moco-v2", "byol"}),
-    "ema": (0.5, {"moco-v2", "byol"}),
-    "heads": ("shared", {"moco-v2", "byol"}),
+    "temperature": (0.1, {"moco-v2", "densecl"}),
+    "queue": (512, {"moco-v2", "densecl"}),
+    "dim": (64, {"moco-v2", "byol", "densecl"}),
+    "hidden": (64, {"moco-v2", "byol", "densecl"}),
+    "ema": (0.5, {"moco-v2", "byol", "densecl"}),
+    "heads": ("shared", {"moco-v2", "byol", "densecl"}),
+    "dense_weight": (0.7, {"densecl"}),
     "single_label": (True, {"supervised"}),
     "base_lr": (0.5, set(METHODS)),
     "bn_groups": (2, set(METHODS) - {"mae"}),

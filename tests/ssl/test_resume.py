@@ -54,9 +54,10 @@ def same(a, b):
         dict(method="mae", arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, crops="box"),
         dict(method="moco-v2", crops="obj-scene", log_every_steps=4, checkpoint_every_steps=None),  # epochs' ends only
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1),
+        dict(method="densecl", crops="obj-scene", log_every_steps=1, size=64),
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", workers=None, threads=2),
     ],
-    ids=["byol", "between-reports", "mae", "epochs-end", "torch", "dali"],
+    ids=["byol", "between-reports", "mae", "epochs-end", "torch", "densecl", "dali"],
 )
 def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}
