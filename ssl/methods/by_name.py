@@ -13,12 +13,14 @@ from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
 from objcrop.ssl.methods.moco import MoCo
 from objcrop.ssl.methods.supervised import Supervised
+from objcrop.ssl.methods.swav import SwAV
 
 METHODS: dict[str, type[Method]] = {
     "moco-v2": MoCo,
     "byol": BYOL,
     "densecl": DenseCL,
     "mae": MAE,
+    "swav": SwAV,
     "supervised": Supervised,
 }
 

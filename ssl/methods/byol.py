@@ -3,6 +3,10 @@
 Both views pass through both networks each step (the symmetric loss), so query and key need no draw. The published code
 takes BatchNorm's statistics over all devices, so `bn_groups` is 1 here by default; the target network normalises with
 the batch's own statistics too.
+
+With local views (multi-crop, CIB Table 11 s3, which leaves the details open) the target of each large view is predicted
+from all other views, large and local, as in SwAV: of their losses the mean is taken, and of the two targets the sum, so
+that without local views it is BYOL's. Only large views have targets.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.multi_crop import LARGE, embed_together, local_groups
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads, byol_head
@@ -49,10 +54,12 @@ class BYOL(Method):
 
     Args:
         recipe: arch, size, init, dim, hidden, batch_size, bn_groups, ema, heads.
-        data: roles of the two views, and whether they share a head.
+        data: roles of the views, and whether they share a head.
     """
 
     options = BYOLRecipe
+    takes = range(2, 17)
+    multi_crop = True
 
     def __init__(self, recipe: BYOLRecipe, data: Data) -> None:
         super().__init__(recipe, data)
@@ -70,14 +77,22 @@ class BYOL(Method):
 
     @torch.no_grad()
     def targets(self, batch: Batch, step: int) -> tuple[torch.Tensor, ...]:
-        """Return the target network's projection of each view."""
-        return tuple(self.momentum_encoder(view, role)[1] for view, role in zip(batch.views, self.roles))
+        """Return the target network's projection of each large view."""
+        return tuple(self.momentum_encoder(view, role)[1] for view, role in zip(batch.views[:LARGE], self.roles))
 
     def forward(self, batch: Batch, targets: Sequence[torch.Tensor], step: int) -> Output:
-        """Return the symmetric loss: each view predicts the other's target."""
-        passes = [self.encoder(view, role) for view, role in zip(batch.views, self.roles)]
-        predictions = [self.predictor(z, role) for (_, z), role in zip(passes, self.roles)]
-        loss = byol_loss(predictions[0], targets[1]) + byol_loss(predictions[1], targets[0])
+        """Return the symmetric loss: each view predicts the others' targets."""
+        roles = self.roles
+        passes = [self.encoder(view, role) for view, role in zip(batch.views[:LARGE], roles)]
+        predictions = [self.predictor(z, role) for (_, z), role in zip(passes, roles)]
+        for views, role in local_groups(batch.views, roles):
+            z = embed_together(self.devices, self.encoder, views, role)
+            predictions += self.devices.together(self.predictor, z, role)
+        losses = [
+            torch.stack([byol_loss(prediction, target) for view, prediction in enumerate(predictions) if view != of])
+            for of, target in enumerate(targets)
+        ]
+        loss = torch.stack([each.mean() for each in losses]).sum()
         with torch.no_grad():
             prediction, target = unit_rows(predictions[0]), unit_rows(targets[1])
             watch = similarities(prediction, target, target.roll(1, 0))

@@ -94,6 +94,7 @@ class Method(nn.Module, ABC):
     Attributes:
         options: the class of its recipe.
         takes: numbers of views that it can be trained on.
+        multi_crop: whether the first two of them must be large and all others local.
         needs_boxes: whether `Batch.boxes` are made for it.
         exact_views: whether views come in float32 whatever a step computes in, for losses that pixels are targets of.
         encoder: what is trained and probed.
@@ -106,6 +107,7 @@ class Method(nn.Module, ABC):
 
     options: ClassVar[type[Recipe]] = Recipe
     takes: ClassVar[range] = range(2, 3)
+    multi_crop: ClassVar[bool] = False
     needs_boxes: ClassVar[bool] = False
     exact_views: ClassVar[bool] = False
     encoder: Encoder

@@ -8,6 +8,9 @@ embedding).
 
 Against facebookresearch/moco: views are drawn by the plan, empty places in the queue are no negatives, and the
 momentum encoder follows after the optimiser's step instead of before the next one, which is the same.
+
+Local views (multi-crop: Van Gansbeke et al. 2021, "Revisiting Contrastive Methods") are further queries of the step's
+key: the loss is the mean over all queries, as theirs. Local views have no keys.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from objcrop.dali_pipes.philox import uniforms
 from objcrop.errors import UsageError
 from objcrop.ssl.methods.info_nce import info_nce
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.multi_crop import embed_together, local_groups
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads, moco_head
@@ -32,7 +36,7 @@ from objcrop.ssl.training.recipe import JointEmbedding, Queue, Recipe, Temperatu
 
 
 def query_view(seed: int, step: int) -> int:
-    """Return which of two views is the query at this step."""
+    """Return which of the two large views is the query at this step."""
     return int(uniforms(seed, step, 0, 0, "query_view")[0] < 0.5)
 
 
@@ -64,10 +68,12 @@ class MoCo(Method):
 
     Args:
         recipe: arch, size, init, dim, hidden, queue, temperature, batch_size, bn_groups, heads, ema.
-        data: roles of the two views, and whether they share a head.
+        data: roles of the views, and whether they share a head.
     """
 
     options = MoCoRecipe
+    takes = range(2, 17)
+    multi_crop = True
 
     def __init__(self, recipe: MoCoRecipe, data: Data) -> None:
         super().__init__(recipe, data)
@@ -103,7 +109,11 @@ class MoCo(Method):
         features, embedding = self.encoder(batch.views[q], self.roles[q])
         query = unit_rows(embedding)
         queue = self._queue(self.roles[1 - q])
-        loss = info_nce(query, targets[0], queue.keys, self.recipe.temperature, queue.filled)
+        queries = [query]
+        for views, role in local_groups(batch.views, self.roles):
+            queries += map(unit_rows, embed_together(self.devices, self.encoder, views, role))
+        keys = targets[0].repeat(len(queries), 1)
+        loss = info_nce(torch.cat(queries), keys, queue.keys, self.recipe.temperature, queue.filled)
         return Output(loss, features.detach(), similarities(query, targets[0], queue.mean()))
 
     @torch.no_grad()

@@ -32,7 +32,10 @@ def dense_head(channels: int, hidden: int, dim: int) -> nn.Module:
 
 
 def byol_head(width: int, hidden: int, dim: int) -> nn.Module:
-    """Return BYOL's projector or predictor: linear, BatchNorm, ReLU, linear (Grill et al. 2020, appendix F)."""
+    """Return BYOL's projector or predictor, and SwAV's: linear, BatchNorm, ReLU, linear (Grill et al. 2020, app. F).
+
+    A bias before BatchNorm would do nothing.
+    """
     return nn.Sequential(
         nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True), nn.Linear(hidden, dim)
     )

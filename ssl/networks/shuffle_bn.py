@@ -8,11 +8,15 @@ accumulation) without changing a number. G = 1 over several processes is SyncBN.
 
 Shuffled BatchNorm: a key is normalised in other company than its query, else the encoder tells a positive by the
 statistics the two share. The global batch is permuted by a function of (seed, step), the same on all ranks.
+
+Several crops of a row may go through a network in one batch (multi-crop: Caron et al. 2020, SwAV). Then a device holds
+all of them, its statistics are over its rows' crops, and parts of whole devices are still independent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -126,6 +130,32 @@ class VirtualDevices:
                 setattr(network, name, VirtualBatchNorm(child, self.rows, self.synchronised))
             else:
                 self.normalise(child)
+
+    def together(self, network: nn.Module, crops: Sequence[torch.Tensor], *arguments: Any) -> tuple[torch.Tensor, ...]:
+        """Pass several crops of the same rows through a network in one batch; a device's statistics are over them all.
+
+        Args:
+            network: `normalise`d; from (N, …) to (N, …).
+            crops: each (n × rows, …), dealt, all of one shape.
+            *arguments: for the network besides.
+
+        Returns:
+            What it makes of each of the crops.
+        """
+        many = len(crops)
+        if many == 1:
+            return (network(crops[0], *arguments),)
+        by_device = zip(*(crop.split(self.rows) for crop in crops))
+        joined = torch.cat([part for parts in by_device for part in parts])  # keeps channels last; stack would not
+        norms = [module for module in network.modules() if isinstance(module, VirtualBatchNorm)]
+        for norm in norms:
+            norm.rows = many * self.rows
+        try:
+            made = network(joined, *arguments)
+        finally:
+            for norm in norms:
+                norm.rows = self.rows
+        return tuple(each.flatten(0, 1) for each in made.unflatten(0, (-1, many, self.rows)).unbind(1))
 
     def deal(self, local: torch.Tensor) -> torch.Tensor:
         """Reorder this rank's rows from the loader's order, so that rows of one device lie side by side."""

@@ -29,6 +29,10 @@ def _rises(at: Training) -> str | None:
     return None if at.warmup_epochs else "there are no warmup_epochs"
 
 
+def _in_parts(at: Training) -> str | None:
+    return None if at.in_parts else "the method takes a step as a whole"
+
+
 def _learns_labels(at: Training) -> str | None:
     learns = at.learns_labels or at.online_probe
     return None if learns else "no labels are learnt (by method 'supervised' or online_probe)"
@@ -45,6 +49,7 @@ class Training(Options):
     group: ClassVar[str] = "training"
     learns_labels: ClassVar[bool] = False  # whether the method itself does
     has_batch_norm: ClassVar[bool] = True  # whether its networks may have some
+    in_parts: ClassVar[bool] = True  # whether the method can take a step in parts
 
     arch: str = option("resnet50", text(), "any ResNet of torchvision by name, or timm/NAME")
     init: str | None = option(
@@ -86,7 +91,10 @@ class Training(Options):
         idle=_learns_labels,
     )
     accumulate: int = option(
-        1, whole(1, 2**24), "parts that a step is taken in, to save memory; the numbers stay the same"
+        1,
+        whole(1, 2**24),
+        "parts that a step is taken in, to save memory; the numbers stay the same",
+        idle=_in_parts,
     )
     precision: str | None = option(
         None,

@@ -41,7 +41,9 @@ class Recipe(Training, Loading, Crops):
     group: ClassVar[str] = ""
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    method: str = option("moco-v2", text(), "moco-v2, byol, mae or supervised, or one of your own as module:Class")
+    method: str = option(
+        "moco-v2", text(), "moco-v2, byol, densecl, mae, swav or supervised, or one of your own as module:Class"
+    )
 
     @property
     def virtual_devices(self) -> int:
@@ -102,7 +104,13 @@ class Temperature(Options):
 
 @dataclass(frozen=True)
 class Queue(Options):
-    """The option of methods that keep embeddings of earlier steps."""
+    """The option of methods that keep embeddings of earlier steps.
+
+    Attributes:
+        holds_negatives: whether an image's own embeddings do harm there.
+    """
+
+    holds_negatives: ClassVar[bool] = True
 
     queue: int = option(65536, whole(0, 2**24), "number of embeddings kept of earlier steps, a multiple of batch_size")
 

@@ -35,11 +35,12 @@ from objcrop.option import options_of
 from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.methods.method import Batch, Data, Method
+from objcrop.ssl.networks.backbones import width_at
 from objcrop.ssl.training.checkpoint import load_newest, restoring, save_checkpoint
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.optimisers import optimiser_of
-from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
+from objcrop.ssl.training.recipe import Queue, Recipe, acting, as_dict, resolve
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.ssl.training.schedules import cosine_rate
 from objcrop.ssl.training.stop_signal import Stopped, StopSignal
@@ -188,6 +189,12 @@ class Run:
             raise UsageError(
                 f"crops '{recipe.crops}' make {views} view{'s' * (views > 1)}, but {recipe.method} takes {wants}{way}."
             )
+        local = [view.local for view in loader.policy.views]
+        if made_by.multi_crop and local != [place >= 2 for place in range(views)]:
+            raise UsageError(
+                f"crops '{recipe.crops}' make {local.count(False)} large and {sum(local)} local views, but "
+                f"{recipe.method} takes 2 large ones and then local ones."
+            )
         self.recipe, self.loader, self.folder, self.device, self.online = recipe, loader, folder, device, online
         self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
         self.batches = len(loader)  # of an epoch; later boxes may make it another number, but not the schedule
@@ -197,7 +204,10 @@ class Run:
         torch.manual_seed(recipe.seed)
         policy, planner = loader.policy, loader.planner
         data = Data(policy.roles, policy.heads_shared, planner.sizes, len(loader.classes), planner.samples)
-        self.method: Method = made_by(recipe, data).to(device)
+        self.method: Method = made_by(recipe, data)
+        for size in {size for size, is_local in zip(planner.sizes, local) if is_local}:
+            width_at(self.method.encoder.backbone, size, recipe.arch)  # or a sentence
+        self.method.to(device)
         if self.method.needs_boxes and recipe.accumulate > 1:
             raise UsageError(f"accumulate is {recipe.accumulate}, but {recipe.method} takes a step's boxes together.")
         if self.method.devices.here % recipe.accumulate:
@@ -250,7 +260,8 @@ class Run:
 
     def _warn(self) -> None:
         samples = self.loader.planner.samples
-        queue: int = getattr(self.recipe, "queue", 0)
+        recipe = self.recipe
+        queue = recipe.queue if isinstance(recipe, Queue) and recipe.holds_negatives else 0
         if queue * 2 > samples:
             most = samples // 2 // self.recipe.batch_size * self.recipe.batch_size
             way = way_out(f"take --queue {most} or less", f"take a queue of {most} or less")
@@ -368,7 +379,8 @@ class Run:
         """Return what to say where a step does not fit into the GPU's memory."""
         recipe, here = self.recipe, self.method.devices.here
         ways = [f"a smaller batch_size than {recipe.batch_size}"]
-        ways += [f"accumulate {n}" for n in range(recipe.accumulate + 1, here + 1) if here % n == 0][:1]
+        if recipe.in_parts:
+            ways += [f"accumulate {n}" for n in range(recipe.accumulate + 1, here + 1) if here % n == 0][:1]
         if self.precision == "fp32" and torch.cuda.is_bf16_supported(including_emulation=False):
             ways.append("precision bf16")
         kept = f"; {self.folder.checkpoint} holds step {saved_at}" if saved_at else ""

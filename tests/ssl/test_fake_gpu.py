@@ -27,12 +27,14 @@ from objcrop.ssl.training.trainer import Run, precision_of
 
 GPU = torch.device("cuda:0")
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)
+SMALL |= dict(local_views=0)
 # What a method has in place of these; None where it has no such option.
 OWN = {
     "moco-v2": {},
     "byol": dict(queue=None),
     "densecl": {},
     "mae": dict(arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, bn_groups=None, decoder_dim=32),
+    "swav": {},
     "supervised": dict(queue=None, dim=None, hidden=None),
 }
 
@@ -88,11 +90,27 @@ class NoWaitedCopies(TorchDispatchMode):
         return made
 
 
-@pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
+def sides_of(recipe, method):
+    return [recipe.size] * min(2, method.takes[-1]) + [recipe.local_size] * recipe.local_views
+
+
+def refused(method, flags):
+    """Skip what a method refuses."""
+    if "accumulate" in flags and not METHODS[method].options.in_parts:
+        pytest.skip("it takes a step as a whole")
+    if "local_views" in flags and not METHODS[method].multi_crop:
+        pytest.skip("it has no use for local views")
+
+
+FLAGS = [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32"), dict(local_views=4, local_size=16)]
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatch):
+    refused(method, flags)
     recipe = resolve(None, {**SMALL, "method": method, **flags, **OWN[method]})
-    module = METHODS[method](recipe, Data(("object", "scene"), classes=5))
+    module = METHODS[method](recipe, Data(("object", "scene") * 3, classes=5))
     probe = OnlineProbe(module.encoder.width, 5, False)
     page_locked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -108,7 +126,7 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
                 parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
         monkeypatch.setattr(torch.Tensor, "backward", backward)
-        views = [torch.randn(16, 3, recipe.size, recipe.size, device=GPU) for _ in range(min(2, module.takes[-1]))]
+        views = [torch.randn(16, 3, side, side, device=GPU) for side in sides_of(recipe, module)]
         labels = torch.zeros(16, 5, device=GPU)
         with NoWaitedCopies(page_locked) as copies:
             watched = run.take_step(batch_of(views, labels))
@@ -169,14 +187,15 @@ def test_a_step_of_resnet50_is_few_calls():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("flags", [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32")], ids=str)
+@pytest.mark.parametrize("flags", FLAGS, ids=str)
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
+    refused(method, flags)
     recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **OWN[method]})
-    run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene"), classes=5)).to(GPU), GPU)
+    run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene") * 3, classes=5)).to(GPU), GPU)
     run.probe = OnlineProbe(run.method.encoder.width, 5, False).to(GPU)
-    shape, count = (16, 3, recipe.size, recipe.size), min(2, run.method.takes[-1])
-    views = [torch.randn(shape, device=GPU).to(memory_format=torch.channels_last) for _ in range(count)]
+    views = [torch.randn(16, 3, side, side, device=GPU) for side in sides_of(recipe, run.method)]
+    views = [view.to(memory_format=torch.channels_last) for view in views]
     batch = batch_of(views, torch.zeros(16, 5, device=GPU))
     for _ in range(3):  # compile kernels, choose convolutions, make memory
         run.take_step(batch)

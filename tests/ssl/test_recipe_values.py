@@ -25,13 +25,15 @@ from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
-    "temperature": (0.1, {"moco-v2", "densecl"}),
-    "queue": (512, {"moco-v2", "densecl"}),
-    "dim": (64, {"moco-v2", "byol", "densecl"}),
-    "hidden": (64, {"moco-v2", "byol", "densecl"}),
+    "temperature": (0.15, {"moco-v2", "densecl", "swav"}),
+    "queue": (512, {"moco-v2", "densecl", "swav"}),
+    "dim": (64, {"moco-v2", "byol", "densecl", "swav"}),
+    "hidden": (64, {"moco-v2", "byol", "densecl", "swav"}),
     "ema": (0.5, {"moco-v2", "byol", "densecl"}),
     "heads": ("shared", {"moco-v2", "byol", "densecl"}),
     "dense_weight": (0.7, {"densecl"}),
+    "epsilon": (0.03, {"swav"}),
+    "prototypes": (30, {"swav"}),
     "single_label": (True, {"supervised"}),
     "base_lr": (0.5, set(METHODS)),
     "bn_groups": (2, set(METHODS) - {"mae"}),
@@ -39,7 +41,7 @@ IN_METHODS = {
     "norm_pix": (False, {"mae"}),
     "decoder_dim": (64, {"mae"}),
     "decoder_depth": (2, {"mae"}),
-    "accumulate": (2, set(METHODS)),
+    "accumulate": (2, set(METHODS) - {"swav"}),
     "warmup_epochs": (1, set(METHODS)),
 }
 

@@ -71,6 +71,38 @@ def test_over_processes_a_gpu_runs_the_kernels(monkeypatch):
     torch.testing.assert_close(norm.running_var, torch.full((3,), 1.1))
 
 
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_crops_that_go_together_share_the_statistics_of_their_device(groups):
+    layers = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+    network, devices = nn.Sequential(*layers), VirtualDevices(16, groups)
+    devices.normalise(network)
+    crops = [torch.randn(16, 3, 4, 4).to(memory_format=torch.channels_last) for _ in range(3)]
+    dealt = [devices.deal(crop).requires_grad_() for crop in crops]
+    made = devices.together(network, dealt)
+    companies = [[c * 16 + row for c in range(3) for row in range(d, 16, groups)] for d in range(groups)]
+    expected = naive_batch_norm(layers[0](torch.cat(crops)), companies).chunk(3)
+    for ours, theirs in zip(made, expected):
+        torch.testing.assert_close(devices.gather(ours), theirs, atol=1e-5, rtol=1e-4)
+    weights = [torch.randn(16, 4, 4, 4) for _ in crops]
+    sum((out * w).sum() for out, w in zip(made, weights)).backward()
+    gradients = [crop.grad.clone() for crop in dealt]
+    (alone,) = devices.together(network, dealt[:1])  # and afterwards a crop by itself again
+    torch.testing.assert_close(
+        devices.gather(alone.detach()),
+        naive_batch_norm(layers[0](crops[0]), [list(range(d, 16, groups)) for d in range(groups)]),
+        atol=1e-5,
+        rtol=1e-4,
+    )
+    for parts in {1, groups}:  # parts of whole devices are the same step
+        for crop in dealt:
+            crop.grad = None
+        for rows in torch.arange(16).chunk(parts):
+            some = devices.together(network, [crop[rows] for crop in dealt])
+            sum((out * w[rows]).sum() for out, w in zip(some, weights)).backward()
+        for crop, gradient in zip(dealt, gradients):
+            torch.testing.assert_close(crop.grad, gradient, atol=1e-5, rtol=1e-4)
+
+
 def small_network():
     """A network normalised over four devices, whose ReLU writes into BatchNorm's result, and rows dealt to them."""
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(16, 2)

@@ -24,17 +24,18 @@ from objcrop.ssl.networks.shuffle_bn import permutation
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.trainer import Run
 
+LOCAL_SIDE = 16
 STEPS, N, SIDE = 5, 24, 32  # of fewer rows and pixels BatchNorm makes much of the last digit, step after step
 ROLES = ("object", "scene")
 SHARED = dict(arch="timm/test_resnet", size=SIDE, batch_size=N, steps=STEPS, dim=6, hidden=10, crops="obj-scene")
 CPU = torch.device("cpu")
 
 
-def our_run(method, heads, **options):
-    """A run in float64, at step 0."""
-    recipe = resolve(None, {**SHARED, "method": method, "heads": heads, **options})
+def our_run(method, heads, local=0, **options):
+    """A run in float64, at step 0; with so many local views, whose roles are in turn those of the large ones."""
+    recipe = resolve(None, {**SHARED, "method": method, "heads": heads, "local_views": local, **options})
     torch.manual_seed(1)
-    module = METHODS[method](recipe, Data(ROLES)).double()
+    module = METHODS[method](recipe, Data((ROLES * 3)[: 2 + local])).double()
     with torch.no_grad():
         for p in module.parameters():  # timm's last norm of a block begins at 0, where ReLU's derivative is anybody's
             p += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0
@@ -47,15 +48,16 @@ def our_run(method, heads, **options):
     return run
 
 
-def drawn_views(step):
+def drawn_views(step, local=0):
     generator = torch.Generator().manual_seed(100 + step)
-    views = torch.randn(2, N, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
-    return [view.contiguous(memory_format=torch.channels_last) for view in views]
+    large = torch.randn(2, N, 3, SIDE, SIDE, dtype=torch.float64, generator=generator)
+    small = torch.randn(local, N, 3, LOCAL_SIDE, LOCAL_SIDE, dtype=torch.float64, generator=generator)
+    return [view.contiguous(memory_format=torch.channels_last) for view in (*large, *small)]
 
 
 def batch_of(views):
-    rows, windows = np.arange(N), np.zeros((N, 2, 4), np.int32)
-    colours = colour_decisions(rows, (Augment(), Augment()), seed=0, epoch=0)
+    rows, windows = np.arange(N), np.zeros((N, len(views), 4), np.int32)
+    colours = colour_decisions(rows, (Augment(),) * len(views), seed=0, epoch=0)
     plan = ViewPlan(sample=rows, row=rows, box=rows, regions=windows, windows=windows, **colours)
     return SimpleNamespace(views=views, labels=torch.zeros(N, 0), index=torch.arange(N), plan=plan, boxes=())
 
@@ -118,6 +120,12 @@ def encoded(net, views, role, groups):
     return torch.stack(out)
 
 
+def encoded_together(net, views, role, groups):
+    """Embeddings of several views (views, N, dim); all of them that a group's rows have are one company."""
+    wider = [[v * N + row for v in range(len(views)) for row in rows] for rows in groups]
+    return encoded(net, torch.cat(views), role, wider).view(len(views), N, -1)
+
+
 def unit(x):
     return x / x.square().sum().sqrt()
 
@@ -168,11 +176,18 @@ def ours_by_the_twins_names(module, encoder, **how):
     return found
 
 
-@pytest.mark.parametrize("heads", ["per-role", "shared"])
-@pytest.mark.parametrize("groups", [1, 3], ids="{} devices".format)
-def test_moco_v2(groups, heads):
-    """He et al. 2020, algorithm 1; Chen et al. 2020; a queue that wraps; the shuffled batch of each device's keys."""
-    run = our_run("moco-v2", heads, queue=3 * N, bn_groups=groups, base_lr=2.0, ema=0.9, weight_decay=1e-2)
+# One local view is a scene, two are objects and go through the network together.
+OF_STEPS = [(1, "per-role", 0), (3, "per-role", 0), (1, "shared", 0), (3, "shared", 0), (1, "shared", 3)]
+OF_STEPS += [(3, "per-role", 3)]
+
+
+@pytest.mark.parametrize(("groups", "heads", "local"), OF_STEPS)
+def test_moco_v2(groups, heads, local):
+    """He et al. 2020, algorithm 1; Chen et al. 2020; a queue that wraps; the shuffled batch of each device's keys.
+
+    With local views the mean is over all queries of the key (Van Gansbeke et al. 2021).
+    """
+    run = our_run("moco-v2", heads, local, queue=3 * N, bn_groups=groups, base_lr=2.0, ema=0.9, weight_decay=1e-2)
     recipe, module = run.recipe, run.method
     fast = plain(module, lambda: moco_head(96, 10, 6))
     slow = copy.deepcopy(fast)
@@ -180,7 +195,7 @@ def test_moco_v2(groups, heads):
     place = dict.fromkeys(slots, 0)
     velocity = {name: torch.zeros_like(p) for name, p in fast.named_parameters()}
     for step in range(STEPS):
-        views = drawn_views(step)
+        views = drawn_views(step, local)
         watched = run.take_step(batch_of(views))
         # ---- the twin
         q = query_view(recipe.seed, step)
@@ -188,14 +203,16 @@ def test_moco_v2(groups, heads):
         shuffled = [order[d * N // groups : (d + 1) * N // groups] for d in range(groups)]
         with torch.no_grad():
             keys = [unit(k) for k in encoded(slow, views[1 - q], ROLES[1 - q], shuffled)]
-        queries = [unit(x) for x in encoded(fast, views[q], ROLES[q], companies(N, groups))]
+        queries = [encoded(fast, views[q], ROLES[q], companies(N, groups))]
+        for v in range(2, min(4, len(views))):
+            queries += encoded_together(fast, views[v::2], ROLES[v % 2], companies(N, groups))
         queue = ROLES[1 - q] if ROLES[1 - q] in slots else "all"
         negatives = [key for key in slots[queue] if key is not None]
         loss = torch.zeros((), dtype=torch.float64)
-        for query, key in zip(queries, keys):
+        for query, key in [(unit(x), key) for of_view in queries for x, key in zip(of_view, keys)]:
             positive = torch.exp((query * key).sum() / 0.2)
             others = sum(torch.exp((query * other).sum() / 0.2) for other in negatives)
-            loss = loss - torch.log(positive / (positive + others)) / N
+            loss = loss - torch.log(positive / (positive + others)) / (N * len(queries))
         fast.zero_grad(set_to_none=True)
         loss.backward()
         rate = rate_at(step, recipe)
@@ -239,11 +256,10 @@ def lars_step(net, velocity, rate, decay):
             p -= rate * velocity[name]
 
 
-@pytest.mark.parametrize("heads", ["per-role", "shared"])
-@pytest.mark.parametrize("groups", [1, 3], ids="{} devices".format)
-def test_byol(groups, heads):
-    """Grill et al. 2020, equations 1 to 4 and the target's schedule; LARS."""
-    run = our_run("byol", heads, bn_groups=groups, base_lr=20.0, ema=0.9, weight_decay=1e-3)
+@pytest.mark.parametrize(("groups", "heads", "local"), OF_STEPS)
+def test_byol(groups, heads, local):
+    """Grill et al. 2020, equations 1 to 4 and the target's schedule; LARS; of local views the mean over the others."""
+    run = our_run("byol", heads, local, bn_groups=groups, base_lr=20.0, ema=0.9, weight_decay=1e-3)
     recipe, module = run.recipe, run.method
     online = plain(module, lambda: byol_head(96, 10, 6), lambda: byol_head(6, 10, 6))
     target = copy.deepcopy(online)
@@ -251,18 +267,21 @@ def test_byol(groups, heads):
     velocity = {name: torch.zeros_like(p) for name, p in online.named_parameters()}
     parts = companies(N, groups)
     for step in range(STEPS):
-        views = drawn_views(step)
+        views = drawn_views(step, local)
         watched = run.take_step(batch_of(views))
         # ---- the twin
         with torch.no_grad():
             targets = [encoded(target, view, role, parts) for view, role in zip(views, ROLES)]
         loss = torch.zeros((), dtype=torch.float64)
-        for v, role in enumerate(ROLES):
-            projections = encoded(online, views[v], role, parts)
+        kinds = [([0], 0), ([1], 1), (range(2, len(views), 2), 0), (range(3, len(views), 2), 1)]
+        for which, role in [(list(which), ROLES[role]) for which, role in kinds if len(which)]:
+            projections = encoded_together(online, [views[v] for v in which], role, parts)
             for rows in parts:
-                predictions = of_role(online["predictors"], role)(projections[rows])
-                for row, prediction in zip(rows, predictions):
-                    loss = loss + (unit(prediction) - unit(targets[1 - v][row])).square().sum() / N
+                predictions = of_role(online["predictors"], role)(projections[:, rows].flatten(0, 1))
+                for (v, row), prediction in zip([(v, row) for v in which for row in rows], predictions):
+                    for t in {0, 1} - {v}:
+                        apart = (unit(prediction) - unit(targets[t][row])).square().sum()
+                        loss = loss + apart / N / (len(views) - 1)
         online.zero_grad(set_to_none=True)
         loss.backward()
         lars_step(online, velocity, rate_at(step, recipe), 1e-3)
