@@ -3,7 +3,8 @@
 - torchvision: a state dict for `torchvision.models.ARCH`, without the classifier (`load_state_dict(…, strict=False)`).
 - timm: a state dict for `timm.create_model(ARCH, num_classes=0)`; timm's ResNets use torchvision's names.
 - detectron2: the pickle that Detectron2's R50-C4 and R50-FPN configurations read, with its names (stem.conv1,
-  res2.0.conv1, shortcut, norm); as facebookresearch/moco writes it, it says "matching_heuristics".
+  res2.0.conv1, shortcut, norm); as facebookresearch/moco writes it, it says "matching_heuristics". Of a plain Vision
+  Transformer it holds what ViTDet's has (Li et al. 2022): positions, patches' projection and blocks, by timm's names.
 
 What a file holds is the encoder of the query, the one that the papers transfer.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,10 @@ from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import whole_file
 
 FORMATS = ("torchvision", "timm", "detectron2")
+IN_VITDET = re.compile(
+    r"pos_embed|patch_embed\.proj\.(weight|bias)|blocks\.\d+\.(norm1|norm2|attn\.qkv|attn\.proj|mlp\.fc1|mlp\.fc2)\.(weight|bias)"
+)
+NOT_IN_VITDET = {"cls_token", "norm.weight", "norm.bias"}  # found there by their ends, they could be put somewhere else
 
 
 def export(
@@ -50,14 +56,22 @@ def export(
     if format == "torchvision" and of_timm:
         raise UsageError(f"{checkpoint} is timm's {arch[5:]}, which torchvision does not have; take --format timm.")
     if format == "detectron2":
-        if of_timm or "layer1.0.conv1.weight" not in weights:
-            raise UsageError(f"{checkpoint} is {arch}, but Detectron2 takes torchvision's ResNets.")
+        plain_vit = "pos_embed" in weights and all(n in NOT_IN_VITDET or IN_VITDET.fullmatch(n) for n in weights)
+        if not plain_vit and (of_timm or "layer1.0.conv1.weight" not in weights):
+            raise UsageError(
+                f"{checkpoint} is {arch}, but Detectron2 takes torchvision's ResNets and plain Vision Transformers of "
+                "timm."
+            )
         if small:
             raise UsageError(
                 f"{checkpoint} was trained at {saved['recipe']['size']} px, with a stem for small images that "
                 f"Detectron2 does not have; pretrain above {SMALL} px to export there."
             )
-        names = {detectron2_name(name): value.numpy() for name, value in weights.items() if "num_batches" not in name}
+        if plain_vit:
+            names = {name: value.numpy() for name, value in weights.items() if name not in NOT_IN_VITDET}
+        else:
+            held = {name: value.numpy() for name, value in weights.items() if "num_batches" not in name}
+            names = {detectron2_name(name): value for name, value in held.items()}
         content: dict[str, Any] = {"model": names, "__author__": "objcrop", "matching_heuristics": True}
         _write(Path(output), lambda file: pickle.dump(content, file))
     else:

@@ -76,6 +76,28 @@ def test_detectron2(tmp_path):
     torch.testing.assert_close(network.eval()(VIEWS), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_detectron2_takes_plain_vision_transformers(tmp_path):
+    """ViTDet's names end in the file's, each in one; what it has no place for is left out."""
+    (path, _), depth = checkpoint(tmp_path, "timm/test_vit"), 6
+    export(path, tmp_path / "out.pkl", "detectron2")
+    held = pickle.loads((tmp_path / "out.pkl").read_bytes())["model"]
+    vitdet = ["pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
+    parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+    vitdet += [f"blocks.{i}.{part}.{kind}" for i in range(depth) for part in parts for kind in ("weight", "bias")]
+    pyramid = [
+        f"backbone.simfp_{i}.{j}.norm.{kind}" for i in (2, 3, 4, 5) for j in (0, 1) for kind in ("weight", "bias")
+    ]
+    for name in [f"backbone.net.{name}" for name in vitdet]:
+        assert sum(name.endswith(f".{ours}") for ours in held) == 1, name
+    assert len(held) == len(vitdet) and not any(name.endswith(f".{ours}") for name in pyramid for ours in held)
+    weights = torch.load(path, weights_only=True)["method"]
+    assert all(np.array_equal(value, weights[f"encoder.backbone.{name}"]) for name, value in held.items())
+    assert held["pos_embed"].shape == (1, 1 + 7 * 7, 64)  # the CLS token's too, pretrain_use_cls_token=True
+    other, _ = checkpoint(tmp_path, "timm/test_vit2")
+    with pytest.raises(UsageError, match="ResNets and plain Vision Transformers"):
+        export(other, tmp_path / "out.pkl", "detectron2")
+
+
 def test_names():
     assert detectron2_name("layer4.2.bn3.running_var") == "res5.2.conv3.norm.running_var"
     assert detectron2_name("layer1.0.downsample.0.weight") == "res2.0.shortcut.weight"
