@@ -61,6 +61,13 @@ def view_options() -> type[Options]:
     return ViewOptions
 
 
+def probe_options() -> type[Options]:
+    """Return the options of a probe."""
+    from objcrop.ssl.evaluation.probe_options import ProbeOptions
+
+    return ProbeOptions
+
+
 def every_recipe() -> type[Options]:
     """Return the options of all methods' recipes, put together."""
     from objcrop.ssl.methods.by_name import METHODS
@@ -303,15 +310,12 @@ def pretrain(
 
 
 @app.command()
+@takes(probe_options)
 def probe(
     checkpoint: Annotated[str, typer.Argument(help="last.pt of a run, or 'untrained:ARCH' for the floor.")],
     train: Annotated[Path, typer.Option(help="Catalog that classifiers learn from.")],
     test: Annotated[Path, typer.Option(help="Catalog they are measured on.")],
-    size: Annotated[int | None, typer.Option(help="Side of the images, pixels; default: the run's.")] = None,
-    single_label: Annotated[bool, typer.Option("--single-label", help="One class an image: top-1, not mAP.")] = False,
-    fine_tune: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning; 0 for none.")] = 0,
-    loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    options: dict[str, Any],
     output: JsonOption = None,
 ) -> None:
     """Measure a backbone: linear and nearest-neighbour scores of frozen features, and fine-tuning."""
@@ -320,16 +324,7 @@ def probe(
     from objcrop.catalog import Catalog
     from objcrop.ssl.evaluation.probe import probe as run_probe
 
-    result = run_probe(
-        checkpoint,
-        Catalog.load(train),
-        Catalog.load(test),
-        size=size,
-        single_label=single_label,
-        fine_tune=fine_tune,
-        backend=loader,
-        device=device,
-    )
+    result = run_probe(checkpoint, Catalog.load(train), Catalog.load(test), **options)
     if output is not None:
         with whole_file(output) as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -343,8 +338,10 @@ def probe(
             console.print(f"  {kind:<11} top-1 {result[f'{kind}_top1']:.4f}", highlight=False)
         elif f"{kind}_map" in result:
             figures = f"mAP {result[f'{kind}_map']:.4f}  11-point {result[f'{kind}_map_11_point']:.4f}"
+            figures += f"  batches of 256 {result[f'{kind}_batchwise_map_256']:.4f}"
             console.print(f"  {kind:<11} {figures}", highlight=False)
-    console.print(f"  chance      {result['chance_top1' if single_label else 'chance_map']:.4f}", highlight=False)
+    chance = result["chance_top1"] if "chance_top1" in result else result["chance_map"]
+    console.print(f"  chance      {chance:.4f}", highlight=False)
 
 
 @app.command()

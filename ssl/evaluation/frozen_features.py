@@ -55,6 +55,13 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     return network, size or trained
 
 
+def trained_by(checkpoint: str | os.PathLike[str]) -> str | None:
+    """Return the method of a checkpoint; None of an untrained network."""
+    if str(checkpoint).startswith("untrained:"):
+        return None
+    return load_checkpoint(checkpoint, BACKBONE)["recipe"].get("method")
+
+
 def _untrained(arch: str, size: int) -> nn.Module:
     """Return a network of random weights, drawn in float64: in float32 processors draw other last digits."""
     torch.manual_seed(0)

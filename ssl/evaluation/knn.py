@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from objcrop.kernels.first_of_equal import first_of_equal
 
 STEPS = 1 << 30  # of a cosine from 0 to 1
+QUERIES, KNOWN = 1024, 4096  # images that are compared at a time: 32 MiB of cosines, whatever the sets' sizes
 
 
 def neighbour_scores(
@@ -30,10 +31,27 @@ def neighbour_scores(
         k: neighbours that vote; all where there are fewer.
         temperature: of the weights.
     """
-    known = normalize(x.double(), dim=1)
     scores = []
-    for part in normalize(x_test.double(), dim=1).split(1024):
-        cosine, nearest = first_of_equal((part @ known.T * STEPS).round().long(), min(k, len(x)))
+    for queries in x_test.split(QUERIES):
+        cosine, nearest = _nearest(normalize(queries.double(), dim=1), x, k)
         weight = torch.softmax(cosine / (STEPS * temperature), 1, torch.float64)
-        scores.append((weight[:, :, None] * y[nearest]).sum(1))
-    return torch.cat(scores).to(x.dtype)
+        votes = torch.zeros(len(queries), y.shape[1], dtype=torch.float64)
+        for weight_of_rank, neighbour in zip(weight.T, nearest.T):
+            votes += weight_of_rank[:, None] * y[neighbour]
+        scores.append(votes.to(x.dtype))
+    return torch.cat(scores)
+
+
+def _nearest(queries: torch.Tensor, x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the k nearest of x to each query (n, D) of length 1: cosines in `STEPS` and rows, int64 (n, k)."""
+    cosine = torch.empty(len(queries), 0, dtype=torch.int64)
+    row = cosine
+    for begin in range(0, len(x), KNOWN):
+        known = normalize(x[begin : begin + KNOWN].double(), dim=1)
+        here = (queries @ known.T * STEPS).round().long()
+        best, which = first_of_equal(here, min(k, len(known)))
+        # Those found before stand first, so that of equal ones the first in the catalog stays.
+        cosine, row = torch.cat([cosine, best], 1), torch.cat([row, which + begin], 1)
+        cosine, kept = first_of_equal(cosine, min(k, cosine.shape[1]))
+        row = row.gather(1, kept)
+    return cosine, row

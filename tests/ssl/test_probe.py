@@ -5,13 +5,27 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.ssl.evaluation.average_precision import average_precision, average_precision_11_point, judged_labels
+from objcrop.ssl.evaluation import knn
+from objcrop.ssl.evaluation.average_precision import (
+    average_precision,
+    average_precision_11_point,
+    batchwise_map,
+    judged_labels,
+)
+from objcrop.ssl.evaluation.fine_tune import RECIPE
 from objcrop.ssl.evaluation.knn import neighbour_scores
 from objcrop.ssl.evaluation.linear_probe import fit_linear, linear_scores
+from objcrop.ssl.evaluation.linear_sgd import rate_at, sgd_linear_scores
 from objcrop.ssl.evaluation.probe import probe
+from objcrop.ssl.evaluation.probe_options import ProbeOptions
+from objcrop.ssl.networks.backbones import backbone
+from objcrop.ssl.training.checkpoint import save_checkpoint
+from objcrop.ssl.training.recipe import resolve
 
 
 def by_rank(scores, labels):
@@ -189,6 +203,59 @@ def test_of_equally_near_neighbours_the_first_vote():
     torch.testing.assert_close(together, alone)
 
 
+class Largest(TorchDispatchMode):
+    """Keeps the size of the largest tensor that an operator makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor) and not func.is_view:
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def test_neighbours_take_no_more_memory_than_a_part_of_both_sets(monkeypatch):
+    rng = np.random.default_rng(2)
+    x, x_test = (torch.tensor(rng.integers(-2, 3, (n, 6)) + 0.5) for n in (500, 70))  # many equally near
+    y = torch.tensor(rng.random((500, 3)) < 0.3).float()
+    expected = neighbour_scores(x, y, x_test, k=9)
+    monkeypatch.setattr(knn, "QUERIES", 16)
+    monkeypatch.setattr(knn, "KNOWN", 32)
+    with Largest() as largest:
+        torch.testing.assert_close(neighbour_scores(x, y, x_test, k=9), expected, rtol=0, atol=1e-15)
+    assert largest.numbers <= 16 * 32
+    assert neighbour_scores(x[:40], y[:40], x_test, k=60).sum() > 0  # more neighbours than a part has
+
+
+def test_the_map_of_batches_by_a_naive_loop():
+    rng = np.random.default_rng(7)
+    scores, labels = rng.normal(size=(70, 6)), (rng.random((70, 6)) < 0.04).astype(int)
+    labels[32:48] = 0  # nothing in the third batch
+    total = images = 0.0
+    for begin in range(0, 70, 16):
+        s, y = scores[begin : begin + 16], labels[begin : begin + 16]
+        shown = [c for c in range(6) if y[:, c].any()]
+        if shown:
+            aps = [np.mean([p for _, p, hit in by_rank(s[:, c], y[:, c]) if hit]) for c in shown]
+            total, images = total + np.mean(aps) * len(s), images + len(s)
+    s, y = torch.tensor(scores), torch.tensor(labels)
+    assert batchwise_map(s, y, 16) == pytest.approx(total / images, rel=1e-12)
+    assert batchwise_map(100 * s, y, 16) == batchwise_map(s, y, 16)
+    assert batchwise_map(s, y) == batchwise_map(s, y, 70) == average_precision(s, y)[0]
+    assert np.isnan(batchwise_map(s, torch.zeros(70, 6, dtype=torch.int8)))
+
+
+def test_batches_read_higher_than_the_set():
+    """Of 40 classes as rare as OpenImages' some ten points, the scores being equally good (papers_check B10)."""
+    rng = np.random.default_rng(0)
+    labels = rng.random((4096, 40)) < 10 ** rng.uniform(-3, -1.5, 40)
+    scores = torch.tensor(rng.normal(size=(4096, 40)) + 1.5 * labels)
+    whole = average_precision(scores, torch.tensor(labels).int())[0]
+    assert batchwise_map(scores, torch.tensor(labels).int()) > whole + 0.05
+
+
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     from objcrop.formats import index
@@ -209,6 +276,122 @@ def test_probe_of_an_untrained_network(scenes):
 def test_fine_tuning_learns_what_it_is_shown(scenes):
     result = probe("untrained:timm/test_resnet", scenes, scenes, size=32, fine_tune=60)
     assert result["fine_tuned_map"] > result["chance_map"] + 0.1
+
+
+def test_fine_tuning_sees_random_crops_and_their_mirror_images():
+    recipe = resolve(None, RECIPE)
+    assert recipe.crops == "scene" and recipe.augment == "flip" and recipe.scale == (0.08, 1.0)
+
+
+def steps_by_numpy(batches, x_test, single, batch_norm, epochs, rate):
+    """The released code's training of (x, y) batches, an epoch after the other, in NumPy; logits of x_test."""
+    drawn = torch.randn(
+        batches[0][0][1].shape[1], x_test.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    w, b = 0.01 * drawn.numpy(), 0.0
+    vw, vb, mean, var = 0.0, 0.0, np.zeros(x_test.shape[1]), np.ones(x_test.shape[1])
+    for epoch, of_epoch in enumerate(batches):
+        step = rate * (0.1 if epoch >= 0.6 * epochs else 1) * (0.1 if epoch >= 0.8 * epochs else 1)
+        for x, y in of_epoch:
+            if batch_norm:
+                mean = 0.9 * mean + 0.1 * x.mean(0)
+                var = 0.9 * var + 0.1 * x.var(0, ddof=1)
+                x = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-6)
+            logits = x @ w.T + b
+            if single:
+                odds = np.exp(logits - logits.max(1, keepdims=True))
+                slope = (odds / odds.sum(1, keepdims=True) - y) / len(y)
+            else:
+                slope = (1 / (1 + np.exp(-logits)) - y) / y.size
+            vw, vb = 0.9 * vw + slope.T @ x, 0.9 * vb + slope.sum(0)
+            w, b = w - step * vw, b - step * vb
+    if batch_norm:
+        x_test = (x_test - mean) / np.sqrt(var + 1e-6)
+    return x_test @ w.T + b
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("single", [False, True])
+def test_the_released_codes_steps_by_numpy(scenes, single, batch_norm):
+    torch.manual_seed(3)
+    network, _ = backbone("timm/test_resnet", 32)
+    network.eval()
+    how = ProbeOptions(
+        linear="sgd", linear_epochs=5, linear_lr=2.0, linear_batch_size=8, batch_norm=batch_norm, single_label=single
+    )
+    options = dict(crops="scene", scale=(0.08, 1), augment="flip", size=32, batch_size=8, drop_last=batch_norm)
+    batches = []
+    with load_views(scenes, **options) as loader, torch.no_grad():
+        for _ in range(5):
+            seen = [(network(batch.views[0]).double().numpy(), batch.labels.double().numpy()) for batch in loader]
+            one = [np.eye(y.shape[1])[y.argmax(1)] for _, y in seen]
+            batches.append([(x, hot if single else y) for (x, y), hot in zip(seen, one)])
+    assert [len(x) for x, _ in batches[0]] == ([8, 8] if batch_norm else [8, 8, 4])
+    x_test = torch.cat([torch.tensor(x) for x, _ in batches[0]]).float()
+    expected = steps_by_numpy(batches, x_test.double().numpy(), single, batch_norm, 5, 2.0)
+    scores = sgd_linear_scores(network, scenes, x_test, 32, how)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(scores, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_the_rate_of_the_released_code():
+    rates = [rate_at(epoch, 100, 30.0) for epoch in range(100)]
+    assert (
+        rates[:60] == [30.0] * 60
+        and rates[60:80] == pytest.approx([3.0] * 20)
+        and rates[80:] == pytest.approx([0.3] * 20)
+    )
+
+
+def test_sgd_finds_what_is_linear(scenes):
+    result = probe(
+        "untrained:timm/test_resnet",
+        scenes,
+        scenes,
+        size=32,
+        linear="sgd",
+        linear_epochs=40,
+        linear_batch_size=20,
+        batch_norm=True,
+    )
+    assert result["linear"] == "sgd" and result["linear_map"] > result["chance_map"] + 0.1
+    assert result["linear_batchwise_map_256"] == result["linear_map"]  # 20 images are one batch
+
+
+@pytest.mark.parametrize(
+    ("method", "asked", "norm"), [("mae", None, True), ("mae", False, False), ("byol", None, False)]
+)
+def test_features_of_mae_are_normalised_before_the_classifier(scenes, tmp_path, monkeypatch, method, asked, norm):
+    network, _ = backbone("timm/test_vit", 32)
+    weights = {"encoder.backbone." + name: value for name, value in network.state_dict().items()}
+    recipe = {"arch": "timm/test_vit", "size": 32, "method": method}
+    save_checkpoint(tmp_path / "last.pt", {"step": 1, "method": weights, "recipe": recipe})
+    told = []
+
+    def scores(network, train, x_test, size, how):
+        told.append(how.batch_norm)
+        return torch.zeros(len(x_test), len(train.classes))
+
+    monkeypatch.setattr("objcrop.ssl.evaluation.probe.sgd_linear_scores", scores)
+    probe(tmp_path / "last.pt", scenes, scenes, linear="sgd", batch_norm=asked)
+    assert told == [norm]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (dict(linear_epochs=3), "linear_epochs .3. cannot act here: linear 'lbfgs' fits to the optimum"),
+        (dict(batch_norm=True), "batch_norm .* cannot act here"),
+        (dict(linear="adam"), "linear is 'adam', but it must be one of: lbfgs, sgd"),
+        (dict(linear="sgd", linear_lr=0), "linear_lr is 0, but it must be a number above 0"),
+        (dict(fine_tune=-1), "fine_tune is -1"),
+        (dict(liner="sgd"), "'liner' is not an option: did you mean 'linear'"),
+    ],
+)
+def test_options_that_cannot_act_are_refused(scenes, options, word):
+    with pytest.raises(UsageError, match=word) as said:
+        probe("untrained:resnet18", scenes, scenes, size=32, **options)
+    assert "\n" not in str(said.value)
 
 
 def test_single_label(scenes, photos):
