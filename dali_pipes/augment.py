@@ -1,10 +1,10 @@
 """Augmentation recipes: what may happen to a view's colours, and how likely.
 
 The numbers are those of facebookresearch/moco (`moco-v2`: Chen et al. 2020, "Improved Baselines with Momentum
-Contrastive Learning"), of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ) and of SwAV; `flip` is the
-mirroring that supervised training and fine-tuning have beside their crop, `mae` the same of crops that are resized by a
-bicubic filter (He et al. 2022). Crops are not of a recipe: BYOL's are of .08
-to 1 of the image, `scale=(0.08, 1)` in `load_views`. What each step does to pixels is defined once, in
+Contrastive Learning"), of BYOL (`byol`: Grill et al. 2020, Table 6, whose two views differ), of SimCLR (Chen et al.
+2020, appendix A) and of SwAV; `flip` is the mirroring that supervised training and fine-tuning have beside their crop,
+`mae` the same of crops that are resized by a bicubic filter (He et al. 2022). Crops are not of a recipe: BYOL's are of
+.08 to 1 of the image, `scale=(0.08, 1)` in `load_views`. What each step does to pixels is defined once, in
 kernels/colour_reference.py. By choice, the steps of `byol` are torchvision's too, as in PixPro, SoCo and lightly:
 DeepMind's brightness is added, not multiplied, which changes pixels less (a mean of .08 of their range, not .19).
 """
@@ -59,11 +59,13 @@ class Augment:
 
 # What SwAV's own code does, whose first standard deviation is not ImageNet's (Caron et al. 2020, multicropdataset.py).
 _SWAV = Augment(0.8, 0.8, 0.8, 0.2, jitter_p=0.8, grey_p=0.2, blur_p=0.5, flip_p=0.5, std=(0.228, 0.224, 0.225))
+_SIMCLR = replace(_SWAV, std=IMAGENET_STD, interpolation="bicubic")
 _MOCO_V2 = Augment(0.4, 0.4, 0.4, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5, flip_p=0.5)
 _BYOL = Augment(0.4, 0.4, 0.2, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=1.0, flip_p=0.5, interpolation="bicubic")
 RECIPES = {
     "moco-v2": (_MOCO_V2,),
     "byol": (_BYOL, replace(_BYOL, blur_p=0.1, solarise_p=0.2)),
+    "simclr": (_SIMCLR,),
     "swav": (_SWAV,),
     "flip": (Augment(flip_p=0.5),),
     "mae": (Augment(flip_p=0.5, interpolation="bicubic"),),

@@ -27,7 +27,8 @@ def run_in_float64(roles=ROLES, heads_shared=False, **options):
     with torch.no_grad():
         for p in module.parameters():  # timm's last norm of a block begins at 0, where ReLU's derivative is anybody's
             p += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0
-    module.momentum_encoder.load_state_dict(module.encoder.state_dict())
+    if hasattr(module, "momentum_encoder"):
+        module.momentum_encoder.load_state_dict(module.encoder.state_dict())
     run = object.__new__(Run)
     run.recipe, run.device, run.step, run.total, run.batches = recipe, torch.device("cpu"), 0, STEPS, STEPS
     run.method = run.model = module

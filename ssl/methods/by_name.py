@@ -12,6 +12,7 @@ from objcrop.ssl.methods.densecl import DenseCL
 from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
 from objcrop.ssl.methods.moco import MoCo
+from objcrop.ssl.methods.simclr import SimCLR
 from objcrop.ssl.methods.supervised import Supervised
 from objcrop.ssl.methods.swav import SwAV
 
@@ -20,6 +21,7 @@ METHODS: dict[str, type[Method]] = {
     "byol": BYOL,
     "densecl": DenseCL,
     "mae": MAE,
+    "simclr": SimCLR,
     "swav": SwAV,
     "supervised": Supervised,
 }

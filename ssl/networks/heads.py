@@ -41,6 +41,19 @@ def byol_head(width: int, hidden: int, dim: int) -> nn.Module:
     )
 
 
+def simclr_head(width: int, hidden: int, dim: int) -> nn.Module:
+    """Return SimCLR's head: linear, BatchNorm, ReLU, linear, BatchNorm without a shift (Chen et al. 2020, as coded)."""
+    last = nn.BatchNorm1d(dim)
+    last.bias.requires_grad_(False)
+    return nn.Sequential(
+        nn.Linear(width, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(inplace=True),
+        nn.Linear(hidden, dim, bias=False),
+        last,
+    )
+
+
 class RoleHeads(nn.Module):
     """One head a role.
 

@@ -42,7 +42,7 @@ class Recipe(Training, Loading, Crops):
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
     method: str = option(
-        "moco-v2", text(), "moco-v2, byol, densecl, mae, swav or supervised, or one of your own as module:Class"
+        "moco-v2", text(), "moco-v2, byol, densecl, mae, simclr, swav or supervised, or one of your own as module:Class"
     )
 
     @property

@@ -36,6 +36,8 @@ RUNS = {
     # An epoch is one step: the queue is used from step 1 on, the prototypes move from step 1 on.
     "swav-4": dict(method="swav", bn_groups=4, local_views=2, local_size=8, prototypes=9, queue=16, queue_epoch=0),
     "swav-sync": dict(method="swav", bn_groups=1, local_views=2, local_size=8, prototypes=9, queue=16, queue_epoch=0),
+    "simclr-4": dict(method="simclr", queue=None, bn_groups=4, warmup_epochs=0),
+    "simclr-sync": dict(method="simclr", queue=None, bn_groups=1, warmup_epochs=0),
     "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
     "supervised": dict(method="supervised", queue=None, dim=None, hidden=None, bn_groups=4, online_probe=True),
     "mae": dict(method="mae", queue=None, dim=None, hidden=None, crops="box", optimiser="adamw", accumulate=2),

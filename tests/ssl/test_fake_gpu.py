@@ -34,6 +34,7 @@ OWN = {
     "byol": dict(queue=None),
     "densecl": {},
     "mae": dict(arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, bn_groups=None, decoder_dim=32),
+    "simclr": dict(queue=None),
     "swav": {},
     "supervised": dict(queue=None, dim=None, hidden=None),
 }

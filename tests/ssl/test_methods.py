@@ -244,7 +244,7 @@ def test_every_recipe_resolves(name):
         ({"tempreature": 1}, "temperature"),
         ({"queue": 100}, "multiple"),
         ({"queue": 0}, "no other negatives"),
-        ({"method": "simclr"}, "moco-v2"),
+        ({"method": "dino"}, "moco-v2"),
         ({"epochs": 0}, "epochs"),
         ({"heads": "two"}, "per-role"),
     ],

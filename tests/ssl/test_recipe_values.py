@@ -25,10 +25,10 @@ from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
-    "temperature": (0.15, {"moco-v2", "densecl", "swav"}),
+    "temperature": (0.15, {"moco-v2", "densecl", "simclr", "swav"}),
     "queue": (512, {"moco-v2", "densecl", "swav"}),
-    "dim": (64, {"moco-v2", "byol", "densecl", "swav"}),
-    "hidden": (64, {"moco-v2", "byol", "densecl", "swav"}),
+    "dim": (64, {"moco-v2", "byol", "densecl", "simclr", "swav"}),
+    "hidden": (64, {"moco-v2", "byol", "densecl", "simclr", "swav"}),
     "ema": (0.5, {"moco-v2", "byol", "densecl"}),
     "heads": ("shared", {"moco-v2", "byol", "densecl"}),
     "dense_weight": (0.7, {"densecl"}),
@@ -41,7 +41,7 @@ IN_METHODS = {
     "norm_pix": (False, {"mae"}),
     "decoder_dim": (64, {"mae"}),
     "decoder_depth": (2, {"mae"}),
-    "accumulate": (2, set(METHODS) - {"swav"}),
+    "accumulate": (2, set(METHODS) - {"simclr", "swav"}),
     "warmup_epochs": (1, set(METHODS)),
 }
 
