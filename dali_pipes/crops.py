@@ -16,12 +16,6 @@ def _box_is_drawn(at: Crops) -> str | None:
     return None if at.policy.needs_boxes else f"crops '{at.policy.name}' are not drawn from boxes"
 
 
-def _one_box_of_several(at: Crops) -> str | None:
-    if at.policy.needs_boxes and at.policy.per_box:
-        return f"crops '{at.policy.name}' take every box"
-    return _box_is_drawn(at)
-
-
 def _small_boxes_are_enlarged(at: Crops) -> str | None:
     if at.policy.needs_boxes and not at.policy.small_box_rule:
         return f"crops '{at.policy.name}' take boxes as they are"
@@ -158,12 +152,18 @@ class Crops(Options):
         "smallest and largest distance, pixels of the original image",
         idle=_some_view_is("shifted"),
     )
-    max_boxes: int = option(
-        10,
+    max_boxes: int | None = option(
+        None,
         whole(1, 2**31 - 1),
-        "one of the first so many boxes of an image is drawn (OAC's number of proposals)",
-        idle=_one_box_of_several,
+        "one of the first so many boxes of an image is drawn, and each of them for within-box; default: 10, OAC's "
+        "number of proposals, and all for within-box",
+        idle=_box_is_drawn,
     )
+
+    @property
+    def boxes_drawn(self) -> int | None:
+        """How many of an image's boxes are drawn from, the first ones; None for all."""
+        return 10 if self.max_boxes is None and not self.policy.per_box else self.max_boxes
 
     @property
     def policy(self) -> CropPolicy:

@@ -70,7 +70,7 @@ def load_views(
     planner = ViewPlanner(images, boxes, chosen, seed=chosen.seed, view_boxes=chosen.view_boxes)
     if planner.boxes_left_out:
         assert boxes is not None
-        _say_left_out(boxes.fingerprint, planner.boxes_left_out, chosen.max_boxes)
+        _say_left_out(boxes.fingerprint, planner.boxes_left_out, chosen.boxes_drawn)
     contract: dict[str, Any] = {"batch_size": chosen.batch_size, "shuffle": chosen.shuffle}
     contract |= {"drop_last": chosen.drop_last, "rank": rank, "world_size": world_size}
     contract |= {"device": chosen.device, "dtype": TENSOR_TYPES[chosen.dtype], "prefetch": chosen.prefetch}
@@ -93,7 +93,7 @@ def load_views(
 
 
 @lru_cache
-def _say_left_out(boxes: str, left_out: int, most: int) -> None:
+def _say_left_out(boxes: str, left_out: int, most: int | None) -> None:
     """Warn once of boxes (by their fingerprint) that are never drawn, however many loaders draw from the table."""
     logging.getLogger("objcrop").warning(
         "%d boxes are never drawn, because %d stand before each in its image: raise max_boxes to draw from all.",

@@ -148,7 +148,12 @@ class ViewPlanner:
     def _sample_ends(self) -> NDArray[np.int64]:
         """Where the samples of each row end, when every box is a sample; an image without boxes counts once."""
         assert self.boxes is not None
-        return np.cumsum(np.maximum(np.diff(self.boxes.offsets), 1))
+        return np.cumsum(np.maximum(self._drawn_from(np.diff(self.boxes.offsets)), 1))
+
+    def _drawn_from(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many boxes of each image are drawn from, of so many."""
+        most = self.crops.boxes_drawn
+        return counts if most is None else np.minimum(counts, most)
 
     def _scale_min(self, smallest: float) -> float:
         """Solve OAC's S_min to three digits on a sample of the images with boxes: smallest / mean share, at most 0.9.
@@ -163,7 +168,7 @@ class ViewPlanner:
             return smallest  # every region is a whole frame
         some = permute(np.arange(min(len(having), _SCALE_SAMPLE)), len(having), seed=0, epoch=0)
         rows = np.sort(having[some])
-        counts = np.minimum(self.boxes.counts(rows), self.crops.max_boxes)
+        counts = self._drawn_from(self.boxes.counts(rows))
         row = np.repeat(rows, counts)
         which = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         window = self._box_windows(row, which)
@@ -173,10 +178,11 @@ class ViewPlanner:
 
     @property
     def boxes_left_out(self) -> int:
-        """How many boxes are never drawn, because `max_boxes` of their image stand before them."""
-        if self.boxes is None or not self.policy.needs_boxes or self.policy.per_box:
+        """How many boxes are never drawn, because enough of their image stand before them."""
+        if self.boxes is None or not self.policy.needs_boxes:
             return 0
-        return int(np.maximum(np.diff(self.boxes.offsets) - self.crops.max_boxes, 0).sum())
+        counts = np.diff(self.boxes.offsets)
+        return int((counts - self._drawn_from(counts)).sum())
 
     def _box_windows(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return integer windows (N, 4) of the boxes drawn, after the small-box rule; which -1: the whole image."""
@@ -203,7 +209,7 @@ class ViewPlanner:
             return rows, np.where(self.boxes.counts(rows) > 0, within, -1)
         if self.boxes is None or not self.policy.needs_boxes:
             return samples, np.full(len(samples), -1, dtype=np.int64)
-        counts = np.minimum(self.boxes.counts(samples), self.crops.max_boxes)
+        counts = self._drawn_from(self.boxes.counts(samples))
         drawn = (uniforms(self.seed, epoch, samples, 0, "box")[:, 0] * counts).astype(np.int64)
         return samples, np.where(counts > 0, drawn, -1)
 

@@ -348,9 +348,10 @@ def _box_facts(
         "enlarged": None,
     }
     if planner is not None and planner.policy.needs_boxes and planner.policy.small_box_rule:
-        # The policy draws among the first `max_boxes` of each image; the others are never enlarged.
+        # The policy draws among the first boxes of each image; the others are never enlarged.
         rank = np.arange(len(flat)) - np.repeat(np.cumsum(counts) - counts, counts)
-        some = rank < planner.crops.max_boxes
+        most = planner.crops.boxes_drawn
+        some = rank < (len(flat) if most is None else most)
         whole = outward(flat[some], sizes[some])
         larger = enlarge_small(whole, sizes[some], resolve_min_side(sizes[some], planner.crops.min_side, planner.size))
         facts["enlarged"] = means.mean((larger != whole).any(axis=1), image[some])

@@ -43,7 +43,7 @@ ACTS = {
     "dilate": {"obj-obj+dilate", "dilate-dilate"},
     "dilate_by": {"obj-obj+dilate", "dilate-dilate"},
     "shift": {"obj-obj+shift"},
-    "max_boxes": IN_BOXES - {"within-box", "box"},
+    "max_boxes": IN_BOXES,
     "local_views": set(POLICIES) - {"centre"},
 }
 

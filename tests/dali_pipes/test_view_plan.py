@@ -82,10 +82,11 @@ def test_max_boxes_takes_the_first(photos):
     assert set(plan.box.tolist()) == {-1, 0}
 
 
-def test_within_box_counts_every_box_once(photos):
+@pytest.mark.parametrize("most", [None, 2])
+def test_within_box_counts_every_box_once(photos, most):
     _, boxes = photos
-    plans = planner(photos, "within-box")
-    counts = np.diff(boxes.offsets)
+    plans = planner(photos, "within-box", **({} if most is None else {"max_boxes": most}))
+    counts = np.minimum(np.diff(boxes.offsets), most or 1000)
     assert plans.samples == np.maximum(counts, 1).sum()
     plan = plans.plan(np.arange(plans.samples), 0)
     expected = [(r, b) for r, c in enumerate(counts) for b in (range(c) if c else [-1])]

@@ -123,7 +123,7 @@ def test_an_option_acts_in_a_method_or_is_refused(name, method):
         (dict(crops="scene-scene", scale_min=0.05), "scale_min"),
         (dict(crops="scene-scene", dilate=0.1), "dilate"),
         (dict(crops="scene-scene", heads="per-role"), "heads"),
-        (dict(crops="within-box", max_boxes=3), "max_boxes"),
+        (dict(crops="scene-scene", max_boxes=3), "max_boxes"),
         (dict(optimiser="adam", momentum=0.9), "momentum"),
         (dict(loader="torch", threads=2), "threads"),
         (dict(backend="dali", workers=2), "workers"),
