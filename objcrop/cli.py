@@ -49,6 +49,7 @@ app = typer.Typer(
 )
 app.add_typer(bench_app, name="bench")
 console = Console(soft_wrap=True)
+MEASURES = ("linear_map", "linear_top1", "knn_map", "knn_top1")  # of a probe, in a line
 
 
 def crops_alone() -> type[Options]:
@@ -307,6 +308,53 @@ def pretrain(
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
     made = resolve(recipe, {**options, **assignments(set_)})
     run_pretraining(made, Catalog.load(catalog, root=root), boxes, output, resume=resume)
+
+
+@app.command()
+def recipes(
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Page to write, .md.", callback=writes(".md"))
+    ] = None,
+) -> None:
+    """List the recipes; as a page, every row of the two papers with its recipe, data and boxes."""
+    from objcrop.ssl.recipe_rows import recipe_lines, recipe_page
+
+    if output is None:
+        for line in recipe_lines():
+            console.print(line, markup=False, highlight=False)
+        return
+    with whole_file(output) as part:
+        part.write_text(recipe_page(), encoding="utf-8")
+    console.print(f"→ {output}", highlight=False)
+
+
+@app.command()
+@takes(every_recipe)
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a sweep: a YAML file, or a name in ssl/recipes.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.", callback=writes_folder)],
+    options: dict[str, Any],
+    catalog: Annotated[Path, typer.Option(help="File that `objcrop index` wrote.")],
+    boxes: BoxesOption = None,
+    train: Annotated[Path | None, typer.Option(help="Catalog that probes learn from.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Catalog they are measured on.")] = None,
+    root: RootOption = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of all runs by name.")
+    ] = None,
+) -> None:
+    """Pretrain with each value that a recipe's sweep tries, probe, and put it in a table; goes on where it stopped."""
+    from objcrop.catalog import Catalog
+    from objcrop.ssl.training.sweep import RESULT, name_of
+    from objcrop.ssl.training.sweep import sweep as run_sweep
+
+    def report(run: dict[str, Any]) -> None:
+        figures = [f"{key} {run[key]:.4f}" for key in ("loss", *MEASURES) if key in run]
+        console.print(f"{name_of(run['setting']):<24} {'  '.join(figures)}", highlight=False)
+
+    given = {**options, **assignments(set_)}
+    run_sweep(recipe, Catalog.load(catalog, root=root), boxes, output, train=train, test=test, report=report, **given)
+    console.print(f"→ {output / RESULT}", highlight=False)
 
 
 @app.command()

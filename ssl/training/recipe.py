@@ -7,11 +7,14 @@ A recipe file (`ssl/recipes/*.yaml`, or a user's) holds differences only, by gro
     training: {epochs: 800}
     moco-v2: {queue: 16384}
 
-The run folder keeps the resolved whole.
+A sweep tells of some options all values that are tried, `sweep: {dilate: [0.0, 0.1, 0.2]}`, and `needs` what data and
+boxes a row of the papers was trained on. The run folder keeps the resolved whole.
 """
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +23,7 @@ from typing import Any, ClassVar
 
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.loading import Loading
-from objcrop.errors import ObjcropError, UsageError, shown
+from objcrop.errors import ObjcropError, UsageError, shown, way_out
 from objcrop.option import Options, cannot_act, home_of, option, options_of, unknown
 from objcrop.option_value import number, text, value_of, whole, word
 from objcrop.plain_yaml import read_yaml
@@ -137,12 +140,14 @@ def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> 
 
     Raises:
         UsageError: no such recipe or method; a key that is no option, the nearest is named; a value that is none of its
-            option; an option that cannot act.
+            option; an option that cannot act; a sweep of which no value is chosen.
         ObjcropError: the file is no YAML mapping.
     """
     from objcrop.ssl.methods.by_name import METHODS, method_class
 
     content = {} if recipe is None else _read(recipe)
+    content.pop("needs", None)
+    swept = content.pop("sweep", {})
     method = flags.get("method")
     if method is None:
         method = content.get("method")
@@ -153,6 +158,11 @@ def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> 
     said = _flat(content, made_of, method)
     by_flag = {each.flag: name for name, each in known.items()}
     flags = {by_flag.get(name, name): value for name, value in flags.items()}
+    for name, values in swept.items():
+        if name not in flags:
+            among = "; ".join(shown(value) for value in values)
+            way = way_out(f"run `objcrop sweep {recipe}`, or give --{name.replace('_', '-')}", f"give {name}")
+            raise UsageError(f"recipe {recipe} tries several values of {name} ({among}): {way}.")
     for name, value in flags.items():
         if name not in known:
             having = [other for other in METHODS if name in options_of(METHODS[other].options)]
@@ -173,6 +183,30 @@ def resolve(recipe: str | os.PathLike[str] | None, flags: Mapping[str, Any]) -> 
     made.refuse_idle(read)
     made.refuse_idle(said, " (--set {}=null takes back what a recipe says)")
     return made
+
+
+def settings(recipe: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Return the values that a recipe's sweep tries, those of its options together; none where it is no sweep.
+
+    Raises:
+        UsageError: no such recipe.
+        ObjcropError: the file is no recipe.
+    """
+    swept = _read(recipe).get("sweep", {})
+    tried = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
+    return [
+        {name: tuple(v) if isinstance(v, list) else v for name, v in setting.items()} for setting in tried if setting
+    ]
+
+
+def needs_of(recipe: str | os.PathLike[str]) -> dict[str, str]:
+    """Return what a recipe says that it needs, by "data" and "boxes".
+
+    Raises:
+        UsageError: no such recipe.
+        ObjcropError: the file is no recipe.
+    """
+    return _read(recipe).get("needs", {})
 
 
 def groups_of(made_of: type[Recipe], method: str) -> dict[str, str]:
@@ -222,8 +256,10 @@ def _read(recipe: str | os.PathLike[str]) -> dict[Any, Any]:
         if not path.is_file():
             path = FOLDER / f"{recipe}.yaml"
         if not path.is_file():
-            names = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-            raise UsageError(f"recipe {shown(os.fspath(recipe))} is neither a file nor one of: {names}.")
+            near = difflib.get_close_matches(os.fspath(recipe), [p.stem for p in FOLDER.glob("*.yaml")], n=3)
+            hint = f"near it are {', '.join(near)}; " if near else ""
+            way = way_out("`objcrop recipes` lists them", "see ssl/recipes")
+            raise UsageError(f"recipe {shown(os.fspath(recipe))} is neither a file nor one of ours: {hint}{way}.")
         content = read_yaml(path.read_text(encoding="utf-8-sig"), str(path))
     except UnicodeDecodeError as error:
         raise ObjcropError(f"{path} is not YAML ({error}).") from None
@@ -234,6 +270,11 @@ def _read(recipe: str | os.PathLike[str]) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise ObjcropError(f"{path} must hold `group: {{option: value}}` lines.")
     content.pop("resolved", None)  # what a run folder's recipe tells of its run
+    swept, needs = content.get("sweep", {}), content.get("needs", {})
+    if not isinstance(swept, dict) or not all(isinstance(v, list) and v for v in swept.values()):
+        raise ObjcropError(f"the sweep in {path} must be `sweep: {{option: [value, value, …]}}`.")
+    if not isinstance(needs, dict) or not all(isinstance(v, str) for v in needs.values()):
+        raise ObjcropError(f"the needs in {path} must be `needs: {{data: name, boxes: name}}`.")
     return content
 
 
