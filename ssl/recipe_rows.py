@@ -1,7 +1,8 @@
 """The rows of the two papers: the number printed, and the recipe that trains for it.
 
-`recipes/rows.csv` has a line a row. `objcrop recipes -o ssl/recipes/README.md` makes the page of all; OAC is
-"Object-Aware Cropping for Self-Supervised Learning", CIB "Coarse Is Better".
+`recipes/rows.csv` has a line a row, `recipes/needs.csv` one for each data set and kind of boxes that recipes name.
+`objcrop recipes -o ssl/recipes/README.md` makes the page of all. OAC is "Object-Aware Cropping for Self-Supervised
+Learning", CIB "Coarse Is Better".
 """
 
 from __future__ import annotations
@@ -13,73 +14,10 @@ from objcrop.ssl.training.recipe import FOLDER, needs_of, settings
 from objcrop.ssl.training.sweep import name_of
 
 ROWS = FOLDER / "rows.csv"
+NEEDS = FOLDER / "needs.csv"
 QUOTED = "quoted"  # in place of a recipe: the papers quote the number from elsewhere
 NONE = "none: "  # the same, with what it takes instead
 
-# What recipes need, by the names in them: what it is, and the commands that make it.
-DATA = {
-    "voc07": (
-        "VOC2007 trainval, 5,011 images",
-        "objcrop index VOCdevkit/VOC2007 --format voc --annotations VOCdevkit/VOC2007/ImageSets/Main/trainval.txt "
-        "-o voc07.arrow",
-    ),
-    "coco": (
-        "COCO train2017, 118,287 images",
-        "objcrop index annotations/instances_train2017.json --format coco --root train2017 -o coco.arrow",
-    ),
-    "openimages-subset": (
-        "OAC's subset of OpenImages, 212,753 images; `objcrop index` does not read OpenImages yet",
-        "",
-    ),
-    "openimages": (
-        "all of OpenImages, 1.9 million images, as a folder",
-        "objcrop index openimages -o openimages.arrow",
-    ),
-    "imagenet": ("ImageNet train, 1.28 million images", "objcrop index imagenet/train -o imagenet.arrow"),
-    "imagenet-100": (
-        "100 images of each of ImageNet's classes (IN100 in CIB), in a folder of their own",
-        "objcrop index imagenet-100 -o imagenet-100.arrow",
-    ),
-}
-_ANCHORS = "objcrop propose CATALOG --method anchors --model {} --count {} -o BOXES"
-_FIRST = "objcrop pretrain --recipe {} --catalog CATALOG --output runs/first"
-BOXES = {
-    "gt": ("ground truth", "objcrop propose CATALOG --method gt -o BOXES"),
-    "gt-pad": ("ground truth, padded", "objcrop propose CATALOG --method gt-pad -o BOXES"),
-    "poor": ("boxes with little object in them", "objcrop propose CATALOG --method poor -o BOXES"),
-    "grid": ("2 + 3 cells of a grid", "objcrop propose CATALOG --method grid -o BOXES"),
-    "random": ("5 random boxes", "objcrop propose CATALOG --method random --count 5 -o BOXES"),
-    "bing": ("10 of BING", "objcrop propose CATALOG --method bing --count 10 -o BOXES"),
-    "edge-boxes": ("10 of EdgeBoxes", "objcrop propose CATALOG --method edge-boxes --count 10 -o BOXES"),
-    "edge-boxes-5": ("5 of EdgeBoxes", "objcrop propose CATALOG --method edge-boxes --count 5 -o BOXES"),
-    "selective-search": (
-        "5 of Selective Search",
-        "objcrop propose CATALOG --method selective-search --count 5 -o BOXES",
-    ),
-    "discovery": (
-        "10 of unsupervised discovery (Vo et al. 2019); it keeps 8 kB a pair of images, 85 GB for 212,753 images at 50 "
-        "pairs each: `--neighbours 5` takes a tenth, OAC does not say",
-        "objcrop propose CATALOG --method discovery --count 10 -o BOXES",
-    ),
-    "anchors-voc07": (
-        "5 of CIB's own method, scored by a first run on whole images",
-        f"{_FIRST.format('cib-table1-moco-v2-image')}\n{_ANCHORS.format('runs/first/last.pt', 5)}",
-    ),
-    "anchors-7": (
-        "7 of CIB's own method, of which the sweep takes the best 1 to 7",
-        f"{_FIRST.format('cib-table1-moco-v2-image')}\n{_ANCHORS.format('runs/first/last.pt', 7)}",
-    ),
-    "anchors-coco": (
-        "5 of CIB's own method, scored by a first run on whole images",
-        f"{_FIRST.format('cib-table3-moco-v2-image')}\n{_ANCHORS.format('runs/first/last.pt', 5)}",
-    ),
-    "anchors-imagenet-100": (
-        "3 of CIB's own method, scored by a first run on whole images",
-        f"{_FIRST.format('cib-table8-moco-v2-image')}\n{_ANCHORS.format('runs/first/last.pt', 3)}",
-    ),
-    "anchors-untrained": ("5 scored by random weights", _ANCHORS.format("untrained:resnet50", 5)),
-}
-PAPERS = {"OAC": "Object-Aware Cropping for Self-Supervised Learning", "CIB": "Coarse Is Better"}
 HEAD = """# Recipes
 
 Made by `objcrop recipes -o ssl/recipes/README.md` from `rows.csv` and the recipes. A row is a number that one of the
@@ -94,7 +32,7 @@ class Row(NamedTuple):
     """A published row, all text.
 
     Attributes:
-        paper: a name in `PAPERS`.
+        paper: "OAC" or "CIB".
         table: its number, or "text".
         row: in the table's words.
         published: the number.
@@ -123,9 +61,15 @@ def rows() -> list[Row]:
         return [Row(**line) for line in csv.DictReader(file)]
 
 
+def needed(kind: str) -> dict[str, tuple[str, str]]:
+    """Return what recipes need of a kind, "data" or "boxes", by name: what it is, and the command that makes it."""
+    with NEEDS.open(encoding="utf-8", newline="") as file:
+        return {line["name"]: (line["says"], line["commands"]) for line in csv.DictReader(file) if line["kind"] == kind}
+
+
 def recipe_page() -> str:
     """Return the page in Markdown."""
-    parts = [HEAD, *_needed("Data", DATA), *_needed("Boxes", BOXES)]
+    parts = [HEAD, *_needed("Data", needed("data")), *_needed("Boxes", needed("boxes"))]
     before = ("", "")
     for row in rows():
         if row[:2] != before:
@@ -142,8 +86,8 @@ def recipe_page() -> str:
 
 def _needed(title: str, known: dict[str, tuple[str, str]]) -> list[str]:
     parts = [f"## {title}", ""]
-    for name, (says, commands) in known.items():
-        parts += [f"- **{name}**: {says}", *(f"  - `{command}`" for command in commands.splitlines())]
+    for name, (says, command) in known.items():
+        parts += [f"- **{name}**: {says}", *([f"  - `{command}`"] if command else [])]
     return [*parts, ""]
 
 

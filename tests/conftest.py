@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import subprocess
 import tempfile
 import zlib
 
@@ -85,6 +86,27 @@ def gpus_for_those_marked(request):
                 patch.setattr(torch.cuda, "is_available", lambda: False)
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
         yield
+
+
+@pytest.fixture
+def objcrop(monkeypatch, capsys):
+    """Run a command in this process (one of its own takes seconds to import PyTorch); its code and what it said."""
+
+    from objcrop.cli import main
+
+    def run(*arguments, cwd=None):
+        code = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(cwd or ".")
+            capsys.readouterr()
+            try:
+                main([str(word) for word in arguments])
+            except SystemExit as stop:
+                code = stop.code
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(scope="session")

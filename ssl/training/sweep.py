@@ -16,7 +16,7 @@ from typing import Any
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog, catalog_at
-from objcrop.errors import UsageError, shown
+from objcrop.errors import UsageError, shown, way_out
 from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.evaluation.probe import probe
 from objcrop.ssl.methods.by_name import method_class
@@ -65,9 +65,10 @@ def sweep(
     if not tried:
         raise UsageError(f"recipe {shown(os.fspath(recipe))} has no sweep; run it with `objcrop pretrain`.")
     if (train is None) != (test is None):
-        raise UsageError("a sweep is probed on two catalogs: give both --train and --test, or neither.")
+        way = way_out("give both --train and --test, or neither", "give both train and test, or neither")
+        raise UsageError(f"a sweep is probed on two catalogs: {way}.")
     if train is not None and rank_and_world_size()[1] > 1:
-        raise UsageError("a probe measures in one process: leave out --train and --test, or run without torchrun.")
+        raise UsageError("a probe measures in one process: leave the labelled catalogs out, or run without torchrun.")
     for name in tried[0]:
         if options.get(name) is not None:
             raise UsageError(f"{name} is what the sweep tries values of: leave it out, or use `objcrop pretrain`.")

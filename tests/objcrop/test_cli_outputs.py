@@ -19,6 +19,7 @@ READS = {
     *("bench loader.boxes", "bench train.catalog", "bench train.boxes", "bench policies.train"),
     *("bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
     *("bench gpu.catalog", "bench gpu.boxes"),
+    *("sweep.catalog", "sweep.boxes", "sweep.root", "sweep.train", "sweep.test"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
@@ -29,6 +30,8 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "stats.output": ("missing.arrow",),
     "show.output": ("missing.arrow",),
     "pretrain.output": ("--catalog", "missing.arrow"),
+    "recipes.output": (),
+    "sweep.output": ("oac-table9-dilate", "--catalog", "missing.arrow"),
     "probe.output": ("missing.pt", "--train", "missing.arrow", "--test", "missing.arrow"),
     "export.output": ("missing.pt",),
     "plot.output": ("missing-run",),
@@ -43,7 +46,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench gpu.output": ("--dry-run", "--only", "kernels"),
     "bench readme.readme": (),
 }
-FOLDERS = {"pretrain.output", "demo.output", "bench policies.runs", "bench gpu.output"}
+FOLDERS = {"pretrain.output", "sweep.output", "demo.output", "bench policies.runs", "bench gpu.output"}
 
 
 def paths_of(command, name=""):

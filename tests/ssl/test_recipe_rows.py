@@ -9,7 +9,7 @@ import yaml
 from objcrop.option import options_of
 from objcrop.proposals import METHODS as PROPOSALS
 from objcrop.ssl.methods.by_name import METHODS, method_class
-from objcrop.ssl.recipe_rows import BOXES, DATA, NONE, QUOTED, recipe_lines, recipe_page, rows
+from objcrop.ssl.recipe_rows import NONE, QUOTED, needed, recipe_lines, recipe_page, rows
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.recipe import FOLDER, groups_of, needs_of, resolve, settings
 from objcrop.ssl.training.sweep import name_of
@@ -73,15 +73,15 @@ def test_recipes_hold_differences_and_what_they_need(name):
     ]
     assert all(getattr(recipe, key) != getattr(bare, key) for key in told if key != "hidden"), "a default is repeated"
     assert not {key for setting in settings(name) for key in setting} & set(told)
-    assert needs["data"] in DATA
+    assert needs["data"] in needed("data")
     assert ("boxes" in needs) == (recipe.policy.needs_boxes or method_class(recipe.method).needs_boxes)
-    assert needs.get("boxes", "gt") in BOXES
+    assert needs.get("boxes", "gt") in needed("boxes")
     for setting in settings(name):
         resolve(name, setting)
 
 
 def test_needed_boxes_are_made_by_methods_that_there_are():
-    for says, commands in BOXES.values():
+    for says, commands in needed("boxes").values():
         assert says and set(re.findall(r"--method ([\w-]+)", commands)) <= set(PROPOSALS)
         assert set(re.findall(r"--recipe ([\w-]+)", commands)) <= set(NAMES)
 
