@@ -84,7 +84,8 @@ def sweep(
         last = read_metrics(folder / "metrics.jsonl")[-1]
         run = {"setting": setting, "folder": str(folder), "steps": last["step"], "loss": last["loss"]}
         if train is not None and test is not None:
-            run |= {key: value for key, value in probe(checkpoint, train, test).items() if key != "checkpoint"}
+            figures = probe(checkpoint, train, test, single_label=each.single_label)
+            run |= {key: value for key, value in figures.items() if key != "checkpoint"}
         runs.append(run)
         report(run)
         if rank_and_world_size()[0] == 0:
