@@ -96,7 +96,7 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(tmp_path, objcro
         assert sorted(tmp_path.rglob("*")) == before  # nothing is made, nothing goes
 
 
-SUFFIXES = ("", ".arrow", ".json", ".png")
+SUFFIXES = ("", ".arrow", ".json", ".png", ".md")
 
 
 def accepts(parameter, suffix):
