@@ -40,6 +40,7 @@ PURPOSES = {
     "random_box": 14,
     "augment_turn": 15,
     "mask": 16,
+    "negatives": 17,
 }
 
 

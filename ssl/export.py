@@ -51,6 +51,8 @@ def export(
     one_of(format, FORMATS, "--format")
     saved = load_checkpoint(checkpoint, BACKBONE)
     arch, weights = saved["recipe"]["arch"], backbone_weights(saved)
+    if arch.startswith("lab/"):
+        raise UsageError(f"{checkpoint} is {arch}, two networks of lightness and of colour, which no format holds.")
     of_timm = arch.startswith("timm/")
     small = "conv1.weight" in weights and int(weights["conv1.weight"].shape[-1]) == 3 and not of_timm
     if format == "torchvision" and of_timm:

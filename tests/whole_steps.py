@@ -18,19 +18,25 @@ STEPS, N = 5, 24  # of fewer rows BatchNorm makes much of the last digit, step a
 ROLES = ("object", "scene")
 
 
-def run_in_float64(roles=ROLES, heads_shared=False, **options):
+def run_in_float64(roles=ROLES, heads_shared=False, samples=0, **options):
     """A run at step 0 of N rows."""
     given = {"arch": "timm/test_resnet", "batch_size": N, "steps": STEPS, "dim": 6, "hidden": 10, **options}
     recipe = resolve(None, given)
     torch.manual_seed(1)
-    module = METHODS[recipe.method](recipe, Data(roles, heads_shared)).double()
+    module = METHODS[recipe.method](recipe, Data(roles, heads_shared, samples=samples)).double()
     with torch.no_grad():
         for p in module.parameters():  # timm's last norm of a block begins at 0, where ReLU's derivative is anybody's
             p += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0
     if hasattr(module, "momentum_encoder"):
         module.momentum_encoder.load_state_dict(module.encoder.state_dict())
     run = object.__new__(Run)
-    run.recipe, run.device, run.step, run.total, run.batches = recipe, torch.device("cpu"), 0, STEPS, STEPS
+    run.recipe, run.device, run.step, run.total, run.batches = (
+        recipe,
+        torch.device("cpu"),
+        0,
+        recipe.steps,
+        recipe.steps,
+    )
     run.method = run.model = module
     run.probe, run.precision, run.world = None, "fp32", 1
     run.optimiser = run._optimiser()
@@ -92,7 +98,7 @@ def follow(slow, fast, momentum):
 
 
 def cosine_rate(step, recipe):
-    return recipe.base_lr * N / 256 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+    return recipe.base_lr * N / 256 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
 def sgd(net, velocity, rate, decay):

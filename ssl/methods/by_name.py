@@ -8,6 +8,7 @@ import sys
 
 from objcrop.errors import UsageError, printable, shown
 from objcrop.ssl.methods.byol import BYOL
+from objcrop.ssl.methods.cmc import CMC
 from objcrop.ssl.methods.densecl import DenseCL
 from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
@@ -23,6 +24,7 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "simclr": SimCLR,
     "swav": SwAV,
+    "cmc": CMC,
     "supervised": Supervised,
 }
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.ssl.networks.lab import LabEncoder, half_width
 from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import regular_file
 
@@ -25,7 +26,8 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
     """Make an encoder with random weights from torch's global generator, or with those of a file.
 
     Args:
-        arch: a torchvision ResNet by name, "resnet18" say, or "timm/NAME".
+        arch: a torchvision ResNet by name, "resnet18" say, or "timm/NAME"; "lab/resnet18" is two of half the width, of
+            lightness and of colour (`LabEncoder`).
         size: side of the views in pixels; at 96 and below a ResNet's first convolution is 3×3, at 48 and below without
             the pooling after it, at 32 and below of stride 1 (after Chen et al. 2020, SimCLR, appendix B.9).
         init: a checkpoint of objcrop, or a state dict with torchvision's (timm's) names; a classifier in it is left.
@@ -37,17 +39,37 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
         UsageError: an unknown name, or a network that cannot take views of this size.
         ObjcropError: weights that cannot be read or are of another network.
     """
-    network, width = _timm(arch.removeprefix("timm/"), size) if arch.startswith("timm/") else _torchvision(arch)
+    if arch.startswith("lab/"):
+        network, width = _lab(arch.removeprefix("lab/"), size)
+    elif arch.startswith("timm/"):
+        network, width = _timm(arch.removeprefix("timm/"), size)
+        _fit_stem(network, size)
+    else:
+        network, width = _torchvision(arch)
+        _fit_stem(network, size)
+    if init is not None:
+        load_weights(network, init)
+    return network.to(memory_format=torch.channels_last), width
+
+
+def _fit_stem(network: Any, size: int) -> None:
+    """Give a ResNet the stem for small views where these are small."""
     first = getattr(network, "conv1", None)
     if size <= SMALL and isinstance(first, nn.Conv2d) and first.kernel_size == (7, 7):
-        stem = nn.Conv2d(3, first.out_channels, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
+        stem = nn.Conv2d(first.in_channels, first.out_channels, 3, stride=1 if size <= 32 else 2, padding=1, bias=False)
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         network.conv1 = stem
         if size <= 48:
             network.maxpool = nn.Identity()
-    if init is not None:
-        load_weights(network, init)
-    return network.to(memory_format=torch.channels_last), width
+
+
+def _lab(name: str, size: int) -> tuple[nn.Module, int]:
+    networks = []
+    for channels in (1, 2):
+        network, width = _torchvision(name)
+        networks.append(half_width(network, channels))
+        _fit_stem(networks[-1], size)
+    return LabEncoder(*networks), width
 
 
 def _torchvision(arch: str) -> tuple[nn.Module, int]:

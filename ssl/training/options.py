@@ -51,7 +51,9 @@ class Training(Options):
     has_batch_norm: ClassVar[bool] = True  # whether its networks may have some
     in_parts: ClassVar[bool] = True  # whether the method can take a step in parts
 
-    arch: str = option("resnet50", text(), "any ResNet of torchvision by name, or timm/NAME")
+    arch: str = option(
+        "resnet50", text(), "any ResNet of torchvision by name, timm/NAME, or lab/NAME: two, of lightness and colour"
+    )
     init: str | None = option(
         None,
         text(),

@@ -45,7 +45,9 @@ class Recipe(Training, Loading, Crops):
     own_defaults: ClassVar[Mapping[str, Any]] = {}
 
     method: str = option(
-        "moco-v2", text(), "moco-v2, byol, densecl, mae, simclr, swav or supervised, or one of your own as module:Class"
+        "moco-v2",
+        text(),
+        "moco-v2, byol, densecl, mae, simclr, swav, cmc or supervised, or one of your own as module:Class",
     )
 
     @property

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
+from objcrop.dali_pipes.philox_torch import integers
 
 # Random123's kat_vectors, philox4x32 with 10 rounds: counter, key, result.
 VECTORS = [
@@ -20,6 +22,17 @@ def words(text: str) -> list[int]:
 def test_published_vectors(counter, key, result):
     k0, k1 = words(key)
     assert [int(word) for word in philox4x32(words(counter), (k0, k1))] == words(result)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (2**64 - 3, 77), (2**33 + 5, 2**32 - 1)])
+@pytest.mark.parametrize("below", [1, 7, 118_287, 2**31])
+def test_torch_draws_the_same_numbers(seed, epoch, below):
+    samples = np.array([0, 5, 2**31 + 7, 2**32 - 1])
+    word = (PURPOSES["negatives"] << 16) + np.arange(3)
+    drawn = philox4x32((samples[:, None], epoch, 0, word), (seed & 0xFFFFFFFF, seed >> 32))
+    expected = np.stack(drawn, axis=-1).reshape(4, 12)[:, :10] * np.uint64(below) >> np.uint64(32)
+    found = integers(seed, epoch, torch.from_numpy(samples), "negatives", 10, below)
+    np.testing.assert_array_equal(found.numpy(), expected.astype(np.int64))
 
 
 def test_a_draw_does_not_depend_on_its_neighbours():

@@ -42,6 +42,7 @@ RUNS = {
     "supervised": dict(method="supervised", queue=None, dim=None, hidden=None, bn_groups=4, online_probe=True),
     "mae": dict(method="mae", queue=None, dim=None, hidden=None, crops="box", optimiser="adamw", accumulate=2),
 }
+RUNS["cmc"] = dict(method="cmc", queue=None, hidden=None, arch="lab/resnet18", crops="box", negatives=5, bn_groups=4)
 RUNS["mae"] |= dict(arch="timm/test_vit", size=64, decoder_dim=32, decoder_depth=1, online_probe=True)
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 SCRIPT = """

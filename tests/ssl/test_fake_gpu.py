@@ -36,6 +36,7 @@ OWN = {
     "mae": dict(arch="timm/test_vit", size=64, queue=None, dim=None, hidden=None, bn_groups=None, decoder_dim=32),
     "simclr": dict(queue=None),
     "swav": {},
+    "cmc": dict(arch="lab/resnet18", queue=None, hidden=None, negatives=9),
     "supervised": dict(queue=None, dim=None, hidden=None),
 }
 
@@ -111,7 +112,7 @@ FLAGS = [{}, dict(bn_groups=1), dict(accumulate=2), dict(precision="fp32"), dict
 def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatch):
     refused(method, flags)
     recipe = resolve(None, {**SMALL, "method": method, **flags, **OWN[method]})
-    module = METHODS[method](recipe, Data(("object", "scene") * 3, classes=5))
+    module = METHODS[method](recipe, Data(("object", "scene") * 3, classes=5, samples=40))
     probe = OnlineProbe(module.encoder.width, 5, False)
     page_locked = []
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
@@ -134,7 +135,7 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
     assert run.precision == (recipe.precision or "bf16")
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
     shuffles = method in ("moco-v2", "densecl") and recipe.bn_groups != 1
-    assert copies.copies == (method == "mae" or shuffles)  # a permutation
+    assert copies.copies == (method in ("mae", "cmc") or shuffles)  # a permutation, or the samples
 
 
 def test_reading_a_number_back_raises():
@@ -193,7 +194,7 @@ def test_a_step_of_resnet50_is_few_calls():
 def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
     refused(method, flags)
     recipe = resolve(None, {**SMALL, "method": method, "device": "cuda", **flags, **OWN[method]})
-    run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene") * 3, classes=5)).to(GPU), GPU)
+    run = run_of(recipe, METHODS[method](recipe, Data(("object", "scene") * 3, classes=5, samples=40)).to(GPU), GPU)
     run.probe = OnlineProbe(run.method.encoder.width, 5, False).to(GPU)
     views = [torch.randn(16, 3, side, side, device=GPU) for side in sides_of(recipe, run.method)]
     views = [view.to(memory_format=torch.channels_last) for view in views]

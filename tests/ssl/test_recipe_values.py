@@ -25,14 +25,16 @@ from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
 # Options that some method, optimiser or loader has no use for: a value, and the settings in which it acts.
 IN_METHODS = {
-    "temperature": (0.15, {"moco-v2", "densecl", "simclr", "swav"}),
+    "temperature": (0.15, {"moco-v2", "densecl", "simclr", "swav", "cmc"}),
     "queue": (512, {"moco-v2", "densecl", "swav"}),
-    "dim": (64, {"moco-v2", "byol", "densecl", "simclr", "swav"}),
+    "dim": (64, {"moco-v2", "byol", "densecl", "simclr", "swav", "cmc"}),
     "hidden": (64, {"moco-v2", "byol", "densecl", "simclr", "swav"}),
     "ema": (0.5, {"moco-v2", "byol", "densecl"}),
     "heads": ("shared", {"moco-v2", "byol", "densecl"}),
     "dense_weight": (0.7, {"densecl"}),
     "epsilon": (0.03, {"swav"}),
+    "negatives": (7, {"cmc"}),
+    "loss": ("softmax", {"cmc"}),
     "prototypes": (30, {"swav"}),
     "single_label": (True, {"supervised"}),
     "base_lr": (0.5, set(METHODS)),
@@ -41,7 +43,7 @@ IN_METHODS = {
     "norm_pix": (False, {"mae"}),
     "decoder_dim": (64, {"mae"}),
     "decoder_depth": (2, {"mae"}),
-    "accumulate": (2, set(METHODS) - {"simclr", "swav"}),
+    "accumulate": (2, set(METHODS) - {"simclr", "swav", "cmc"}),
     "warmup_epochs": (1, set(METHODS)),
 }
 

@@ -59,9 +59,22 @@ def same(a, b):
         dict(method="simclr", queue=None, log_every_steps=1),
         # Three steps an epoch: the queue is filled from step 3 on and used from step 5 on.
         dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1, log_every_steps=1),
+        dict(method="cmc", queue=None, hidden=None, arch="lab/resnet18", crops="box", negatives=7, log_every_steps=1),
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", workers=None, threads=2),
     ],
-    ids=["byol", "between-reports", "mae", "epochs-end", "torch", "densecl", "multi-crop", "simclr", "swav", "dali"],
+    ids=[
+        "byol",
+        "between-reports",
+        "mae",
+        "epochs-end",
+        "torch",
+        "densecl",
+        "multi-crop",
+        "simclr",
+        "swav",
+        "cmc",
+        "dali",
+    ],
 )
 def test_broken_and_resumed_is_unbroken(photos, tmp_path, monkeypatch, flags):
     flags = {"steps": 8, "checkpoint_every_steps": 2, **flags}

@@ -3,7 +3,6 @@
 import copy
 import itertools
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.nn.functional import normalize
+from whole_steps import N, batch_of, drawn_views, run_in_float64, same
 
-from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.crop_policy import CropPolicy, ViewSpec
-from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
 from objcrop.errors import UsageError
 from objcrop.ssl.evaluation.frozen_features import frozen_backbone
 from objcrop.ssl.methods.method import Batch, Data
@@ -23,7 +21,7 @@ from objcrop.ssl.methods.swav import SwAV, swapped_prediction
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import read_metrics
-from objcrop.ssl.training.trainer import Run, pretrain
+from objcrop.ssl.training.trainer import pretrain
 
 TINY = dict(method="swav", arch="timm/test_resnet", size=32, dim=6, hidden=10, prototypes=12)
 
@@ -98,38 +96,13 @@ def test_the_loss_by_loops():
 
 # ---- whole steps
 
-STEPS, N, SAMPLES = 6, 24, 48  # two steps an epoch
-FROZEN, QUEUE, QUEUE_EPOCH = 2, 2 * N, 1  # filled by steps 2 and 3, used from step 4 on
+FROZEN, QUEUE = 2, 2 * N  # of two steps an epoch; the queue is filled by steps 2 and 3 and used from step 4 on
 
 
-def run_in_float64(local, groups):
-    flags = dict(TINY, batch_size=N, steps=STEPS, local_views=local, bn_groups=groups, queue=QUEUE, base_lr=30.0)
-    flags |= dict(final_lr=1.0, weight_decay=1e-2, freeze_prototypes=FROZEN, queue_epoch=QUEUE_EPOCH)
-    recipe = resolve(None, flags)
-    torch.manual_seed(1)
-    module = SwAV(recipe, Data(("scene",) * (2 + local), samples=SAMPLES)).double()
-    with torch.no_grad():
-        for p in module.parameters():  # timm's last norm of a block begins at 0, where ReLU's derivative is anybody's
-            p += 0.1 * torch.randn_like(p) if p.ndim == 1 else 0
-    run = object.__new__(Run)
-    run.recipe, run.device, run.step, run.total, run.batches = recipe, torch.device("cpu"), 0, STEPS, SAMPLES // N
-    run.method = run.model = module
-    run.world, run.probe, run.precision = 1, None, "fp32"
-    run.optimiser = run._optimiser()
-    return run
-
-
-def drawn_crops(step, local):
-    sides = (32, 32) + (16,) * local
-    crops = [drawn(N, 3, side, side, seed=100 * step + v) for v, side in enumerate(sides)]
-    return [crop.contiguous(memory_format=torch.channels_last) for crop in crops]
-
-
-def batch_of(views):
-    rows, windows = np.arange(N), np.zeros((N, len(views), 4), np.int32)
-    colours = colour_decisions(rows, (Augment(),) * len(views), seed=0, epoch=0)
-    plan = ViewPlan(sample=rows, row=rows, box=rows, regions=windows, windows=windows, **colours)
-    return SimpleNamespace(views=views, labels=torch.zeros(N, 0), index=torch.arange(N), plan=plan, boxes=())
+def run_of(local, groups):
+    flags = dict(TINY, steps=6, local_views=local, bn_groups=groups, queue=QUEUE, queue_epoch=1, base_lr=30.0)
+    flags |= dict(final_lr=1.0, weight_decay=1e-2, freeze_prototypes=FROZEN)
+    return run_in_float64(("scene",) * (2 + local), samples=2 * N, **flags)
 
 
 class Twin(nn.Module):
@@ -166,14 +139,6 @@ def gradient(p):
     return torch.zeros_like(p) if p.grad is None else p.grad.clone()
 
 
-def same(ours, theirs, what):
-    __tracebackhide__ = True
-    assert ours.keys() == theirs.keys(), what
-    for name, tensor in ours.items():
-        close = torch.allclose(tensor, theirs[name], rtol=1e-10, atol=1e-10)
-        assert close, f"{what} of {name}: {float((tensor - theirs[name]).abs().max()):.3g} apart"
-
-
 def larc(twin, velocity, rate, decay):
     """main_swav.py's: every tensor that has a gradient, the norms added; then SGD with momentum."""
     with torch.no_grad():
@@ -191,12 +156,12 @@ def test_whole_steps_are_those_of_lightlys_loss_and_heads(local, groups):
     """Frozen prototypes, then trained ones; no queue, one that fills, one that is used and wraps."""
     from lightly.loss import SwaVLoss
 
-    run = run_in_float64(local, groups)
+    run = run_of(local, groups)
     module = run.method
     twin, loss_of = Twin(module), SwaVLoss()
     queues, velocity = [torch.zeros(0, 6, dtype=torch.float64)] * 2, {}
-    for step in range(STEPS):
-        crops = drawn_crops(step, local)
+    for step in range(run.total):
+        crops = drawn_views(step, *(32, 32), *(16,) * local)
         watched = run.take_step(batch_of(crops))
         # ---- the twin
         twin.prototypes.normalize()
@@ -221,7 +186,7 @@ def test_whole_steps_are_those_of_lightlys_loss_and_heads(local, groups):
             queues = [torch.cat([queue, each.detach()])[-QUEUE:] for queue, each in zip(queues, z)]
         twin.zero_grad(set_to_none=True)
         loss.backward()
-        rate = 1.0 + 0.5 * (30.0 - 1.0) * (1 + math.cos(math.pi * step / STEPS))
+        rate = 1.0 + 0.5 * (30.0 - 1.0) * (1 + math.cos(math.pi * step / run.total))
         larc(twin, velocity, rate * N / 256, 1e-2)
         # ---- side by side
         assert float(watched["loss"]) == pytest.approx(float(loss.detach()), rel=1e-10, abs=1e-10)
