@@ -62,6 +62,9 @@ _SWAV = Augment(0.8, 0.8, 0.8, 0.2, jitter_p=0.8, grey_p=0.2, blur_p=0.5, flip_p
 _SIMCLR = replace(_SWAV, std=IMAGENET_STD, interpolation="bicubic")
 _MOCO_V2 = Augment(0.4, 0.4, 0.4, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=0.5, flip_p=0.5)
 _BYOL = Augment(0.4, 0.4, 0.2, 0.1, jitter_p=0.8, grey_p=0.2, blur_p=1.0, flip_p=0.5, interpolation="bicubic")
+# Of SoCo's whole image, and of its crops (Wei et al. 2021, 4.1; hologerry/SoCo resizes with PIL's bilinear filter).
+SOCO_WHOLE = replace(_BYOL, interpolation="bilinear")
+SOCO_CROP = replace(SOCO_WHOLE, blur_p=0.1, solarise_p=0.2)
 RECIPES = {
     "moco-v2": (_MOCO_V2,),
     "byol": (_BYOL, replace(_BYOL, blur_p=0.1, solarise_p=0.2)),

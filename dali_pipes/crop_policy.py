@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.augment import SOCO_CROP, SOCO_WHOLE, Augment
 from objcrop.dali_pipes.philox import blocks
 from objcrop.dali_pipes.random_resized_crop import RATIO
 from objcrop.errors import UsageError, one_of, shown
@@ -38,7 +38,7 @@ class ViewSpec:
         scale: smallest and largest share of the region's area; None stands for the option `scale`, "auto" for
             `scale_min` to its second number.
         whole: the region is taken as it is, resized to the view without regard to its aspect, and nothing is drawn.
-        size: side of the view, pixels; None stands for the option `size`.
+        size: side of the view, pixels; None stands for the option `size`, a number below 1 for that share of it.
         aspect: smallest and largest width / height of the crop.
         augment: what happens to its colours; None stands for the option `augment`.
         local: a small crop beside the views that a policy is named after (multi-crop: Caron et al. 2020, SwAV).
@@ -48,7 +48,7 @@ class ViewSpec:
     region: str
     scale: tuple[float, float] | str | None = None
     whole: bool = False
-    size: int | None = None
+    size: float | None = None
     aspect: tuple[float, float] = RATIO
     augment: Augment | None = None
     local: bool = False
@@ -63,8 +63,17 @@ class ViewSpec:
             raise UsageError(f"a view's scale is {shown(self.scale)}, but it must be two shares, 'auto' or None.")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise UsageError(f"a view's aspect is {shown(self.aspect)}, but it must be two numbers above 0.")
-        if self.size is not None and not 8 <= self.size <= 8192:
-            raise UsageError(f"a view's size is {shown(self.size)}, but it must be a whole number from 8 to 8192.")
+        in_pixels = isinstance(self.size, int) and 8 <= self.size <= 8192
+        if not (self.size is None or in_pixels or 0 < self.size < 1):
+            raise UsageError(
+                f"a view's size is {shown(self.size)}, but it must be 8 to 8192 as a whole number, or a share below 1."
+            )
+
+    def side(self, size: int) -> int:
+        """Return the view's side in pixels where the option `size` is this."""
+        if self.size is None:
+            return size
+        return int(self.size) if self.size >= 1 else max(8, int(self.size * size))
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,17 @@ POLICIES = {
         # One view of within-box, as scene is one of scene-scene, for methods that look at one (MAE, labels). It is a
         # policy and not within-box cut short by the method, so that the policy alone says what views there are.
         CropPolicy("box", (ViewSpec("object", "box"),), per_box=True, small_box_rule=False, heads_shared=True),
+        # SoCo's (Wei et al. 2021): the whole image, and two crops of it, one at half the side. Boxes are no regions:
+        # the method looks them up in the views. The method's `scale` is .5 to 1.
+        CropPolicy(
+            "soco",
+            (
+                ViewSpec("scene", "image", whole=True, augment=SOCO_WHOLE),
+                ViewSpec("scene", "image", augment=SOCO_CROP),
+                ViewSpec("scene", "image", size=0.5, augment=SOCO_CROP),
+            ),
+            heads_shared=True,
+        ),
         CropPolicy("centre", (ViewSpec("scene", "centre", whole=True),), heads_shared=True),
     )
 }

@@ -46,8 +46,13 @@ def _there_are_local_views(at: Crops) -> str | None:
 
 
 def _size_is_open(at: Crops) -> str | None:
-    has = any(view.size is None for view in at.policy.views) or at.policy.needs_boxes  # min_side looks at it too
+    has = any(not isinstance(view.size, int) for view in at.policy.views) or at.policy.needs_boxes  # min_side: too
     return None if has else f"every view of crops '{at.policy.name}' has a size of its own"
+
+
+def _some_view_takes_it(at: Crops) -> str | None:
+    has = any(view.augment is None for view in at.policy.views)
+    return None if has else f"every view of crops '{at.policy.name}' has an augmentation of its own"
 
 
 def _region_is_a_choice(at: Crops) -> str | None:
@@ -85,6 +90,7 @@ class Crops(Options):
         augmentation,
         f"augmentation: {', '.join(RECIPES)}; or from Python an Augment, one a view, or a function that gets a view's "
         "bytes, uint8 (N, 3, S, S) on the loader's device, and returns what the batch is to hold",
+        idle=_some_view_takes_it,
     )
     local_views: int = option(
         0,

@@ -41,6 +41,9 @@ PURPOSES = {
     "augment_turn": 15,
     "mask": 16,
     "negatives": 17,
+    "shared_box": 18,
+    "box_jitter": 19,
+    "cutout": 20,
 }
 
 

@@ -34,6 +34,11 @@ def to_device(arrays: Mapping[str, NDArray], device: torch.device) -> dict[str, 
     return {name: _part(there, places[name], array) for name, array in arrays.items()}
 
 
+def sent(small: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return one small tensor of the host on the device, on its way there while the host goes on."""
+    return (small.pin_memory() if device.type == "cuda" else small).to(device, non_blocking=True)
+
+
 def _part(buffer: torch.Tensor, begin: int, array: NDArray) -> torch.Tensor:
     kind = torch.from_numpy(np.empty(0, array.dtype)).dtype
     return buffer[begin : begin + array.nbytes].view(kind).view(array.shape)

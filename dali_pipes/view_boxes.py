@@ -57,7 +57,9 @@ class ViewBoxes:
 
     def moved(self, place: torch.Tensor) -> ViewBoxes:
         """Return the boxes of the batch whose sample i now stands at place[i], int64 (N,) on the CPU."""
-        at = place.to(self.sample.device, non_blocking=True)[self.sample]
+        from objcrop.dali_pipes.to_device import sent
+
+        at = sent(place, self.sample.device)[self.sample]
         order = at.argsort(stable=True)
         return ViewBoxes(self.corners[order], at[order], self.box[order], self.visible[order])
 

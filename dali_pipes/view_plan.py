@@ -121,7 +121,7 @@ class ViewPlanner:
         turns = isinstance(crops.augment, str) and len(set(recipe)) > 1
         self._take_turns = np.flatnonzero([turns and view.augment is None for view in policy.views])
         self.transform = crops.augment if callable(crops.augment) else None
-        self.sizes = tuple(view.size or crops.size for view in policy.views)
+        self.sizes = tuple(view.side(crops.size) for view in policy.views)
         self.size, self.seed, self.view_boxes = crops.size, seed_of(seed), view_boxes
         self.policy = policy
         self._ends = self._sample_ends() if policy.per_box else None

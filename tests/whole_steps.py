@@ -134,3 +134,17 @@ def running(parts):
         for name, buffer in module.named_buffers()
         if name.endswith(("running_mean", "running_var"))
     }
+
+
+def lars(net, velocity, rate, decay):
+    """You et al. 2017 as Grill et al. 2020, appendix F has it: norms and biases without decay and trust."""
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            update = torch.zeros_like(p) if p.grad is None else p.grad
+            if p.ndim > 1:
+                update = update + decay * p
+                long, wide = p.square().sum().sqrt(), update.square().sum().sqrt()
+                if long > 0 and wide > 0:
+                    update = 0.001 * long / wide * update
+            velocity[name] = 0.9 * velocity.get(name, 0) + update
+            p -= rate * velocity[name]

@@ -14,6 +14,7 @@ from objcrop.ssl.methods.mae import MAE
 from objcrop.ssl.methods.method import Method
 from objcrop.ssl.methods.moco import MoCo
 from objcrop.ssl.methods.simclr import SimCLR
+from objcrop.ssl.methods.soco import SoCo
 from objcrop.ssl.methods.supervised import Supervised
 from objcrop.ssl.methods.swav import SwAV
 
@@ -25,6 +26,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "swav": SwAV,
     "cmc": CMC,
+    "soco": SoCo,
     "supervised": Supervised,
 }
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from objcrop.dali_pipes.philox import uniforms
+from objcrop.dali_pipes.to_device import sent
 from objcrop.errors import UsageError
 from objcrop.option import option
 from objcrop.option_value import flag, number, whole
@@ -32,7 +33,7 @@ from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.heads import RoleHeads
 from objcrop.ssl.networks.masked_vit import Decoder, encode_seen, taken, vision_transformer
-from objcrop.ssl.networks.shuffle_bn import VirtualDevices, sent
+from objcrop.ssl.networks.shuffle_bn import VirtualDevices
 from objcrop.ssl.training.recipe import Recipe
 
 

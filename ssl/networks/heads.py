@@ -54,6 +54,22 @@ def simclr_head(width: int, hidden: int, dim: int) -> nn.Module:
     )
 
 
+def region_head(channels: int, width: int, pooled: int) -> nn.Module:
+    """Return the head of an R-CNN as SoCo and Detectron2 have it: four 3×3 convolutions with BatchNorm, one linear.
+
+    Args:
+        channels: of the regions (N, channels, pooled, pooled).
+        width: of the vector (N, width) that it makes.
+        pooled: cells a side.
+    """
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        layers += convolution, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)
+    linear = nn.Linear(channels * pooled**2, width)
+    return nn.Sequential(*layers, nn.Flatten(), linear, nn.ReLU(inplace=True))
+
+
 class RoleHeads(nn.Module):
     """One head a role.
 

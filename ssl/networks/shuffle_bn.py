@@ -25,6 +25,7 @@ from torch import nn
 from torch.nn import functional
 
 from objcrop.dali_pipes.philox import uniforms
+from objcrop.dali_pipes.to_device import sent
 from objcrop.errors import UsageError
 from objcrop.kernels.batch_norm import batch_norm, fits
 from objcrop.ranks import gather_ranks, rank_and_world_size
@@ -206,11 +207,6 @@ class VirtualDevices:
         encoded = encode(self.gather(dealt)[mine].contiguous(memory_format=_layout(dealt)))
         parts = gather_ranks(encoded.view(self.here, self.rows, -1))  # (world, here, rows, dim)
         return parts.transpose(0, 1).flatten(0, 2)[back]
-
-
-def sent(index: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return an index on the device, on its way there while the host goes on."""
-    return (index.pin_memory() if device.type == "cuda" else index).to(device, non_blocking=True)
 
 
 def _layout(views: torch.Tensor) -> torch.memory_format:

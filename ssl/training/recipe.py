@@ -83,15 +83,21 @@ class MLPHead(Embedding):
     hidden: int | None = option(
         None,
         whole(1, 65536),
-        "width of the hidden layer of projection and prediction; default: the feature width, 4096 for byol",
+        "width of the hidden layer of projection and prediction; default: the feature width, 4096 for byol and soco",
     )
 
 
 @dataclass(frozen=True)
-class JointEmbedding(MLPHead):
+class MomentumEncoder(Options):
+    """The option of methods with a second encoder that follows the first."""
+
+    ema: float = option(0.999, number(0, 1), "momentum of the momentum encoder; byol and soco raise it to 1")
+
+
+@dataclass(frozen=True)
+class JointEmbedding(MLPHead, MomentumEncoder):
     """The options of methods that pull the embeddings of two views together, one of them by a momentum encoder."""
 
-    ema: float = option(0.999, number(0, 1), "momentum of the momentum encoder; BYOL raises it to 1 by a cosine")
     heads: str = option(
         "per-role",
         word("per-role", "shared"),

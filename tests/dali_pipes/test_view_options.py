@@ -137,7 +137,8 @@ def test_all_pairs_of_a_setting_are_decided():
                     at = ViewOptions(crops=policy.name, backend=backend, device=device, cache=cache)
                     idle = {name for name in options_of(ViewOptions) if not at.acts(name)}
                     idle |= {"boxes"} if why_no_boxes(at) else set()
-                    loads = idle - set(CROPS) - set(OF_LOCAL_VIEWS)
+                    assert ("augment" in idle) == (policy.name == "soco")
+                    loads = idle - set(CROPS) - set(OF_LOCAL_VIEWS) - {"augment"}
                     decoding = {"decode", "hw_decoder_load", "decoder_padding"}
                     expected = {"threads", "cache"} | decoding if backend == "torch" else {"workers", "colour"}
                     if backend == "dali" and (device == "cpu" or cache):

@@ -27,6 +27,7 @@ from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="timm/test_resnet", size=16, batch_size=16, queue=32, dim=16, hidden=32, loader="torch", workers=0)
 SMALL |= dict(log_every_steps=1, crops="obj-scene", steps=3, augment="none", base_lr=0.03, optimiser="sgd")
+SOCO = dict(method="soco", crops="soco", augment=None, queue=None, pyramid_width=8, region_width=16)
 RUNS = {
     "moco-8": dict(method="moco-v2", bn_groups=8),
     "moco-sync": dict(method="moco-v2", bn_groups=1),
@@ -38,6 +39,8 @@ RUNS = {
     "swav-sync": dict(method="swav", bn_groups=1, local_views=2, local_size=8, prototypes=9, queue=16, queue_epoch=0),
     "simclr-4": dict(method="simclr", queue=None, bn_groups=4, warmup_epochs=0),
     "simclr-sync": dict(method="simclr", queue=None, bn_groups=1, warmup_epochs=0),
+    "soco": {**SOCO, "size": 32},
+    "soco-4": {**SOCO, "bn_groups": 4},
     "accumulated": dict(method="moco-v2", bn_groups=8, accumulate=4),
     "supervised": dict(method="supervised", queue=None, dim=None, hidden=None, bn_groups=4, online_probe=True),
     "mae": dict(method="mae", queue=None, dim=None, hidden=None, crops="box", optimiser="adamw", accumulate=2),

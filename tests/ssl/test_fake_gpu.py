@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.view_boxes import ViewBoxes
 from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.methods.method import Data
@@ -26,6 +27,7 @@ from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.trainer import Run, precision_of
 
 GPU = torch.device("cuda:0")
+OF_BOXES = [((4,), torch.float32), ((), torch.int64), ((), torch.int64), ((), torch.float32)]
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=16, queue=32, dim=16, hidden=32, optimiser="lars", steps=9)
 SMALL |= dict(local_views=0)
 # What a method has in place of these; None where it has no such option.
@@ -37,6 +39,7 @@ OWN = {
     "simclr": dict(queue=None),
     "swav": {},
     "cmc": dict(arch="lab/resnet18", queue=None, hidden=None, negatives=9),
+    "soco": dict(queue=None, pyramid_width=8, region_width=16, crops="soco"),
     "supervised": dict(queue=None, dim=None, hidden=None),
 }
 
@@ -54,14 +57,18 @@ def moved(module):
     return module
 
 
-def batch_of(views, labels):
-    """What the loader hands out, as far as a step looks at it."""
+def batch_of(views, labels, with_boxes=False):
+    """What the loader hands out, as far as a step looks at it; on demand with three boxes in every second image."""
     plan = colour_decisions(np.arange(len(labels)), (Augment(),) * len(views), seed=0, epoch=0)
     windows = np.zeros((len(labels), len(views), 4), np.int32)
     rows = np.arange(len(labels))
     plan = ViewPlan(sample=rows, row=rows, box=rows, regions=windows, windows=windows, **plan)
     index = torch.arange(len(labels), device=labels.device)
-    return SimpleNamespace(views=views, labels=labels, index=index, plan=plan, boxes=())
+    sample = (index[::2, None] + torch.zeros(3, dtype=torch.int64, device=index.device)).flatten()
+    corners = torch.zeros(len(sample), 4, device=index.device)
+    corners[:, 2:] = 9
+    found = ViewBoxes(corners, sample, torch.arange(len(sample), device=index.device) % 3, corners[:, 0])
+    return SimpleNamespace(views=views, labels=labels, index=index, plan=plan, boxes=(found,) * len(views) * with_boxes)
 
 
 def run_of(recipe, method, device):
@@ -131,11 +138,22 @@ def test_a_step_stays_on_the_gpu_and_waits_for_nothing(method, flags, monkeypatc
         views = [torch.randn(16, 3, side, side, device=GPU) for side in sides_of(recipe, module)]
         labels = torch.zeros(16, 5, device=GPU)
         with NoWaitedCopies(page_locked) as copies:
-            watched = run.take_step(batch_of(views, labels))
+            watched = run.take_step(batch_of(views, labels, module.needs_boxes))
     assert run.precision == (recipe.precision or "bf16")
     assert run.step == 4 and all(value.device == GPU for value in watched.values())
     shuffles = method in ("moco-v2", "densecl") and recipe.bn_groups != 1
-    assert copies.copies == (method in ("mae", "cmc") or shuffles)  # a permutation, or the samples
+    assert copies.copies == (method in ("mae", "cmc", "soco") or shuffles)  # a permutation, the samples or draws
+
+
+def test_boxes_are_dealt_without_a_wait(monkeypatch):
+    page_locked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (page_locked.append(tensor), tensor)[1])
+    with FakeTensorMode():
+        found = ViewBoxes(*(torch.zeros(5, *more, dtype=kind, device=GPU) for more, kind in OF_BOXES))
+        place = torch.arange(4)
+        with NoWaitedCopies(page_locked) as copies:
+            moved = found.moved(place)
+    assert copies.copies == 1 and all(tensor.device == GPU for tensor in moved.tensors())
 
 
 def test_reading_a_number_back_raises():
@@ -198,7 +216,7 @@ def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
     run.probe = OnlineProbe(run.method.encoder.width, 5, False).to(GPU)
     views = [torch.randn(16, 3, side, side, device=GPU) for side in sides_of(recipe, run.method)]
     views = [view.to(memory_format=torch.channels_last) for view in views]
-    batch = batch_of(views, torch.zeros(16, 5, device=GPU))
+    batch = batch_of(views, torch.zeros(16, 5, device=GPU), run.method.needs_boxes)
     for _ in range(3):  # compile kernels, choose convolutions, make memory
         run.take_step(batch)
     torch.cuda.synchronize()

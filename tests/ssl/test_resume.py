@@ -12,6 +12,7 @@ import torch
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.evaluation.frozen_features import frozen_backbone
+from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import RunFolder, read_metrics
@@ -28,7 +29,7 @@ class Killed(Exception):
 def train(photos, output, resume=False, **flags):
     catalog, boxes = photos
     recipe = resolve(None, {**SMALL, **flags})
-    given = boxes if recipe.policy.needs_boxes else None
+    given = boxes if recipe.policy.needs_boxes or method_class(recipe.method).needs_boxes else None
     return pretrain(recipe, catalog, given, output, resume=resume)
 
 
@@ -60,6 +61,7 @@ def same(a, b):
         # Three steps an epoch: the queue is filled from step 3 on and used from step 5 on.
         dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1, log_every_steps=1),
         dict(method="cmc", queue=None, hidden=None, arch="lab/resnet18", crops="box", negatives=7, log_every_steps=1),
+        dict(method="soco", crops="soco", queue=None, size=32, pyramid_width=8, region_width=16, log_every_steps=1),
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", workers=None, threads=2),
     ],
     ids=[
@@ -73,6 +75,7 @@ def same(a, b):
         "simclr",
         "swav",
         "cmc",
+        "soco",
         "dali",
     ],
 )
