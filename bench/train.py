@@ -1,6 +1,7 @@
 """Does the GPU wait for its loader? The real training step, with its loader and without.
 
     objcrop bench train --catalog voc.arrow --boxes gt.arrow --device cuda -o bench/results/h200_train.json
+    objcrop bench train --rival lightly --method densecl …        the step alone, beside another library's
 
 Three things are measured in turn, `repeats` times: the loader alone; the step on one batch that stays on the device
 ("synthetic"); the step with the loader. Each begins after a few batches that are not counted. The device is waited for
@@ -20,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice, repeat
 from pathlib import Path
@@ -33,8 +34,11 @@ from objcrop.bench.loader import endless_views, load_or_draw
 from objcrop.bench.where import CountedLoader
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.torch_loader import TorchLoader
+from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
-from objcrop.ssl.training.recipe import resolve
+from objcrop.option import options_of
+from objcrop.ssl.methods.by_name import method_class
+from objcrop.ssl.training.recipe import Recipe, resolve
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.ssl.training.trainer import Run, device_of, views_for
 
@@ -67,7 +71,7 @@ def bench_train(
     Args:
         catalog: file of the images.
         boxes: file of their boxes.
-        flags: options of a recipe; `steps` is worked out here.
+        flags: options of a recipe, see `run_of`.
         steps: in a stretch.
         repeats: stretches of each kind.
 
@@ -75,52 +79,75 @@ def bench_train(
         `figures` (see `figures_of`); `ready`, the mean number of batches that lay ready at a request, for loader
         "dali" without a cache; `verdict`; the recipe's main options.
     """
+    with run_of(catalog, boxes, flags) as (run, loader):
+        recipe, device = run.recipe, run.device
+        # Before a stretch as many batches go by as may lie ready, so that it begins with none for nothing.
+        settle = (loader.workers if isinstance(loader, TorchLoader) else recipe.prefetch) * 2 + 1
+
+        def settled(batches: Iterator[Views], of: Callable[[Views], object]) -> Stretch:
+            for batch in islice(batches, settle):
+                of(batch)
+            return stretch(batches, of, steps, lambda: finish(device))
+
+        alone, synthetic, real, ready = [], [], [], []
+        views = endless_views(loader)
+        with closing(views):
+            kept = next(views)
+            for _ in range(repeats):
+                alone.append(settled(views, lambda batch: None))
+                synthetic.append(settled(repeat(kept), run.take_step))
+                real.append(settled(views, run.take_step))
+                ready += loader.ready[-steps:] if isinstance(loader, CountedLoader) else []
+    figures = figures_of(alone, synthetic, real)
+    return {
+        "what": "the real step with its loader, and with a batch kept on the device",
+        **told(recipe),
+        "loader": recipe.backend,
+        "device": str(device),
+        "steps": steps,
+        "repeats": repeats,
+        "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
+        "figures": figures,
+        "ready": round(statistics.mean(ready), 2) if ready else None,
+        "verdict": verdict_of(figures, device.type),
+    }
+
+
+@contextmanager
+def run_of(
+    catalog: str | os.PathLike[str] | None, boxes: str | os.PathLike[str] | None, flags: dict[str, Any]
+) -> Iterator[tuple[Run, ViewLoader]]:
+    """Begin a run whose schedule does not end; without a catalog, on scenes drawn for the purpose.
+
+    Args:
+        catalog: file of the images.
+        boxes: file of their boxes.
+        flags: options of a recipe. A queue has as many rows as by default, or the next smaller number that batches
+            fill.
+    """
+    flags = {**flags, "steps": 1_000_000}
     batch_size = int(flags.get("batch_size", 256))
-    # As many keys as by default, or the next smaller number that batches fill.
-    keys = {"queue": max(65536 // batch_size, 1) * batch_size} if flags.get("method", "moco-v2") == "moco-v2" else {}
-    flags = {**keys, **flags, "steps": 1_000_000}
+    rows = options_of(method_class(flags.get("method", "moco-v2")).options).get("queue")
+    if rows is not None and flags.get("queue") is None:
+        flags["queue"] = max(resolve(None, {"method": flags.get("method")}).queue // batch_size, 1) * batch_size  # type: ignore[attr-defined]
     recipe = resolve(None, flags)
     device = device_of(recipe.device)
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:
         photos, table = load_or_draw(catalog, boxes, Path(name) / "scenes", max(2 * batch_size, 64))
-        drawn_from = table if recipe.policy.needs_boxes else None
-        loader = views_for(recipe, photos, drawn_from, name, device)
+        looked_at = recipe.policy.needs_boxes or method_class(recipe.method).needs_boxes
+        loader = views_for(recipe, photos, table if looked_at else None, name, device)
         if type(loader) is DaliLoader:  # and no variant of it
             loader = like(loader, CountedLoader)
-        # Before a stretch as many batches go by as may lie ready, so that it begins with none for nothing.
-        settle = (loader.workers if isinstance(loader, TorchLoader) else recipe.prefetch) * 2 + 1
         with loader:
             logging.disable(logging.WARNING)  # few images for so many keys: that matters to learning, not to time
             run = Run(recipe, loader, RunFolder(Path(name) / "run", resume=False), device, False)
             logging.disable(logging.NOTSET)
+            yield run, loader
 
-            def settled(batches: Iterator[Views], of: Callable[[Views], object]) -> Stretch:
-                for batch in islice(batches, settle):
-                    of(batch)
-                return stretch(batches, of, steps, lambda: _finish(device))
 
-            alone, synthetic, real, ready = [], [], [], []
-            views = endless_views(loader)
-            with closing(views):
-                kept = next(views)
-                for _ in range(repeats):
-                    alone.append(settled(views, lambda batch: None))
-                    synthetic.append(settled(repeat(kept), run.take_step))
-                    real.append(settled(views, run.take_step))
-                    ready += loader.ready[-steps:] if isinstance(loader, CountedLoader) else []
-        figures = figures_of(alone, synthetic, real)
-        return {
-            "what": "the real step with its loader, and with a batch kept on the device",
-            **{name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops")},
-            "loader": recipe.backend,
-            "device": str(device),
-            "steps": steps,
-            "repeats": repeats,
-            "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
-            "figures": figures,
-            "ready": round(statistics.mean(ready), 2) if ready else None,
-            "verdict": verdict_of(figures, device.type),
-        }
+def told(recipe: Recipe) -> dict[str, Any]:
+    """Return what a result says of its recipe."""
+    return {name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops")}
 
 
 def stretch(
@@ -193,6 +220,7 @@ def _spread(values: list[float], digits: int) -> dict[str, float]:
     }
 
 
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -19,7 +19,7 @@ from objcrop.cli_options import (
     writes,
     writes_folder,
 )
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, one_of
 
 bench_app = typer.Typer(
     help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options, cls=Commands
@@ -99,7 +99,9 @@ def bench_loader(
 def bench_train(
     catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,
     boxes: BoxesOption = None,
-    crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
+    crops: Annotated[
+        str | None, typer.Option(help="Crop policy; default: obj-obj+dilate, beside a rival the method's own.")
+    ] = None,
     method: Annotated[str, typer.Option(help="As of pretrain.")] = "moco-v2",
     arch: Annotated[str, typer.Option(help="Any ResNet of torchvision, or timm/NAME.")] = "resnet50",
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
@@ -111,6 +113,7 @@ def bench_train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="Further option of a recipe.")
     ] = None,
+    rival: Annotated[str | None, typer.Option(help="lightly: only the step, beside that library's.")] = None,
     output: JsonOption = None,
 ) -> None:
     """Does the GPU wait for its loader? The real step, with the loader and on one batch kept on the device."""
@@ -118,10 +121,17 @@ def bench_train(
     from objcrop.bench.table import print_figures
     from objcrop.bench.train import bench_train as run_bench
 
+    crops = crops or (None if rival else "obj-obj+dilate")
     flags: dict[str, Any] = {"crops": crops, "method": method, "arch": arch, "size": size, "batch_size": batch_size}
     flags |= {"loader": loader, "device": device, **assignments(set_)}
-    result = run_bench(catalog, boxes, flags=flags, steps=steps, repeats=repeats)
-    print_figures(result["figures"], console)
+    if rival is not None:
+        from objcrop.bench.rival_steps import bench_rival
+
+        one_of(rival, ("lightly",), "--rival")
+        result = bench_rival(catalog, boxes, flags=flags, steps=steps, repeats=repeats)
+    else:
+        result = run_bench(catalog, boxes, flags=flags, steps=steps, repeats=repeats)
+        print_figures(result["figures"], console)
     for line in result["verdict"]:
         console.print(line, highlight=False)
     if output is not None:

@@ -15,6 +15,8 @@ from objcrop.bench.plan import THREADS, bench_plan
 from objcrop.bench.policies import bench_policies
 from objcrop.bench.proposals import DISCOVERY, FROM_THE_CATALOG, LOOKING, bench_proposals
 from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
+from objcrop.bench.rival_steps import bench_rival
+from objcrop.bench.rivals.lightly_steps import STEPS
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
@@ -73,6 +75,24 @@ def test_train(loader):
     result = bench_train(flags=flags, steps=2, repeats=1)
     assert 0 <= result["figures"]["starvation"]["median"] <= 1
     assert (result["ready"] is None) == (loader == "torch") and len(result["verdict"]) == 2
+
+
+@pytest.mark.parametrize("method", STEPS)
+def test_a_step_beside_lightlys(method):
+    flags = dict(method=method, arch="timm/test_resnet", size=32, batch_size=4, device="cpu")
+    flags |= {
+        "densecl": dict(queue=8, dim=8),
+        "swav": dict(queue=8, dim=8, local_size=16, prototypes=9),
+        "mae": dict(arch="timm/test_vit", decoder_dim=32, decoder_depth=1),
+    }[method]
+    result = bench_rival(flags=flags, steps=1, repeats=2)
+    assert len(result["ours_s"]) == len(result["lightly_s"]) == 2 and result["ratio"]["min"] > 0
+    assert method in result["verdict"][0]
+
+
+def test_rivals_of_other_methods_are_none():
+    with pytest.raises(UsageError, match="steps of lightly are there of: densecl, swav, mae"):
+        bench_rival(flags=dict(method="byol"))
 
 
 def test_policies_and_again_from_what_lies_there(tmp_path):
