@@ -92,7 +92,8 @@ def test_numbers_are_the_papers(name):
     recipe, data, boxes = at_first(name), needs_of(name)["data"], needs_of(name).get("boxes", "")
     swept = {key for setting in settings(name) for key in setting}
     cib = name.startswith("cib")
-    assert (recipe.arch, recipe.size) == ("timm/vit_base_patch16_224" if recipe.method == "mae" else "resnet50", 224)
+    arch = {"mae": "timm/vit_base_patch16_224", "cmc": "lab/resnet50"}.get(recipe.method, "resnet50")
+    assert (recipe.arch, recipe.size) == (arch, 224)
     if "epochs" not in swept:
         epochs = {"openimages-subset": 200, "openimages": 75, "imagenet": 200, "coco": 800}
         if cib:
@@ -142,7 +143,8 @@ def test_a_recipe_of_each_kind_takes_two_steps(name, photos, tmp_path):
     made = at_first(name)
     tiny = dict(size=32, batch_size=8, steps=2, threads=2, device="cpu", bn_groups=None, queue=16, hidden=16)
     tiny |= dict(local_size=16 if made.local_views else None)
-    tiny |= dict(arch="timm/test_vit" if "vit" in made.arch else "timm/test_resnet", augment=None)
+    small = {"mae": "timm/test_vit", "cmc": "lab/resnet18"}.get(made.method, "timm/test_resnet")
+    tiny |= dict(arch=small, augment=None, negatives=8, prototypes=9)
     tiny |= {"min_side": 8} if made.acts("min_side") else {}
     tiny |= (settings(name) or [{}])[0]
     tiny.pop("epochs", None)
