@@ -13,6 +13,7 @@ from pathlib import Path
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.loading import Loading, ViewOptions
 from objcrop.option import Option, home_of, options_of
+from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.options import Training
 from objcrop.ssl.training.recipe import Recipe, groups_of
@@ -44,6 +45,9 @@ def option_page() -> str:
         held = "; ".join(f"`{key}` {_text(value)}" for key, value in others.items())
         says = f"In a recipe's `{name}`." if own else "It has none of its own."
         parts += _section(f"Method {name}", says + (f" Other defaults than above: {held}." if held else ""), own)
+    measured = [each for name, each in options_of(ProbeOptions).items() if name not in options_of(Recipe)]
+    says = "Of `probe`, beside `size`, `single_label`, `backend` and `device`."
+    parts += _section("Probe", says, measured)
     return "\n".join(parts)
 
 

@@ -69,16 +69,17 @@ def export(
                 f"{checkpoint} was trained at {saved['recipe']['size']} px, with a stem for small images that "
                 f"Detectron2 does not have; pretrain above {SMALL} px to export there."
             )
+        written: dict[str, Any] = {name: value.numpy() for name, value in weights.items() if "num_batches" not in name}
         if plain_vit:
-            names = {name: value.numpy() for name, value in weights.items() if name not in NOT_IN_VITDET}
+            written = {name: value for name, value in written.items() if name not in NOT_IN_VITDET}
         else:
-            held = {name: value.numpy() for name, value in weights.items() if "num_batches" not in name}
-            names = {detectron2_name(name): value for name, value in held.items()}
-        content: dict[str, Any] = {"model": names, "__author__": "objcrop", "matching_heuristics": True}
+            written = {detectron2_name(name): value for name, value in written.items()}
+        content: dict[str, Any] = {"model": written, "__author__": "objcrop", "matching_heuristics": True}
         _write(Path(output), lambda file: pickle.dump(content, file))
     else:
-        _write(Path(output), lambda file: torch.save({k: v.contiguous() for k, v in weights.items()}, file))
-    return {"arch": arch.removeprefix("timm/"), "format": format, "tensors": len(weights), "small_stem": small}
+        written = {name: value.contiguous() for name, value in weights.items()}
+        _write(Path(output), lambda file: torch.save(written, file))
+    return {"arch": arch.removeprefix("timm/"), "format": format, "tensors": len(written), "small_stem": small}
 
 
 def detectron2_name(name: str) -> str:

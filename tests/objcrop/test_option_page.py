@@ -7,6 +7,7 @@ from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.option import option, options_of
 from objcrop.option_page import option_page
 from objcrop.option_value import whole
+from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.recipe import Recipe
 
@@ -26,7 +27,7 @@ def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
     for made_of in (ViewOptions, *(method.options for method in METHODS.values())):
         for name, each in options_of(made_of).items():
             assert f"| `{name}`" in page and each.says.replace("|", "\\|") in page, name
-    once = {*options_of(ViewOptions), *options_of(Recipe)}
+    once = {*options_of(ViewOptions), *options_of(Recipe), *options_of(ProbeOptions)}
     assert all(page.count(f"| `{name}`") == 1 for name in once)
     assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
     assert "Other defaults than above: `base_lr` `0.125`." in page

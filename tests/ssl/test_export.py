@@ -79,7 +79,7 @@ def test_detectron2(tmp_path):
 def test_detectron2_takes_plain_vision_transformers(tmp_path):
     """ViTDet's names end in the file's, each in one; what it has no place for is left out."""
     (path, _), depth = checkpoint(tmp_path, "timm/test_vit"), 6
-    export(path, tmp_path / "out.pkl", "detectron2")
+    said = export(path, tmp_path / "out.pkl", "detectron2")
     held = pickle.loads((tmp_path / "out.pkl").read_bytes())["model"]
     vitdet = ["pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"]
     parts = ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
@@ -89,7 +89,9 @@ def test_detectron2_takes_plain_vision_transformers(tmp_path):
     ]
     for name in [f"backbone.net.{name}" for name in vitdet]:
         assert sum(name.endswith(f".{ours}") for ours in held) == 1, name
-    assert len(held) == len(vitdet) and not any(name.endswith(f".{ours}") for name in pyramid for ours in held)
+    assert len(held) == len(vitdet) == said["tensors"] and not any(
+        name.endswith(f".{ours}") for name in pyramid for ours in held
+    )
     weights = torch.load(path, weights_only=True)["method"]
     assert all(np.array_equal(value, weights[f"encoder.backbone.{name}"]) for name, value in held.items())
     assert held["pos_embed"].shape == (1, 1 + 7 * 7, 64)  # the CLS token's too, pretrain_use_cls_token=True
