@@ -211,6 +211,28 @@ def test_whole_steps_are_lightlys(norm_pix):
     assert run.step == steps
 
 
+@pytest.mark.parametrize(
+    ("norm_pix", "loss", "norm"),
+    [(True, 1.252271630551666, 2.524552511411076), (False, 1.2598022851493826, 2.5254347456113715)],
+)
+def test_loss_and_gradient_are_those_of_the_authors_code(norm_pix, loss, norm):
+    """The numbers are what facebookresearch/mae's models_mae.py gives for these weights, views and masks in float64."""
+    mae = module(arch="timm/vit_tiny_patch16_224", norm_pix=norm_pix)
+    with torch.no_grad():
+        for i, (name, p) in enumerate(sorted(mae.named_parameters())):
+            if p.requires_grad:
+                wave = torch.sin(torch.arange(p.numel(), dtype=torch.float64) * 0.37 + i).view(p.shape)
+                p.copy_(0.05 * wave + ("norm" in name and name.endswith("weight")))
+    views = torch.sin(torch.arange(4 * 3 * 64 * 64, dtype=torch.float64) * 0.011).view(4, 3, 64, 64)
+    views = views + torch.cos(torch.arange(64, dtype=torch.float64) * 0.3)
+    order = torch.tensor([sorted(range(16), key=lambda j: (7 * j + 3 * n + j * j) % 97) for n in range(4)])
+    output = output_of(mae, views, order)
+    output.loss.backward()
+    gradient = torch.cat([p.grad.flatten() for p in mae.parameters() if p.grad is not None])
+    assert float(output.loss.detach()) == pytest.approx(loss, rel=1e-10)
+    assert float(gradient.norm()) == pytest.approx(norm, rel=1e-10)
+
+
 def module(seed=0, **flags):
     torch.manual_seed(seed)
     return MAE(resolve(None, {**TINY, **flags}), ONE).double()
