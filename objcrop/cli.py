@@ -429,6 +429,21 @@ def plot(
 
 
 @app.command()
+def reconstruct(
+    checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run of mae.")],
+    catalog: Annotated[Path, typer.Argument(help="Images to draw, a file that `objcrop index` wrote.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.", callback=writes(".png"))],
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 6,
+    seed: Annotated[int, typer.Option(**SEEDS, help="Of the masks.")] = 0,
+) -> None:
+    """Draw what a run of mae sees of images, what it makes of the rest, and the images."""
+    from objcrop.ssl.evaluation.reconstructions import draw_reconstructions
+
+    draw_reconstructions(checkpoint, catalog, output, images=images, seed=seed)
+    console.print(f"{checkpoint} → {output}", highlight=False)
+
+
+@app.command()
 def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for everything it makes.", callback=writes_folder)

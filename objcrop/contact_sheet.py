@@ -74,7 +74,7 @@ def contact_sheet(
         picture = _with_windows(catalog, row, plan, i, wide, box)
         sheet.paste(picture, (columns[0], top))
         for v, view in enumerate(views):
-            sheet.paste(_as_picture(view[i]), (columns[1 + v], top))
+            sheet.paste(as_picture(view[i]), (columns[1 + v], top))
             caption = ImageFont.load_default(11)
             draw.text((columns[1 + v], top + CELL + 3), _decisions(plan, i, v), FAINT, caption)
         key = catalog.key(row)
@@ -109,7 +109,7 @@ def _with_windows(
     return image
 
 
-def _as_picture(view: torch.Tensor) -> Image.Image:
+def as_picture(view: torch.Tensor) -> Image.Image:
     """Undo the normalisation of one view (3, S, S) and return it as a CELL-sized picture."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = ((view.float().cpu() * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -8,6 +8,7 @@ import timm
 import torch
 from lightly.models import utils
 from lightly.models.modules import MaskedVisionTransformerDecoderTIMM, MaskedVisionTransformerTIMM
+from PIL import Image
 from torch import nn
 
 from objcrop.catalog import Catalog
@@ -16,11 +17,12 @@ from objcrop.dali_pipes.philox import uniforms
 from objcrop.dali_pipes.view_plan import ViewPlan, colour_decisions
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.evaluation.frozen_features import frozen_backbone
+from objcrop.ssl.evaluation.reconstructions import draw_reconstructions, reconstructed, views_of
 from objcrop.ssl.export import export
 from objcrop.ssl.methods.mae import MAE, masks, normalised, patches_of
 from objcrop.ssl.methods.method import Batch, Data
 from objcrop.ssl.networks.masked_vit import Decoder, encode_seen, sincos_positions, taken, vision_transformer
-from objcrop.ssl.training.checkpoint import load_checkpoint
+from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import RunFolder, read_metrics
 from objcrop.ssl.training.trainer import Run, pretrain, views_for
@@ -384,6 +386,41 @@ def test_probe_and_exports_hold_the_encoder(photos, tmp_path):
     # A run that begins with these weights is given them whole.
     again, _ = vision_transformer("timm/test_vit", 64, str(tmp_path / "vit.pt"))
     assert all(value.equal(theirs.state_dict()[name]) for name, value in again.state_dict().items()) and size == 64
+
+
+def test_views_are_put_together_again():
+    views = views_at(1, 2, 12)
+    assert torch.equal(views_of(patches_of(views, 4), 4), views)
+
+
+@pytest.mark.parametrize("norm_pix", [True, False])
+def test_a_perfect_drawing_is_the_view_and_what_is_seen_is_a_quarter(norm_pix):
+    mae, views = module(norm_pix=norm_pix), views_at(6)
+
+    class Right(nn.Module):
+        def forward(self, tokens, order):
+            wanted = taken(patches_of(views, 16), order[:, 4:])
+            return normalised(wanted) if norm_pix else wanted
+
+    mae.decoder = Right()
+    seen, drawn, wanted = reconstructed(mae, views, 3)
+    torch.testing.assert_close(drawn, views, rtol=1e-10, atol=1e-10)
+    assert torch.equal(wanted, views)
+    shown = (patches_of(seen, 16) == patches_of(views, 16)).all(2)
+    assert shown.sum(1).tolist() == [4] * 8 and not patches_of(seen, 16)[~shown].any()
+    assert shown.equal(torch.zeros(8, 16).scatter(1, masks(3, 0, np.arange(8), 16)[:, :4], 1.0).bool())
+
+
+def test_a_sheet_of_reconstructions(photos, tmp_path):
+    last = pretrain(resolve(None, {**ON_DISK, "steps": 1}), photos[0], None, tmp_path / "run")
+    draw_reconstructions(last, photos[0], tmp_path / "sheet.png", images=3)
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.width == sheet.height and len(sheet.getcolors(2**24)) > 1000
+    saved = load_checkpoint(last)
+    saved["recipe"]["method"] = "moco-v2"
+    save_checkpoint(tmp_path / "other.pt", saved)
+    with pytest.raises(UsageError, match="trained by moco-v2, which draws nothing"):
+        draw_reconstructions(tmp_path / "other.pt", photos[0], tmp_path / "sheet.png")
 
 
 def test_it_learns_to_draw(labelled, tmp_path):
