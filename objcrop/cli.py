@@ -369,27 +369,15 @@ def probe(
     """Measure a backbone: linear and nearest-neighbour scores of frozen features, and fine-tuning."""
     import json
 
-    from objcrop.catalog import Catalog
+    from objcrop.ssl.evaluation.probe import in_lines
     from objcrop.ssl.evaluation.probe import probe as run_probe
 
-    result = run_probe(checkpoint, Catalog.load(train), Catalog.load(test), **options)
+    result = run_probe(checkpoint, train, test, **options)
     if output is not None:
         with whole_file(output) as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    console.print(
-        f"{checkpoint}, {result['size']} px: {result['train_images']} images to learn from, "
-        f"{result['test_images']} to test",
-        highlight=False,
-    )
-    for kind in ("linear", "knn", "fine_tuned"):
-        if f"{kind}_top1" in result:
-            console.print(f"  {kind:<11} top-1 {result[f'{kind}_top1']:.4f}", highlight=False)
-        elif f"{kind}_map" in result:
-            figures = f"mAP {result[f'{kind}_map']:.4f}  11-point {result[f'{kind}_map_11_point']:.4f}"
-            figures += f"  batches of 256 {result[f'{kind}_batchwise_map_256']:.4f}"
-            console.print(f"  {kind:<11} {figures}", highlight=False)
-    chance = result["chance_top1"] if "chance_top1" in result else result["chance_map"]
-    console.print(f"  chance      {chance:.4f}", highlight=False)
+    for line in in_lines(result):
+        console.print(line, markup=False, highlight=False)
 
 
 @app.command()

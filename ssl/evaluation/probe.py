@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -105,6 +106,19 @@ def probe(
     else:
         figures["chance_map"] = round(float(y_test.mean(0)[y_test.any(0)].mean()), 5)
     return figures
+
+
+def in_lines(figures: Mapping[str, Any]) -> list[str]:
+    """Return what `probe` measured as lines to read."""
+    images = f"{figures['train_images']} images to learn from, {figures['test_images']} to test"
+    lines = [f"{figures['checkpoint']}, {figures['size']} px: {images}"]
+    shown = {"map": "mAP", "map_11_point": "11-point", "batchwise_map_256": "batches of 256", "top1": "top-1"}
+    for kind in ("linear", "knn", "fine_tuned", "chance"):
+        held = [
+            f"{says} {figures[f'{kind}_{name}']:.4f}" for name, says in shown.items() if f"{kind}_{name}" in figures
+        ]
+        lines += [f"  {kind:<11} {'  '.join(held)}"] if held else []
+    return lines
 
 
 def _figures(
