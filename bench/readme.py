@@ -96,6 +96,16 @@ def _train(result: Result) -> tuple[str, str]:
     )
 
 
+def _step(result: Result) -> tuple[str, str]:
+    what = f"{result['method']}, {result['arch']} at {result['size']} px, batches of {result['batch_size']}"
+    ours, theirs = (sorted(result[f"{name}_s"])[len(result["ours_s"]) // 2] for name in ("ours", "lightly"))
+    ratio = result["ratio"]
+    return (
+        f"a step without its views, {what}: seconds of ours and of lightly's, their ratio",
+        f"{ours:.2f}, {theirs:.2f}: {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})",
+    )
+
+
 def _kernels(result: Result) -> tuple[str, str]:
     sizes, ms = result["sizes"], {name: row["ms"] for name, row in result["kernels"].items()}
     return (
@@ -123,6 +133,9 @@ ROWS: dict[str, Callable[[Result], tuple[str, str]]] = {
     "proposals_rate": _proposing,
     "where": _where,
     "plan": _plan,
+    "densecl_step": _step,
+    "swav_step": _step,
+    "mae_step": _step,
 }
 
 # ---- boxes

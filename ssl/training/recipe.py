@@ -47,7 +47,7 @@ class Recipe(Training, Loading, Crops):
     method: str = option(
         "moco-v2",
         text(),
-        "moco-v2, byol, densecl, mae, simclr, swav, cmc or supervised, or one of your own as module:Class",
+        "moco-v2, byol, simclr, densecl, swav, soco, mae, cmc or supervised, or one of your own as module:Class",
     )
 
     @property

@@ -1,8 +1,12 @@
 """What a recipe file and flags may say, and which wins."""
 
+import re
+
 import pytest
 
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.option import options_of
+from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.methods.moco import MoCoRecipe
 from objcrop.ssl.training.recipe import FOLDER, Recipe, acting, resolve, settings
 
@@ -70,3 +74,8 @@ def test_files_that_are_no_recipe(tmp_path, text):
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(UsageError, match="moco-v2"):
         resolve("mocco", {})
+
+
+def test_the_option_method_names_all_that_there_are():
+    said = options_of(Recipe)["method"].says
+    assert set(re.findall(r"[\w-]+", said.split(", or one")[0])) - {"or"} == set(METHODS)
