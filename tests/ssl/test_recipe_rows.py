@@ -144,7 +144,8 @@ def test_a_recipe_of_each_kind_takes_two_steps(name, photos, tmp_path):
     tiny = dict(size=32, batch_size=8, steps=2, threads=2, device="cpu", bn_groups=None, queue=16, hidden=16)
     tiny |= dict(local_size=16 if made.local_views else None)
     small = {"mae": "timm/test_vit", "cmc": "lab/resnet18"}.get(made.method, "timm/test_resnet")
-    tiny |= dict(arch=small, augment=None, negatives=8, prototypes=9)
+    tiny |= dict(arch=small, augment=None, negatives=8, prototypes=9, dim=8)
+    tiny |= dict(decoder_dim=32, decoder_depth=1, pyramid_width=8, region_width=16)
     tiny |= {"min_side": 8} if made.acts("min_side") else {}
     tiny |= (settings(name) or [{}])[0]
     tiny.pop("epochs", None)
