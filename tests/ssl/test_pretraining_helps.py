@@ -1,4 +1,4 @@
-"""Pretrained for some hundred steps on drawn scenes, a network tells more than at its beginning; takes minutes."""
+"""Pretrained for some hundred steps on scenes or photos, a network tells more than at its beginning; takes minutes."""
 
 import numpy as np
 import pytest
@@ -15,6 +15,15 @@ RUNS = {
     "mae": dict(arch="timm/test_vit", steps=600, base_lr=0.004, decoder_dim=64, decoder_depth=2),
     "simclr": dict(arch="resnet18", steps=300, optimiser="sgd", base_lr=0.2, weight_decay=1e-4, hidden=128, dim=32),
 }
+# On photos, whose losses fall slowly: SwAV's begins near the logarithm of its 30 prototypes.
+EASY = dict(size=32, dim=64, scale=(0.3, 1.0), cache="host", device="cpu", log_every_steps=10)
+ON_PHOTOS = {
+    "swav": dict(
+        arch="timm/test_resnet", batch_size=64, steps=300, local_views=4, local_size=16, local_scale=(0.1, 0.4)
+    ),
+    "cmc": dict(arch="lab/resnet18", batch_size=32, steps=250, negatives=256, optimiser="adam", base_lr=0.008),
+}
+ON_PHOTOS["swav"] |= dict(prototypes=30, queue=640, queue_epoch=1, base_lr=5.0, augment="moco-v2")
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +49,21 @@ def test_it_does(scenes, tmp_path, method):
     assert end < 0.8 * begin
     assert lines[-1]["embedding_std"] > 0.02
     assert linear[0] >= linear[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ON_PHOTOS)
+def test_it_does_on_photos(test_data, tmp_path, method):
+    folder = test_data / "voc07_224"
+    train, _ = index(folder / "instances_trainval.json", "coco", root=folder / "trainval", limit=1500)
+    test, _ = index(folder / "instances_test.json", "coco", root=folder / "test", limit=1000)
+    run = pretrain(None, train, None, tmp_path / "run", method=method, **EASY, **ON_PHOTOS[method])
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    begin, end = (np.mean([line["loss"] for line in part]) for part in (lines[:3], lines[-3:]))
+    names = (run, f"untrained:{ON_PHOTOS[method]['arch']}")
+    figures = [probe(name, train, test, size=32, device="cpu") for name in names]
+    linear, knn = ([each[f"{kind}_map"] for each in figures] for kind in ("linear", "knn"))
+    print(f"{method}: loss {begin:.3f} → {end:.3f}, embedding_std {lines[-1]['embedding_std']}, {linear=}, {knn=}")
+    assert end < begin - 0.1
+    assert lines[-1]["embedding_std"] > 0.3 / np.sqrt(64)
+    assert linear[0] >= linear[1] and knn[0] >= knn[1]

@@ -19,6 +19,8 @@ from objcrop.ssl.training.run_folder import RunFolder, read_metrics
 from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
+SWAV = dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1)
+CMC = dict(method="cmc", arch="lab/resnet18", crops="box", negatives=7)
 TIMES = ("images_per_s", "starvation")
 
 
@@ -59,8 +61,8 @@ def same(a, b):
         dict(method="byol", queue=None, local_views=3, local_size=16, log_every_steps=1),
         dict(method="simclr", queue=None, log_every_steps=1),
         # Three steps an epoch: the queue is filled from step 3 on and used from step 5 on.
-        dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1, log_every_steps=1),
-        dict(method="cmc", queue=None, hidden=None, arch="lab/resnet18", crops="box", negatives=7, log_every_steps=1),
+        dict(log_every_steps=1, **SWAV),
+        dict(queue=None, hidden=None, log_every_steps=1, **CMC),
         dict(method="soco", crops="soco", queue=None, size=32, pyramid_width=8, region_width=16, log_every_steps=1),
         dict(method="moco-v2", crops="obj-obj+dilate", log_every_steps=1, loader="dali", workers=None, threads=2),
     ],
@@ -122,19 +124,21 @@ main(sys.argv[3:])
 
 
 @pytest.mark.parametrize(
-    ("kills", "loader"),
+    ("kills", "loader", "more"),
     [
-        (1, "torch"),
-        pytest.param(20, "torch", marks=pytest.mark.slow),
-        pytest.param(20, "dali", marks=pytest.mark.slow),
+        (1, "torch", {}),
+        pytest.param(20, "torch", {}, marks=pytest.mark.slow),
+        pytest.param(20, "dali", {}, marks=pytest.mark.slow),
+        pytest.param(5, "torch", SWAV, marks=pytest.mark.slow, id="swav"),
+        pytest.param(5, "torch", {**CMC, "queue": "null", "hidden": "null"}, marks=pytest.mark.slow, id="cmc"),
     ],
 )
-def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loader):
+def test_killed_at_random_and_resumed_is_unbroken(photos, tmp_path, kills, loader, more):
     catalog, boxes = photos
     catalog.save(tmp_path / "c.arrow")
     boxes.save(tmp_path / "b.arrow")
     per_kill = 15
-    flags = {**SMALL, "loader": loader, "crops": "obj-scene", "steps": per_kill * (kills + 1)}
+    flags = {**SMALL, "loader": loader, "crops": "obj-scene", "steps": per_kill * (kills + 1), **more}
     flags |= {"threads": 2, "workers": "null"} if loader == "dali" else {}
     flags |= {"checkpoint_every_steps": 2, "log_every_steps": 1}
     assignments = [part for key, value in flags.items() for part in ("--set", f"{key}={value}")]

@@ -230,22 +230,22 @@ def test_wrong_use_is_a_sentence(photos, tmp_path, flags, word):
 def test_views_that_are_all_local_are_refused(photos, tmp_path):
     local = CropPolicy("mine", (ViewSpec("scene", "image", scale=(0.05, 0.14), local=True),) * 3)
     with pytest.raises(UsageError, match="make 0 large and 3 local views, but swav takes 2 large"):
-        pretrain(None, photos[0], None, tmp_path / "run", **learning(steps=1, crops=local, local_views=0))
+        pretrain(None, photos[0], None, tmp_path / "run", **learning(steps=1, crops=local, local_views=0, scale=None))
 
 
 def learning(**flags):
-    given = dict(TINY, batch_size=8, local_views=2, queue=8, queue_epoch=1, augment="flip", threads=2)
-    given |= {} if flags.get("local_views") == 0 else {"local_size": 16}
-    given |= {"log_every_steps": 1, "base_lr": 60.0}
-    return {**given, "epsilon": 0.1, "dim": 32, "hidden": 64, "prototypes": 20, **flags}
+    given = dict(TINY, batch_size=8, queue=64, queue_epoch=0, freeze_prototypes=3, augment="flip", threads=2)
+    given |= dict(local_views=2, dim=32, hidden=64, prototypes=20, base_lr=20.0, scale=(0.5, 1.0), log_every_steps=1)
+    given |= {} if flags.get("local_views") == 0 else dict(local_size=16, local_scale=(0.2, 0.5))
+    return {**given, **flags}
 
 
 def test_the_loss_falls_and_nothing_collapses(photos, tmp_path):
-    """An epoch is three steps; probed and exported it is an encoder as any other."""
-    last = pretrain(None, photos[0], None, tmp_path / "run", **learning(steps=40))
+    """Predictions become better than even ones, whose loss is the logarithm of the number of prototypes."""
+    last = pretrain(None, photos[0], None, tmp_path / "run", **learning(steps=60))
     lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     loss = [line["loss"] for line in lines]
-    assert abs(loss[0] - math.log(20)) < 2 and np.mean(loss[-6:]) < np.mean(loss[:6]) - 0.1
+    assert np.mean(loss[-6:]) < np.mean(loss[:6]) - 0.3 and np.mean(loss[-6:]) < math.log(20) - 0.1
     assert lines[-1]["embedding_std"] > 0.3 / np.sqrt(32)
     network, size = frozen_backbone(last)
     assert size == 32 and network.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 96)
