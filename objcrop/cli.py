@@ -166,6 +166,7 @@ def propose(
     model: Annotated[
         str | None, typer.Option(help="bing, edge-boxes: a model of one's own; anchors: last.pt or untrained:ARCH.")
     ] = None,
+    keep: Annotated[str | None, typer.Option(help="selective-search: all, or soco for the boxes SoCo keeps.")] = None,
     rank: Annotated[str | None, typer.Option(help="anchors: mean-sqrt-area, mean or per-size.")] = None,
     nms: Annotated[float | None, typer.Option(help="bing, anchors: boxes that overlap more are one.")] = None,
     device: Annotated[str | None, typer.Option(help="bing, anchors: auto, cpu, cuda or cuda:N.")] = None,
@@ -182,9 +183,8 @@ def propose(
 
     refuse_overwriting(output, catalog)
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
-    given |= {"count": count, "seed": seed, "strict": strict or None}
-    given |= {"proposals": proposals, "neighbours": neighbours}
-    given |= {"model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
+    given |= {"count": count, "seed": seed, "strict": strict or None, "proposals": proposals, "neighbours": neighbours}
+    given |= {"keep": keep, "model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if takes(method, "parts"):
         options["parts"] = output.with_suffix(".parts")

@@ -15,9 +15,10 @@ import numpy as np
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
-from objcrop.errors import UsageError
+from objcrop.errors import UsageError, one_of
 from objcrop.proposals.edge_boxes import shrunk
 from objcrop.proposals.from_images import Found, Image, propose_from_images
+from objcrop.proposals.soco_filter import kept_by_soco
 
 LONGEST = 500  # pixels; time grows with the square
 
@@ -26,6 +27,7 @@ def selective_search(
     catalog: Catalog,
     *,
     count: int = 10,
+    keep: str = "all",
     workers: int | None = None,
     parts: str | os.PathLike[str] | None = None,
 ) -> BoxTable:
@@ -36,14 +38,16 @@ def selective_search(
     Args:
         catalog: the images.
         count: boxes an image, at most.
+        keep: "all", or "soco": the first of those that SoCo compares views by (`kept_by_soco`).
         workers: processes; None is the number of cores, 0 works in this one.
         parts: see `propose_from_images`.
     """
     if count < 1:
         raise UsageError(f"--count is {count}, but it must be 1 or more.")
+    one_of(keep, ("all", "soco"), "--keep")
     workers = (os.cpu_count() or 1) if workers is None else workers
-    make = partial(SelectiveSearchProposer, count)
-    parameters = {"count": count, "mode": "fast", "longest": LONGEST}
+    make = partial(SelectiveSearchProposer, count, keep)
+    parameters = {"count": count, "mode": "fast", "longest": LONGEST} | ({} if keep == "all" else {"keep": keep})
     return propose_from_images(catalog, "selective-search", parameters, make, parts=parts, rows=16, workers=workers)
 
 
@@ -52,14 +56,15 @@ class SelectiveSearchProposer:
 
     Args:
         count: boxes an image.
+        keep: "all" or "soco".
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, keep: str = "all") -> None:
         import cv2
 
         cv2.setNumThreads(1)
         self.search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
-        self.count, self.c = count, ctypes.CDLL(None)
+        self.count, self.keep, self.c = count, keep, ctypes.CDLL(None)
 
     def __call__(self, images: Sequence[Image]) -> list[Found]:
         """Return each image's boxes and scores."""
@@ -72,6 +77,10 @@ class SelectiveSearchProposer:
         self.c.srand(1)  # OpenCV draws from C's generator; begun anew, an image's boxes do not depend on those before
         self.search.setBaseImage(np.ascontiguousarray(small[..., ::-1]))
         self.search.switchToSelectiveSearchFast()
-        found = np.asarray(self.search.process(), np.float32).reshape(-1, 4)[: self.count]
+        found = np.asarray(self.search.process(), np.float32).reshape(-1, 4)
         found[:, 2:] += found[:, :2]
-        return found * np.tile(scale, 2), np.linspace(1, 0, len(found), dtype=np.float32)
+        found *= np.tile(scale, 2).astype(np.float32)
+        if self.keep == "soco":
+            found = found[kept_by_soco(found, *image.shape[1::-1])]
+        found = found[: self.count]
+        return found, np.linspace(1, 0, len(found), dtype=np.float32)

@@ -114,7 +114,8 @@ class DenseCL(Method):
 
         whole = self.devices.encode_shuffled(encode, batch.views[k], self.recipe.seed, step)
         queue, dense_queue = self._queues(self.roles[k])
-        self._pushed = [(queue, whole[:, :dim]), (dense_queue, whole[:, dim : 2 * dim])]
+        both = whole[:, : 2 * dim].clone()  # not a part of all, which would be held until the step is over
+        self._pushed = [(queue, both[:, :dim]), (dense_queue, both[:, dim:])]
         parts = self.devices.mine(whole).split([shape.numel() for shape in shapes], 1)
         keys, _, cells, last = (part.unflatten(1, shape) for part, shape in zip(parts, shapes))
         return keys, cells, last
