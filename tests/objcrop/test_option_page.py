@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+from children import ROOT
+
 from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.option import option, options_of
 from objcrop.option_page import option_page
@@ -32,3 +34,7 @@ def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
     assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
     assert "Other defaults than above: `base_lr` `0.125`." in page
     assert "`backend`, `--loader`" in page and "`crops`, `policy` in a recipe" in page
+
+
+def test_the_page_in_the_repository_is_what_the_command_makes():
+    assert (ROOT / "docs/options.md").read_text(encoding="utf-8") == option_page()
