@@ -19,6 +19,7 @@ from objcrop.ssl.training.run_folder import RunFolder, read_metrics
 from objcrop.ssl.training.trainer import Run, pretrain
 
 SMALL = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=16, dim=16, hidden=64, loader="torch", workers=0)
+MAE = dict(method="mae", arch="timm/test_vit", size=64, crops="box", queue="null", dim="null", hidden="null")
 SWAV = dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1)
 CMC = dict(method="cmc", arch="lab/resnet18", crops="box", negatives=7)
 TIMES = ("images_per_s", "starvation")
@@ -130,6 +131,7 @@ main(sys.argv[3:])
         pytest.param(20, "torch", {}, marks=pytest.mark.slow),
         pytest.param(20, "dali", {}, marks=pytest.mark.slow),
         pytest.param(5, "torch", SWAV, marks=pytest.mark.slow, id="swav"),
+        pytest.param(3, "torch", MAE, marks=pytest.mark.slow, id="mae"),
         pytest.param(5, "torch", {**CMC, "queue": "null", "hidden": "null"}, marks=pytest.mark.slow, id="cmc"),
     ],
 )
