@@ -17,6 +17,11 @@ RUNS = {
     "simclr": dict(arch="timm/test_resnet", crops="within-box", steps=500, optimiser="sgd", base_lr=0.2, hidden=128),
 }
 RUNS["simclr"] |= dict(weight_decay=1e-4, dim=32, temperature=0.2)
+# Their losses are far from 0 at best: near the logarithm of the keys, and -8.
+ON_PARTS = {
+    "densecl": dict(steps=300, queue=64, base_lr=0.3, ema=0.99),
+    "soco": dict(batch_size=32, steps=150, base_lr=4.0, ema=0.95, pyramid_width=16, region_width=64),
+}
 # On photos, whose losses fall slowly: SwAV's begins near the logarithm of its 30 prototypes.
 EASY = dict(size=32, dim=64, scale=(0.3, 1.0), cache="host", device="cpu", log_every_steps=10)
 ON_PHOTOS = {
@@ -52,6 +57,23 @@ def test_it_does(scenes, tmp_path, method):
     print(f"{method}: loss {begin:.3f} → {end:.3f}, embedding_std {lines[-1]['embedding_std']}, {linear=}, {knn=}")
     assert end < 0.9 * begin
     assert lines[-1]["embedding_std"] > 0.02
+    assert linear[0] >= linear[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ON_PARTS)
+def test_it_does_on_parts_of_views(scenes, tmp_path, method):
+    (train, test), arch = scenes, "timm/test_resnet"
+    boxes = propose(train, "gt") if method == "soco" else None
+    given = {**SHARED, "arch": arch, "dim": 32, "hidden": 128, "warmup_epochs": 0, **ON_PARTS[method]}
+    run = pretrain(None, train, boxes, tmp_path / "run", method=method, **given)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    begin, end = (np.mean([line["loss"] for line in part]) for part in (lines[:3], lines[-3:]))
+    figures = [probe(name, train, test, size=64, device="cpu") for name in (run, f"untrained:{arch}")]
+    linear, knn = ([each[f"{kind}_map"] for each in figures] for kind in ("linear", "knn"))
+    print(f"{method}: loss {begin:.3f} → {end:.3f}, embedding_std {lines[-1]['embedding_std']}, {linear=}, {knn=}")
+    assert end < begin - 0.1
+    assert lines[-1]["embedding_std"] > 0.3 / np.sqrt(32)
     assert linear[0] >= linear[1]
 
 
