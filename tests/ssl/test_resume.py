@@ -22,6 +22,7 @@ SMALL = dict(arch="timm/test_resnet", size=16, batch_size=8, queue=16, dim=16, h
 MAE = dict(method="mae", arch="timm/test_vit", size=64, crops="box", queue="null", dim="null", hidden="null")
 SWAV = dict(method="swav", local_views=2, local_size=16, prototypes=9, queue_epoch=1)
 CMC = dict(method="cmc", arch="lab/resnet18", crops="box", negatives=7)
+SOCO = dict(method="soco", crops="soco", size=64, pyramid_width=8, region_width=16, queue="null")
 TIMES = ("images_per_s", "starvation")
 
 
@@ -132,6 +133,9 @@ main(sys.argv[3:])
         pytest.param(20, "dali", {}, marks=pytest.mark.slow),
         pytest.param(5, "torch", SWAV, marks=pytest.mark.slow, id="swav"),
         pytest.param(3, "torch", MAE, marks=pytest.mark.slow, id="mae"),
+        pytest.param(3, "torch", dict(method="densecl"), marks=pytest.mark.slow, id="densecl"),
+        pytest.param(3, "torch", SOCO, marks=pytest.mark.slow, id="soco"),
+        pytest.param(3, "torch", dict(method="simclr", queue="null"), marks=pytest.mark.slow, id="simclr"),
         pytest.param(5, "torch", {**CMC, "queue": "null", "hidden": "null"}, marks=pytest.mark.slow, id="cmc"),
     ],
 )
