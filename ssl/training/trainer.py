@@ -184,7 +184,7 @@ class Run:
         if views not in made_by.takes:
             least, most = made_by.takes[0], made_by.takes[-1]
             wants = str(least) if least == most else f"{least} to {most}"
-            fit = [name for name, policy in POLICIES.items() if len(policy.views) in made_by.takes]
+            fit = [name for name, policy in POLICIES.items() if len(policy.views) in made_by.takes and name != "centre"]
             way = f": take {' or '.join(fit)}" if fit and not recipe.local_views else ""
             raise UsageError(
                 f"crops '{recipe.crops}' make {views} view{'s' * (views > 1)}, but {recipe.method} takes {wants}{way}."
