@@ -324,7 +324,7 @@ def test_the_published_numbers():
         (dict(accumulate=3), "accumulate is 3, but it must cut the 8 rows"),
         (dict(accumulate=8), "into parts of 2 or more"),
         (dict(bn_groups=2), "bn_groups .*cannot act here: the method's networks have no BatchNorm"),
-        (dict(crops="within-box"), "make 2 views, but mae takes 1: take scene or box\."),
+        (dict(crops="within-box"), "make 2 views, but mae takes 1: take scene or box[.]"),
     ],
 )
 def test_wrong_use(photos, tmp_path, flags, word):
