@@ -266,8 +266,13 @@ def asked_for(
             cores if workers is None else workers,
             cores if threads is None else threads,
             Path(name),
-            "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
+            name_of_data(catalog),
         )
+
+
+def name_of_data(catalog: str | os.PathLike[str] | None) -> str:
+    """Return what a result says of where its images are from."""
+    return "drawn scenes, 500×375" if catalog is None else Path(catalog).name
 
 
 def load_or_draw(

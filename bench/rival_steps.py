@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import os
 import statistics
-from itertools import islice, repeat
-from pathlib import Path
+from contextlib import closing
+from itertools import repeat
 from typing import Any
 
-from objcrop.bench.loader import endless_views
+from objcrop.bench.loader import endless_views, name_of_data
 from objcrop.bench.rivals.lightly_steps import STEPS
 from objcrop.bench.train import finish, run_of, stretch, told
 from objcrop.errors import UsageError
@@ -46,7 +46,8 @@ def bench_rival(
         raise UsageError(f"method is '{flags.get('method')}', but steps of lightly are there of: {', '.join(STEPS)}.")
     together = {"bn_groups": 1} if resolve(None, {"method": flags["method"]}).acts("bn_groups") else {}
     with run_of(catalog, boxes, {**together, **flags}) as (run, loader):
-        kept = next(iter(islice(endless_views(loader), 1)))
+        with closing(endless_views(loader)) as views:
+            kept = next(views)
         theirs = STEPS[run.recipe.method](run.recipe, run.device)
         both = {"ours": run.take_step, "lightly": lambda batch: theirs(batch.views)}
         seconds: dict[str, list[float]] = {name: [] for name in both}
@@ -63,7 +64,7 @@ def bench_rival(
         **told(recipe),
         "device": str(device),
         "steps": steps,
-        "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
+        "data": name_of_data(catalog),
         **{f"{name}_s": [round(value, 4) for value in values] for name, values in seconds.items()},
         "ratio": {"median": round(middle, 3), "min": round(min(ratios), 3), "max": round(max(ratios), 3)},
         "verdict": [f"A step of {recipe.method} takes {middle:.2f} times as long as lightly's."],

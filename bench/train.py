@@ -30,7 +30,7 @@ from typing import Any
 import torch
 
 from objcrop.bench.ceilings import like
-from objcrop.bench.loader import endless_views, load_or_draw
+from objcrop.bench.loader import endless_views, load_or_draw, name_of_data
 from objcrop.bench.where import CountedLoader
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.torch_loader import TorchLoader
@@ -106,7 +106,7 @@ def bench_train(
         "device": str(device),
         "steps": steps,
         "repeats": repeats,
-        "data": "drawn scenes, 500×375" if catalog is None else Path(catalog).name,
+        "data": name_of_data(catalog),
         "figures": figures,
         "ready": round(statistics.mean(ready), 2) if ready else None,
         "verdict": verdict_of(figures, device.type),
@@ -127,9 +127,10 @@ def run_of(
     """
     flags = {**flags, "steps": 1_000_000}
     batch_size = int(flags.get("batch_size", 256))
-    rows = options_of(method_class(flags.get("method", "moco-v2")).options).get("queue")
-    if rows is not None and flags.get("queue") is None:
-        flags["queue"] = max(resolve(None, {"method": flags.get("method")}).queue // batch_size, 1) * batch_size  # type: ignore[attr-defined]
+    made_of = method_class(flags.get("method", "moco-v2")).options
+    if "queue" in options_of(made_of) and flags.get("queue") is None:
+        rows = made_of.own_defaults.get("queue", options_of(made_of)["queue"].default)
+        flags["queue"] = max(rows // batch_size, 1) * batch_size
     recipe = resolve(None, flags)
     device = device_of(recipe.device)
     with tempfile.TemporaryDirectory(prefix="objcrop-bench-") as name:

@@ -51,17 +51,11 @@ def _cache_is_kept(at: Loading) -> str | None:
 
 
 @dataclass(frozen=True)
-class Loading(Options):
-    """How images become batches."""
+class Backend(Options):
+    """Who makes the views, and where: asked wherever images are loaded."""
 
     group: ClassVar[str] = "loading"
 
-    batch_size: int = option(
-        256,
-        whole(1, 2**24),
-        "the global batch, over all processes, as in facebookresearch/moco; each process gets its share",
-    )
-    seed: int = option(0, SEED, "of order, views and whatever else is drawn, 0 to 2**64 - 1")
     backend: str = option(
         "dali", word("torch", "dali"), "dali, or torch: PIL in worker processes, as people have it today", flag="loader"
     )
@@ -71,6 +65,25 @@ class Loading(Options):
         "auto (a GPU where there is one), cpu, cuda or cuda:N: where the views lie, and for dali where they are made; "
         "cuda is PyTorch's current GPU, or that of the launcher's local rank where none was chosen",
     )
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the views lie on a GPU."""
+        from objcrop.devices import device_kind
+
+        return device_kind(self.device) == "cuda"
+
+
+@dataclass(frozen=True)
+class Loading(Backend):
+    """How images become batches."""
+
+    batch_size: int = option(
+        256,
+        whole(1, 2**24),
+        "the global batch, over all processes, as in facebookresearch/moco; each process gets its share",
+    )
+    seed: int = option(0, SEED, "of order, views and whatever else is drawn, 0 to 2**64 - 1")
     workers: int | None = option(
         None,
         whole(0, 4096),
@@ -117,13 +130,6 @@ class Loading(Options):
     max_bad: float = option(
         0.01, number(0, 1), "largest share of the catalog that may turn out unreadable before the loader stops"
     )
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the views lie on a GPU."""
-        from objcrop.devices import device_kind
-
-        return device_kind(self.device) == "cuda"
 
 
 @dataclass(frozen=True)

@@ -345,7 +345,8 @@ def sweep(
 ) -> None:
     """Pretrain with each value that a recipe's sweep tries, probe, and put it in a table; goes on where it stopped."""
     from objcrop.catalog import Catalog
-    from objcrop.ssl.training.sweep import RESULT, name_of
+    from objcrop.ssl.training.recipe import name_of
+    from objcrop.ssl.training.sweep import RESULT
     from objcrop.ssl.training.sweep import sweep as run_sweep
 
     def report(run: dict[str, Any]) -> None:

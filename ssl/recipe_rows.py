@@ -10,8 +10,7 @@ from __future__ import annotations
 import csv
 from typing import NamedTuple
 
-from objcrop.ssl.training.recipe import FOLDER, needs_of, settings
-from objcrop.ssl.training.sweep import name_of
+from objcrop.ssl.training.recipe import FOLDER, name_of, needs_of, settings
 
 ROWS = FOLDER / "rows.csv"
 NEEDS = FOLDER / "needs.csv"

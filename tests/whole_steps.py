@@ -30,13 +30,8 @@ def run_in_float64(roles=ROLES, heads_shared=False, samples=0, **options):
     if hasattr(module, "momentum_encoder"):
         module.momentum_encoder.load_state_dict(module.encoder.state_dict())
     run = object.__new__(Run)
-    run.recipe, run.device, run.step, run.total, run.batches = (
-        recipe,
-        torch.device("cpu"),
-        0,
-        recipe.steps,
-        recipe.steps,
-    )
+    run.recipe, run.device, run.step = recipe, torch.device("cpu"), 0
+    run.total = run.batches = recipe.steps
     run.method = run.model = module
     run.probe, run.precision, run.world = None, "fp32", 1
     run.optimiser = run._optimiser()

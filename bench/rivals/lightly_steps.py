@@ -18,7 +18,7 @@ from objcrop.ssl.networks.backbones import backbone
 Step = Callable[[Sequence[torch.Tensor]], None]
 
 
-def _trained(model: nn.Module, loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
+def _trained(loss: torch.Tensor, optimiser: torch.optim.Optimizer) -> None:
     loss.backward()
     optimiser.step()
     optimiser.zero_grad()
@@ -51,7 +51,7 @@ def densecl(recipe: Any, device: torch.device) -> Step:
             key_features, key, key_cells = encoded(momentum, views[1])
         key_cells = utils.select_most_similar(features, key_features, key_cells)
         loss = 0.5 * losses[0](whole, key) + 0.5 * losses[1](cells.flatten(end_dim=1), key_cells.flatten(end_dim=1))
-        _trained(model, loss, optimiser)
+        _trained(loss, optimiser)
 
     return step
 
@@ -70,7 +70,7 @@ def swav(recipe: Any, device: torch.device) -> Step:
     def step(views: Sequence[torch.Tensor]) -> None:
         prototypes.normalize()
         scores = [prototypes(nn.functional.normalize(head(network(view)), dim=1)) for view in views]
-        _trained(model, criterion(scores[:2], scores[2:]), optimiser)
+        _trained(criterion(scores[:2], scores[2:]), optimiser)
 
     return step
 
@@ -103,7 +103,7 @@ def mae(recipe: Any, device: torch.device) -> Step:
         whole = utils.set_at_index(tokens.new_zeros(*shape, recipe.decoder_dim), keep, tokens)
         drawn = out(utils.get_at_index(decoder(whole, idx_mask=hidden), hidden))
         wanted = utils.get_at_index(utils.patchify(images, patch), hidden - 1)
-        _trained(model, nn.functional.mse_loss(drawn, wanted), optimiser)
+        _trained(nn.functional.mse_loss(drawn, wanted), optimiser)
 
     return step
 

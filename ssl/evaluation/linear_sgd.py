@@ -12,12 +12,12 @@ What is scored is the classifier after its last epoch; the released code prints 
 from __future__ import annotations
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
+from objcrop.formats import tracked
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.supervised import label_loss
 
@@ -55,7 +55,7 @@ def sgd_linear_scores(
         drop_last=bool(how.batch_norm),
     )
     with loader:
-        for epoch in track(range(how.linear_epochs), "linear classifier", transient=True):
+        for epoch in tracked(range(how.linear_epochs), how.linear_epochs, "epochs of the linear classifier"):
             for group in optimiser.param_groups:
                 group["lr"] = rate_at(epoch, how.linear_epochs, how.linear_lr)
             for batch in loader:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from objcrop.dali_pipes.loading import device_name
-from objcrop.option import Options, option
+from objcrop.dali_pipes.loading import Backend
+from objcrop.option import option
 from objcrop.option_value import flag, number, whole, word
 
 
@@ -14,14 +14,12 @@ def _steps_are_taken(at: ProbeOptions) -> str | None:
 
 
 @dataclass(frozen=True)
-class ProbeOptions(Options):
+class ProbeOptions(Backend):
     """How a backbone is measured; the numbers of `linear="sgd"` are those of the released code (OAC, MoCo)."""
 
     size: int | None = option(None, whole(8, 8192), "side of the views, pixels; default: the run's")
     single_label: bool = option(False, flag, "each image has one class: top-1 instead of mean average precision")
     fine_tune: int = option(0, whole(0, 10**6), "epochs of fine-tuning, 0 for none")
-    backend: str = option("dali", word("torch", "dali"), "dali or torch", flag="loader")
-    device: str = option("auto", device_name, "auto, cpu, cuda or cuda:N")
     linear: str = option(
         "lbfgs",
         word("lbfgs", "sgd"),

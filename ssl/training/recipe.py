@@ -207,6 +207,13 @@ def settings(recipe: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ]
 
 
+def name_of(setting: Mapping[str, Any]) -> str:
+    """Return a setting in the words of flags, which is its run folder's name: "scale=0.2,1.0"."""
+    return " ".join(
+        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in setting.items()
+    )
+
+
 def needs_of(recipe: str | os.PathLike[str]) -> dict[str, str]:
     """Return what a recipe says that it needs, by "data" and "boxes".
 
@@ -220,8 +227,7 @@ def needs_of(recipe: str | os.PathLike[str]) -> dict[str, str]:
 def groups_of(made_of: type[Recipe], method: str) -> dict[str, str]:
     """Return the group of each option in a recipe file; "" for those that stand outside of groups."""
     homes = {name: home_of(made_of, name) for name in options_of(made_of)}
-    shared = {Recipe: "", Training: Training.group, Loading: Loading.group, Crops: Crops.group}
-    return {name: shared.get(home, method) for name, home in homes.items()}  # type: ignore[call-overload]
+    return {name: home.group or ("" if home is Recipe else method) for name, home in homes.items()}
 
 
 def _flat(content: Mapping[Any, Any], made_of: type[Recipe], method: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.evaluation.probe import probe
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.training.checkpoint import previous
-from objcrop.ssl.training.recipe import resolve, settings
+from objcrop.ssl.training.recipe import name_of, resolve, settings
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.ssl.training.trainer import pretrain
 from objcrop.whole_file import whole_file
@@ -92,10 +92,3 @@ def sweep(
             with whole_file(Path(output) / RESULT) as part:
                 part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def name_of(setting: Mapping[str, Any]) -> str:
-    """Return a setting in the words of flags, which is its run folder's name: "scale=0.2,1.0"."""
-    return " ".join(
-        f"{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}" for name, value in setting.items()
-    )

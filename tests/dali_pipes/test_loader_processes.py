@@ -20,8 +20,8 @@ def saved(photos, tmp_path_factory):
     return folder
 
 
-# Its processes leave without the interpreter's end. On a busy machine a thread of some library, whose is not known,
-# took one along there after all was done, in one of some dozens of runs.
+# Its processes leave without the interpreter's end: where that comes at once after a collective, gloo's thread may be
+# letting go of the tensors just then, and PyTorch aborts (pytorch/pytorch#190489; one of some twenty busy runs).
 RANKS = """
 import os, sys, torch.distributed as dist
 from objcrop import load_views

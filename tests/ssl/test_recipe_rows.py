@@ -11,8 +11,7 @@ from objcrop.proposals import METHODS as PROPOSALS
 from objcrop.ssl.methods.by_name import METHODS, method_class
 from objcrop.ssl.recipe_rows import NONE, QUOTED, needed, recipe_lines, recipe_page, rows
 from objcrop.ssl.training.checkpoint import load_checkpoint
-from objcrop.ssl.training.recipe import FOLDER, groups_of, needs_of, resolve, settings
-from objcrop.ssl.training.sweep import name_of
+from objcrop.ssl.training.recipe import FOLDER, groups_of, name_of, needs_of, resolve, settings
 from objcrop.ssl.training.trainer import pretrain
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))

@@ -19,6 +19,7 @@ from objcrop.dali_pipes.loading import Loading, ViewOptions
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import home_of, option, options_of, takes_options
 from objcrop.option_value import whole
+from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.options import Training
 from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
@@ -60,6 +61,8 @@ def test_an_option_stands_in_one_place():
     assert all(len(found) == 1 for found in homes.values()), homes
     declared = [name for group in {group for found in homes.values() for group in found} for name in own_of(group)]
     assert sorted(declared) == sorted(homes) and len(declared) > 50
+    again = {name for name in options_of(ProbeOptions) if home_of(ProbeOptions, name) not in homes.get(name, ())}
+    assert again & set(homes) == {"size", "single_label"}  # of what is measured, not of what is trained
     assert all(option.says and option.says[-1] != "." for group in groups for option in options_of(group).values())
 
 

@@ -9,8 +9,8 @@ from objcrop.formats import index
 from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.training import sweep as module
 from objcrop.ssl.training.checkpoint import load_checkpoint
-from objcrop.ssl.training.recipe import resolve, settings
-from objcrop.ssl.training.sweep import name_of, sweep
+from objcrop.ssl.training.recipe import name_of, resolve, settings
+from objcrop.ssl.training.sweep import sweep
 
 TINY = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=16, steps=2, threads=2, log_every_steps=1)
 
