@@ -21,7 +21,7 @@ SIGNATURES = {
         ["catalog", "*boxes", "*bad_images", "*rank", "*world_size", *(f"*{name}" for name in options_of(ViewOptions))]
     ),
     "pretrain": "recipe catalog boxes output *resume **options",
-    "probe": "checkpoint train test *size *single_label *fine_tune *backend *device "
+    "probe": "checkpoint train test *backend *device *size *single_label *fine_tune "
     "*linear *linear_epochs *linear_lr *linear_batch_size *batch_norm",
     "propose": "catalog method **options",
     "stats": "catalog boxes crops *seed *images *draws *bootstrap **options",
