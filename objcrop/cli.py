@@ -7,7 +7,6 @@ the options are read, before any work (`cli_options.writes`).
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,15 +26,19 @@ from objcrop.cli_options import (
     RecipeOption,
     RootOption,
     assignments,
+    crops_alone,
+    every_recipe,
     note_options,
+    of_recipe,
+    probe_options,
     takes,
+    view_options,
     writes,
     writes_folder,
 )
 from objcrop.dali_pipes.crops import Crops
-from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.option import Options, options_of
+from objcrop.option import options_of
 from objcrop.whole_file import refuse_overwriting, refuse_unwritable, whole_file
 
 app = typer.Typer(
@@ -50,42 +53,6 @@ app = typer.Typer(
 app.add_typer(bench_app, name="bench")
 console = Console(soft_wrap=True)
 MEASURES = ("linear_map", "linear_top1", "knn_map", "knn_top1")  # of a probe, in a line
-
-
-def crops_alone() -> type[Options]:
-    """Return the options of crops."""
-    return Crops
-
-
-def view_options() -> type[Options]:
-    """Return the options of `load_views`."""
-    return ViewOptions
-
-
-def probe_options() -> type[Options]:
-    """Return the options of a probe."""
-    from objcrop.ssl.evaluation.probe_options import ProbeOptions
-
-    return ProbeOptions
-
-
-def every_recipe() -> type[Options]:
-    """Return the options of all methods' recipes, put together."""
-    from objcrop.ssl.methods.by_name import METHODS
-
-    found = {method.options: None for method in METHODS.values()}
-    last = tuple(each for each in found if not any(issubclass(other, each) for other in found if other is not each))
-    return dataclass(frozen=True)(type("EveryRecipe", last, {}))  # of a recipe and one made from it the latter says all
-
-
-def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of crops that act in a recipe, those that were given in their place; without one, these."""
-    if recipe is None:
-        return options
-    from objcrop.ssl.training.recipe import acting, resolve
-
-    made = acting(resolve(recipe, options))
-    return {name: value for name, value in made.items() if name in options_of(Crops) or name in options}
 
 
 @app.command()
@@ -351,11 +318,12 @@ def sweep(
 
     def report(run: dict[str, Any]) -> None:
         figures = [f"{key} {run[key]:.4f}" for key in ("loss", *MEASURES) if key in run]
-        console.print(f"{name_of(run['setting']):<24} {'  '.join(figures)}", highlight=False)
+        console.print(f"{name_of(run['setting']):<24}  {'  '.join(figures)}", highlight=False)
 
     given = {**options, **assignments(set_)}
-    run_sweep(recipe, Catalog.load(catalog, root=root), boxes, output, train=train, test=test, report=report, **given)
-    console.print(f"→ {output / RESULT}", highlight=False)
+    photos = Catalog.load(catalog, root=root)
+    if run_sweep(recipe, photos, boxes, output, train=train, test=test, report=report, **given)["runs"]:
+        console.print(f"→ {output / RESULT}", highlight=False)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -12,6 +13,8 @@ import typer
 import typer.core
 import typer.main
 
+from objcrop.dali_pipes.crops import Crops
+from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.errors import ObjcropError, UsageError, options_at_hand
 from objcrop.option import Option, Options, home_of, in_words, options_of
 from objcrop.option_value import flag
@@ -21,6 +24,42 @@ CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wro
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
 RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the images, if they moved.")]
+
+
+def crops_alone() -> type[Options]:
+    """Return the options of crops."""
+    return Crops
+
+
+def view_options() -> type[Options]:
+    """Return the options of `load_views`."""
+    return ViewOptions
+
+
+def probe_options() -> type[Options]:
+    """Return the options of a probe."""
+    from objcrop.ssl.evaluation.probe_options import ProbeOptions
+
+    return ProbeOptions
+
+
+def every_recipe() -> type[Options]:
+    """Return the options of all methods' recipes, put together."""
+    from objcrop.ssl.methods.by_name import METHODS
+
+    found = {method.options: None for method in METHODS.values()}
+    last = tuple(each for each in found if not any(issubclass(other, each) for other in found if other is not each))
+    return dataclass(frozen=True)(type("EveryRecipe", last, {}))  # of a recipe and one made from it the latter says all
+
+
+def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of crops that act in a recipe, those that were given in their place; without one, these."""
+    if recipe is None:
+        return options
+    from objcrop.ssl.training.recipe import acting, resolve
+
+    made = acting(resolve(recipe, options))
+    return {name: value for name, value in made.items() if name in options_of(Crops) or name in options}
 
 
 def writes(*suffixes: str, beside: str | None = None) -> Callable[[Path | None], Path | None]:

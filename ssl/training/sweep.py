@@ -53,8 +53,8 @@ def sweep(
         **options: of the recipe, for all runs.
 
     Returns:
-        `recipe`; `runs`: of each its `setting`, `folder`, `steps`, last `loss`, and what `probe` returned. The same is
-        written to sweep.json after every run.
+        `recipe`; `runs`: of each its `setting`, `folder`, `steps`, last `loss`, and what `probe` returned; of several
+        processes rank 0 alone has any. The same is written to sweep.json after every run.
 
     Raises:
         UsageError: the recipe has no sweep, one of the two labelled catalogs is missing, an option of the sweep was
@@ -81,6 +81,8 @@ def sweep(
         looked_at = each.policy.needs_boxes or method_class(each.method).needs_boxes
         held = any(os.path.lexists(file) for file in (folder / "last.pt", previous(folder / "last.pt")))
         checkpoint = pretrain(each, images, boxes if looked_at else None, folder, resume=held)
+        if rank_and_world_size()[0] > 0:  # rank 0 writes what came out, and its machine may be the only one to have it
+            continue
         last = read_metrics(folder / "metrics.jsonl")[-1]
         run = {"setting": setting, "folder": str(folder), "steps": last["step"], "loss": last["loss"]}
         if train is not None and test is not None:
@@ -88,7 +90,6 @@ def sweep(
             run |= {key: value for key, value in figures.items() if key != "checkpoint"}
         runs.append(run)
         report(run)
-        if rank_and_world_size()[0] == 0:
-            with whole_file(Path(output) / RESULT) as part:
-                part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        with whole_file(Path(output) / RESULT) as part:
+            part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     return result

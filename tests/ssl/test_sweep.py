@@ -1,8 +1,10 @@
 """A sweep: a run a setting, probed, put in a table, going on where it stopped."""
 
 import json
+import subprocess
 
 import pytest
+from children import torchrun
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index
@@ -102,3 +104,13 @@ def test_wrong_use_is_one_sentence(recipe, photos, tmp_path):
     path.write_text("sweep: {temprature: [1, 2]}\n")
     with pytest.raises(UsageError, match="temprature"):
         sweep(path, *photos, tmp_path / "runs", **TINY)
+
+
+def test_several_processes_sweep_together_and_one_of_them_tells(recipe, labelled, tmp_path):
+    flags = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
+    command = ("-m", "objcrop", "sweep", recipe, "--catalog", labelled, *flags, "-o", "runs")
+    run = subprocess.run(torchrun(*command), cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    told = [line.split("  ")[0] for line in run.stdout.splitlines() if line.startswith(("temperature", "→"))]
+    assert told == [*(name_of(setting) for setting in settings(recipe)), "→ runs/sweep.json"]
+    assert len(json.loads((tmp_path / "runs" / "sweep.json").read_text())["runs"]) == 4
