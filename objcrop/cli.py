@@ -15,6 +15,7 @@ from rich.console import Console
 
 from objcrop.cli_bench import bench_app
 from objcrop.cli_errors import run
+from objcrop.cli_index import index, join
 from objcrop.cli_options import (
     JSON,
     SEEDS,
@@ -70,45 +71,8 @@ def doctor(output: JsonOption = None) -> None:
         raise ObjcropError("objcrop cannot run here: see the lines marked 'missing'.")
 
 
-@app.command()
-def index(
-    source: Annotated[Path, typer.Argument(help="Folder of images, annotation file, or VOCdevkit.")],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.", callback=TABLE)
-    ],
-    format: Annotated[str, typer.Option(help="folder, coco, voc or scenes.")] = "folder",
-    annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
-    root: RootOption = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="End at the first file, entry or mask that cannot be used.")
-    ] = False,
-) -> None:
-    """Read a source of photos into a catalog; what cannot be used is left out and listed with place and reason."""
-    from objcrop.formats import index as run_index
-
-    options: dict[str, Any] = {"annotations": annotations, "root": root, "limit": limit}
-    catalog, report = run_index(source, format, **options, verify=verify, strict=strict)
-    catalog.save(output)
-    for line in report.lines():
-        console.print(line, markup=False, highlight=False)
-    console.print(f"{len(catalog)} images, {len(catalog.classes)} classes → {output}", highlight=False)
-
-
-@app.command()
-def join(
-    catalogs: Annotated[list[Path], typer.Argument(help="Catalogs to join, two or more.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.", callback=TABLE)],
-) -> None:
-    """Join catalogs of several sources into one."""
-    from objcrop.catalog import Catalog, join_catalogs
-
-    if len(catalogs) < 2:
-        raise UsageError("join takes two catalogs or more.")
-    joined = join_catalogs([Catalog.load(path) for path in catalogs])
-    joined.save(output)
-    console.print(f"{len(joined)} images, {len(joined.classes)} classes → {output}", highlight=False)
+app.command()(index)
+app.command()(join)
 
 
 @app.command()

@@ -15,7 +15,7 @@ SIGNATURES = {
     "ViewPlan": "sample row box regions windows flip jitter factors order grey sigma solarise",
     "Views": "views index requested labels plan substituted boxes",
     "export": "checkpoint output format",
-    "index": "source format *annotations *root *limit *verify *strict",
+    "index": "source format *limit *verify *strict **options",
     "join_catalogs": "catalogs",
     "load_views": " ".join(
         ["catalog", "*boxes", "*bad_images", "*rank", "*world_size", *(f"*{name}" for name in options_of(ViewOptions))]

@@ -22,13 +22,20 @@ import numpy.typing as npt
 from PIL import Image
 
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError, UsageError, one_of, printable
+from objcrop.errors import ObjcropError, UsageError, printable
 from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
 from objcrop.formats.coco_masks import upright_masks
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.source import Source, StrPath
 
-FORMATS = ("folder", "coco", "voc", "scenes")
+# Each format's options beside limit, verify and strict, which all take; `Source` has them. The reader of "a-b", and of
+# "a-b:NAME", whose NAME is any word, is `read_a_b` in a_b.py.
+FORMATS: dict[str, tuple[str, ...]] = {
+    "folder": ("root",),
+    "coco": ("annotations", "root"),
+    "voc": ("annotations", "root"),
+    "scenes": ("annotations", "root"),
+}
 
 T = TypeVar("T")
 
@@ -37,33 +44,41 @@ def index(
     source: StrPath,
     format: str = "folder",
     *,
-    annotations: StrPath | None = None,
-    root: StrPath | None = None,
     limit: int | None = None,
     verify: bool = False,
     strict: bool = False,
+    **options: Any,
 ) -> tuple[Catalog, IndexReport]:
     """Make the catalog of `source`.
 
     Args:
         source: folder of images, or what the format says (a COCO JSON, a VOCdevkit).
         format: one of `FORMATS`.
-        annotations: annotation file, where it is not in its usual place.
-        root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
         strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
+        **options: what `FORMATS` says that the format takes; `Source` says what each is.
 
     Raises:
-        UsageError: unknown format, or a limit below 1.
+        UsageError: unknown format, an option that it does not take, or a limit below 1.
         ObjcropError: a folder or file is missing or none of its format, an id or name may mean two things, no image is
             left, or something cannot be used and `strict`.
     """
-    one_of(format, FORMATS, "--format")
+    name, _, argument = format.partition(":")
+    takes = FORMATS.get(f"{name}:NAME" if argument else name)
+    if takes is None:
+        raise UsageError(f"--format is '{printable(format)}', but it must be one of: {', '.join(FORMATS)}.")
+    given = {option: value for option, value in options.items() if value not in (None, False)}
+    for option in given:
+        if option not in takes:
+            others = " or ".join(other for other in FORMATS if option in FORMATS[other])
+            way = f"leave it out, or use {others}" if others else "leave it out"
+            raise UsageError(f"The format '{name}' does not take --{option.replace('_', '-')}; {way}.")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}, but it must be at least 1.")
-    read = getattr(importlib.import_module(f"objcrop.formats.{format}"), f"read_{format}")
-    return read(Source(source, annotations, root, limit, verify, strict))
+    module = name.replace("-", "_")
+    read = getattr(importlib.import_module(f"objcrop.formats.{module}"), f"read_{module}")
+    return read(Source(source, argument, limit=limit, verify=verify, strict=strict, **given))
 
 
 class FlatBoxes(NamedTuple):

@@ -18,15 +18,13 @@ def read_folder(source: Source) -> tuple[Catalog, IndexReport]:
     folder that cannot be read is listed as left out.
 
     Args:
-        source: its path is a folder, searched at any depth, links to folders are followed; annotations must be None;
-            root is a folder that keys are relative to and that holds the path, or that itself when left out.
+        source: its path is a folder, searched at any depth, links to folders are followed; root is a folder that keys
+            are relative to and that holds the path, or that itself when left out.
 
     Raises:
-        UsageError: annotations were given, or the root does not hold the path.
+        UsageError: the root does not hold the path.
         ObjcropError: the folder is missing or has no image, or something is left out and the source is strict.
     """
-    if source.annotations is not None:
-        raise UsageError("The format 'folder' knows no annotations; leave out --annotations, or use coco or voc.")
     folder = folder_at(source.path, "image folder")
     base = folder if source.root is None else folder_at(source.root, "root folder")
     if os.path.commonpath((base, folder)) != base:

@@ -14,6 +14,7 @@ class Source:
 
     Attributes:
         path: folder of images, or what the format says (a COCO JSON, a VOCdevkit).
+        argument: what stands behind the colon of the format's name, "" where it has none.
         annotations: annotation file, where it is not in its usual place.
         root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
         limit: take the first so many images, in the order of their keys.
@@ -22,6 +23,7 @@ class Source:
     """
 
     path: StrPath
+    argument: str = ""
     annotations: StrPath | None = None
     root: StrPath | None = None
     limit: int | None = None

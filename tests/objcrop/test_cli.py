@@ -138,13 +138,12 @@ def test_what_pillow_remarks_is_not_printed(objcrop, monkeypatch, recwarn):
 @pytest.mark.parametrize(
     ("command", "option", "names"),
     [
-        ("index", "format", "objcrop.formats:FORMATS"),
         ("propose", "method", "objcrop.proposals:METHODS"),
         ("export", "format", "objcrop.ssl.export:FORMATS"),
     ],
 )
 def test_help_names_all_that_there_are(command, option, names):
-    """Help cannot import them, for it would wait for PyTorch: a new one must be named there by hand."""
+    """Help cannot import these, for it would wait for PyTorch: a new one must be named there by hand."""
     module, name = names.split(":")
     there = list(getattr(importlib.import_module(module), name))
     group = typer.main.get_command(app)

@@ -1,7 +1,9 @@
 """Every format, and what is wrong with files: against Pillow, pycocotools and boxes written out by hand."""
 
+import importlib
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,8 @@ from PIL import Image, ImageOps
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.exif import upright_boxes, upright_sizes
-from objcrop.formats import index
+from objcrop.formats import FORMATS, index
+from objcrop.formats.source import Source
 
 DATA = os.environ.get("OBJCROP_TEST_DATA")
 real = pytest.mark.skipif(not DATA, reason="OBJCROP_TEST_DATA is not set")
@@ -193,10 +196,25 @@ def test_folder_errors(tmp_path):
     assert "no image to index" in error(tmp_path / "empty")
     assert "folder, coco, voc, scenes" in error(tmp_path, "openimages")
     assert "--limit" in error(tmp_path, limit=0)
-    with pytest.raises(UsageError, match="--annotations"):
-        index(tmp_path, annotations="x.json")
     with pytest.raises(UsageError, match="--root"):
         index(tmp_path, root=tmp_path / "empty")
+
+
+def test_a_format_refuses_options_that_it_does_not_take(tmp_path):
+    save(tmp_path / "a.jpg")
+    with pytest.raises(UsageError, match="'folder' does not take --annotations; leave it out, or use coco or voc"):
+        index(tmp_path, annotations="x.json")
+    with pytest.raises(UsageError, match="'coco' does not take --of-nobody; leave it out\\."):
+        index(tmp_path, "coco", of_nobody=3)
+    assert keys(index(tmp_path, annotations=None, of_nobody=False)[0]) == ["a.jpg"]
+    assert "'folder:x', but it must be one of: folder, coco" in error(tmp_path, "folder:x")
+
+
+def test_every_format_has_its_reader_and_takes_fields_of_source():
+    for name, takes in FORMATS.items():
+        module = name.removesuffix(":NAME").replace("-", "_")
+        assert callable(getattr(importlib.import_module(f"objcrop.formats.{module}"), f"read_{module}"))
+        assert set(takes) <= {field.name for field in fields(Source)}
 
 
 def test_names_that_are_not_utf8(tmp_path):
