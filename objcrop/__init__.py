@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from objcrop.box_stats import stats
     from objcrop.boxes import BoxTable
-    from objcrop.catalog import Catalog, join_catalogs
+    from objcrop.catalog import Catalog
     from objcrop.dali_pipes.augment import Augment
     from objcrop.dali_pipes.crop_policy import CropPolicy, ViewSpec
     from objcrop.dali_pipes.load_views import load_views
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from objcrop.dali_pipes.views import Views
     from objcrop.errors import ObjcropError, UsageError
     from objcrop.formats import index
+    from objcrop.joined_catalogs import join_catalogs
     from objcrop.proposals import propose
     from objcrop.ssl.evaluation.probe import probe
     from objcrop.ssl.export import export
@@ -68,7 +69,7 @@ _HOMES = {
     "Views": "objcrop.dali_pipes.views",
     "export": "objcrop.ssl.export",
     "index": "objcrop.formats",
-    "join_catalogs": "objcrop.catalog",
+    "join_catalogs": "objcrop.joined_catalogs",
     "load_views": "objcrop.dali_pipes.load_views",
     "pretrain": "objcrop.ssl.training.trainer",
     "probe": "objcrop.ssl.evaluation.probe",

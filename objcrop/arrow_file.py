@@ -66,15 +66,15 @@ def read_table(
     Args:
         path: `.arrow` or `.parquet`.
         kind: what the file must be.
-        version: the newest that this code reads.
+        version: that this code reads.
         facts: names that must be there, and the type of each.
         schema: the columns that must be there.
         remake: the command that makes such a file, for the error's way out.
-        nullable: columns of lists whose entries may be missing.
+        nullable: columns whose entries may be missing; of lists those inside.
 
     Raises:
         UsageError: the suffix is neither .arrow nor .parquet.
-        ObjcropError: the file is missing, truncated, damaged, of another kind or from a newer version.
+        ObjcropError: the file is missing, truncated, damaged, of another kind or version.
     """
     file = Path(path)
     if file.suffix not in (".arrow", ".parquet"):
@@ -97,6 +97,10 @@ def read_table(
         raise ObjcropError(f"{file} has the version {found['version']!r} in its metadata; remake it with `{remake}`.")
     if found.get("version", 0) > version:
         raise ObjcropError(f"{file} was made by a newer objcrop (version {found['version']}); upgrade, or remake it.")
+    if found.get("version", 0) < version:
+        raise ObjcropError(
+            f"{file} was made by an older objcrop (version {found.get('version', 0)}); {_again(remake)}."
+        )
     lacking = set(facts) - set(found)
     if lacking:
         raise ObjcropError(f"{file} lacks {', '.join(sorted(lacking))} in its metadata; remake it with `{remake}`.")
@@ -137,6 +141,8 @@ def _refuse_other_columns(table: pa.Table, names: list[str], schema: pa.Schema, 
 
 def _missing(column: pa.ChunkedArray, nullable: bool) -> str:
     """Return what of a column is missing that must be there, "" where nothing is."""
+    if nullable and not pa.types.is_list(column.type):
+        return ""
     for chunk in column.chunks:
         inner, what = chunk, "a row"
         while True:

@@ -3,43 +3,31 @@
 Columns: `key` (POSIX path relative to the root, rows are sorted by it), `width` and `height` (upright pixels),
 `orientation` (EXIF 1..8), `labels` (class ids, sorted, unique), `boxes` (x0,y0,x1,y1, half-open, absolute pixels of the
 upright image), and for each box `box_classes`, `difficult`, `crowd` and `masks` (COCO RLE as JSON, or null).
+
+Where an image is no file of its own, `source` is the number of the tar, zip, Arrow or Parquet file that holds it (the
+list of them is in the metadata), `offset` and `length` say which of its bytes it is; else all three are null. Sizes,
+keys and orientations make the fingerprint, sources do not: boxes made from a folder serve for a tar of it too.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, write_table
-from objcrop.catalog_checks import inside, is_rle, known_classes, refuse_outside, refuse_twice
-from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.catalog_checks import inside, is_rle
+from objcrop.catalog_table import SCHEMA, VERSION, FlatAnnotations, Stored, fingerprint_of, table_of
+from objcrop.errors import ObjcropError, way_out
+from objcrop.place import Place, SourceFile, is_address, root_of, source_of, under
 
-VERSION = 1
 REMAKE = "objcrop index"
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("orientation", pa.int8()),
-        ("labels", pa.list_(pa.int32())),
-        ("boxes", pa.list_(pa.list_(pa.float32(), 4))),
-        ("box_classes", pa.list_(pa.int32())),
-        ("difficult", pa.list_(pa.bool_())),
-        ("crowd", pa.list_(pa.bool_())),
-        ("masks", pa.list_(pa.string())),
-    ]
-)
 
 
 class Annotations(NamedTuple):
@@ -59,29 +47,38 @@ class Catalog:
 
     Attributes:
         table: the Arrow table (columns above).
-        root: folder that the keys are relative to.
+        root: folder that keys and sources are relative to, an absolute path or an address (`s3://bucket/photos`).
         classes: class names; the position is the class id.
         fingerprint: 16 hex digits over keys, sizes and orientations. Boxes made for a catalog carry it.
+        sources: the files that hold many images each; empty where every image is a file.
     """
 
-    def __init__(self, table: pa.Table, root: str | os.PathLike[str], classes: Sequence[str], fingerprint: str):
+    def __init__(
+        self,
+        table: pa.Table,
+        root: str | os.PathLike[str],
+        classes: Sequence[str],
+        fingerprint: str,
+        sources: Sequence[SourceFile] = (),
+    ):
         self.table = table
-        self.root = Path(os.path.abspath(root))
+        self.root = root_of(root)
         self.classes = list(classes)
         self.fingerprint = fingerprint
+        self.sources = list(sources)
         self._file: str | None = None
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def __repr__(self) -> str:
-        return f"Catalog({len(self)} images, {len(self.classes)} classes, root={str(self.root)!r}, {self.fingerprint})"
+        return f"Catalog({len(self)} images, {len(self.classes)} classes, root={self.root!r}, {self.fingerprint})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A loader's worker maps the file again instead of receiving the rows through a pipe.
         if self._file is not None:
-            return Catalog.load, (self._file, str(self.root))
-        return Catalog, (self.table, str(self.root), self.classes, self.fingerprint)
+            return Catalog.load, (self._file, self.root)
+        return Catalog, (self.table, self.root, self.classes, self.fingerprint, self.sources)
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
@@ -126,8 +123,21 @@ class Catalog:
             raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
 
     def path(self, row: int) -> str:
-        """Return the absolute path of the image in `row`."""
-        return f"{self.root}/{self.key(row)}"
+        """Return the path or address of the image in `row`; of one inside another file, that one's and the key."""
+        return str(self.place(row))
+
+    def place(self, row: int) -> Place:
+        """Return where the bytes of the image in `row` lie."""
+        key, row = self.key(row), int(row)
+        number, offset, length = (self._column(name)[row].as_py() for name in ("source", "offset", "length"))
+        if number is None:
+            return Place(under(self.root, key), key)
+        if not 0 <= number < len(self.sources) or offset is None or length is None or offset < 0 or length < -1:
+            raise self._damaged(f"row {row} lies at {offset}, {length} of source {number}")
+        source = self.sources[number]
+        if length + offset > source.size or (length < 0) != bool(source.column):
+            raise self._damaged(f"row {row} lies at {offset}, {length} of {source.name}")
+        return Place(under(self.root, source.name), key, source, offset, length)
 
     def label_matrix(self, rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Return the multi-hot labels, float32 (n, number of classes), of `rows`, integers (n,)."""
@@ -181,6 +191,7 @@ class Catalog:
         masks: Sequence[str | None] | pa.Array | None = None,
         label_rows: npt.ArrayLike | None = None,
         label_classes: npt.ArrayLike | None = None,
+        stored: Stored | None = None,
     ) -> Catalog:
         """Make a catalog from flat arrays; rows may come in any order, and are sorted by key.
 
@@ -199,61 +210,27 @@ class Catalog:
             label_rows: (L,) with `label_classes`: image-level labels. Left out, an image's labels are the classes of
                 its boxes, difficult and crowd ones included.
             label_classes: (L,) class ids.
+            stored: where the images lie that are not files of their own; None where all are.
 
         Raises:
             ObjcropError: a key comes twice, a size is not positive, a class id is unknown, a box is outside its image.
         """
-        key_array = pa.array(keys, pa.string())
-        n = len(key_array)
-        order = pc.sort_indices(key_array).to_numpy()
-        key_array = key_array.take(pa.array(order))
-        if isinstance(key_array, pa.ChunkedArray):
-            key_array = key_array.combine_chunks()
-        refuse_twice(key_array)
-        new_row = np.empty(n, np.int64)
-        new_row[order] = np.arange(n)
+        annotations = FlatAnnotations(boxes, box_rows, box_classes, difficult, crowd, masks, label_rows, label_classes)
+        table, fingerprint = table_of(keys, sizes, orientations, classes, annotations, stored)
+        return Catalog(table, root, classes, fingerprint, () if stored is None else stored.sources)
 
-        upright = np.asarray(sizes, np.int32).reshape(n, 2)[order]
-        if n and upright.min() < 1:
-            bad = int((upright < 1).any(1).argmax())
-            raise ObjcropError(f"{key_array[bad]} has size {upright[bad].tolist()}; leave out images without pixels.")
-        orientation = np.ones(n, np.int8) if orientations is None else np.asarray(orientations, np.int8)[order]
-
-        corners = np.zeros((0, 4), np.float32) if boxes is None else np.asarray(boxes, np.float32).reshape(-1, 4)
-        m = len(corners)
-        rows = new_row[_int64(box_rows, m)]
-        by_row = np.argsort(rows, kind="stable")
-        rows, corners = rows[by_row], corners[by_row]
-        refuse_outside(key_array, rows, corners, upright)
-        ids = known_classes(_int64(box_classes, m)[by_row], classes)
-        offsets = _offsets(rows, n)
-
-        if label_rows is None or label_classes is None:
-            pairs = rows * len(classes) + ids
-        else:
-            pairs = _int64(label_classes, np.size(label_classes))
-            pairs = new_row[_int64(label_rows, len(pairs))] * len(classes) + known_classes(pairs, classes)
-        in_row, label = np.divmod(np.unique(pairs), max(len(classes), 1))
-
-        mask_array = pa.nulls(m, pa.string()) if masks is None else pa.array(masks, pa.string())
-        flat = {
-            "labels": pa.array(label.astype(np.int32)),
-            "boxes": pa.FixedSizeListArray.from_arrays(pa.array(corners.reshape(-1)), 4),
-            "box_classes": pa.array(ids.astype(np.int32)),
-            "difficult": pa.array(np.zeros(m, bool) if difficult is None else np.asarray(difficult, bool)[by_row]),
-            "crowd": pa.array(np.zeros(m, bool) if crowd is None else np.asarray(crowd, bool)[by_row]),
-            "masks": mask_array.take(pa.array(by_row)),
-        }
-        columns = [key_array, pa.array(upright[:, 0]), pa.array(upright[:, 1]), pa.array(orientation)]
-        for name, values in flat.items():
-            starts = _offsets(in_row, n) if name == "labels" else offsets
-            columns.append(pa.ListArray.from_arrays(pa.array(starts), values))
-        table = pa.Table.from_arrays(columns, schema=SCHEMA)
-        return Catalog(table, root, classes, _fingerprint(key_array, upright, orientation))
+    def take(self, rows: npt.ArrayLike) -> Catalog:
+        """Return the catalog of some rows, integers (n,) each once, with all that is known of them."""
+        some = self.table.take(pa.array(np.sort(np.asarray(rows, np.int64)))).combine_chunks()
+        sizes = np.stack([some[name].to_numpy() for name in ("width", "height")], 1)
+        keys = some["key"].chunk(0) if len(some) else pa.array([], pa.string())
+        fingerprint = fingerprint_of(keys, sizes, some["orientation"].to_numpy())
+        return Catalog(some, self.root, self.classes, fingerprint, self.sources)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `.arrow` (uncompressed, to be memory-mapped) or `.parquet` (compact), whole or not at all."""
-        facts = {"root": self.root.as_posix(), "classes": self.classes, "fingerprint": self.fingerprint}
+        facts: dict[str, Any] = {"root": self.root, "classes": self.classes, "fingerprint": self.fingerprint}
+        facts["sources"] = [source._asdict() for source in self.sources]
         write_table(self.table, "catalog", VERSION, facts, path)
 
     @staticmethod
@@ -267,17 +244,25 @@ class Catalog:
         Raises:
             ObjcropError: the file is missing, damaged or no catalog, or its images are not under the root.
         """
-        of = {"root": str, "classes": list, "fingerprint": str}
-        table, facts = read_table(path, "catalog", VERSION, of, SCHEMA, REMAKE, nullable=("masks",))
+        of = {"root": str, "classes": list, "fingerprint": str, "sources": list}
+        table, facts = read_table(
+            path, "catalog", VERSION, of, SCHEMA, REMAKE, nullable=("masks", "source", "offset", "length")
+        )
         if not all(isinstance(name, str) for name in facts["classes"]):
             raise damaged(os.fspath(path), "a class in its metadata is no text", REMAKE)
-        catalog = Catalog(table, root or facts["root"], facts["classes"], facts["fingerprint"])
+        sources = [source for facts_of in facts["sources"] if (source := source_of(facts_of)) is not None]
+        if len(sources) < len(facts["sources"]):
+            raise damaged(os.fspath(path), "a source in its metadata is none", REMAKE)
+        catalog = Catalog(table, root or facts["root"], facts["classes"], facts["fingerprint"], sources)
         catalog._file = os.path.abspath(path)
-        if not catalog.root.is_dir():
+        if is_address(catalog.root):
+            return catalog
+        if not os.path.isdir(catalog.root):
             raise ObjcropError(f"The image folder {catalog.root} of {path} is not there; {_moved()}.")
         some = {0, len(catalog) // 2, len(catalog) - 1} if len(catalog) else set()
-        if some and not any(os.path.exists(catalog.path(row)) for row in some):
-            raise ObjcropError(f"{path} expects {catalog.path(0)}, which is not there; {_moved()}.")
+        places = [catalog.place(row).path for row in sorted(some)]
+        if some and not any(is_address(place) or os.path.exists(place) for place in places):
+            raise ObjcropError(f"{path} expects {places[0]}, which is not there; {_moved()}.")
         return catalog
 
     def _sound_masks(self, begin: int, end: int) -> pa.StringArray:
@@ -346,82 +331,5 @@ def catalog_at(catalog: Catalog | str | os.PathLike[str]) -> Catalog:
     return catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
 
 
-def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
-    """Put several catalogs together under the deepest folder that holds all their roots.
-
-    Keys are re-based to that folder. Classes are merged by name: the first catalog's in their order, then what each
-    next one adds.
-
-    Raises:
-        UsageError: no catalog given.
-        ObjcropError: two catalogs hold the same image, or their roots have no folder in common.
-    """
-    if not catalogs:
-        raise UsageError("join_catalogs needs at least one catalog, and got none.")
-    try:
-        root = os.path.commonpath([str(catalog.root) for catalog in catalogs])
-    except ValueError:
-        raise ObjcropError("The catalogs' image folders are on different drives and cannot be joined.") from None
-    classes = list(dict.fromkeys(name for catalog in catalogs for name in catalog.classes))
-    keys, parts = [], []
-    first_row = 0
-    for catalog in catalogs:
-        catalog.keys()  # all are text
-        prefix = Path(os.path.relpath(catalog.root, root)).as_posix()
-        column = catalog._key_column
-        keys.append(column if prefix == "." else pc.binary_join_element_wise(prefix, column, "/"))
-        ids = np.array([classes.index(name) for name in catalog.classes], np.int64)
-        row = np.arange(first_row, first_row + len(catalog))
-        offsets, labels = catalog.box_offsets, catalog._lists["labels"]
-        label_offsets = catalog._label_offsets
-        truth = catalog.all_annotations()
-        masks = catalog._sound_masks(int(offsets[0]), int(offsets[-1]))
-        label = catalog._known(labels.values.to_numpy()[label_offsets[0] : label_offsets[-1]])
-        label_rows = np.repeat(row, np.diff(label_offsets))
-        box_rows = np.repeat(row, np.diff(offsets))
-        box_ids = ids[truth.classes]
-        parts.append((truth.boxes, box_rows, box_ids, truth.difficult, truth.crowd, masks, label_rows, ids[label]))
-        first_row += len(catalog)
-    boxes, rows_of_boxes, classes_of_boxes, difficult, crowd, all_masks, rows_of_labels, labels_joined = zip(*parts)
-    return Catalog.build(
-        root,
-        pa.concat_arrays(keys),
-        np.concatenate([catalog.sizes for catalog in catalogs]),
-        np.concatenate([catalog.orientations for catalog in catalogs]),
-        classes=classes,
-        boxes=np.concatenate(boxes),
-        box_rows=np.concatenate(rows_of_boxes),
-        box_classes=np.concatenate(classes_of_boxes),
-        difficult=np.concatenate(difficult),
-        crowd=np.concatenate(crowd),
-        masks=pa.concat_arrays(all_masks),
-        label_rows=np.concatenate(rows_of_labels),
-        label_classes=np.concatenate(labels_joined),
-    )
-
-
 def _moved() -> str:
     return way_out("say with --root where the images are now", "move it back, or index the images where they are now")
-
-
-def _int64(values: npt.ArrayLike | None, length: int) -> npt.NDArray[np.int64]:
-    flat = np.zeros(0, np.int64) if values is None else np.asarray(values, np.int64).reshape(-1)
-    if len(flat) != length:
-        raise UsageError(f"Catalog.build got {length} boxes or labels but {len(flat)} rows or classes for them.")
-    return flat
-
-
-def _offsets(rows: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.int32]:
-    return np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n)))).astype(np.int32)
-
-
-def _fingerprint(keys: pa.Array, sizes: npt.NDArray[np.int32], orientations: npt.NDArray[np.int8]) -> str:
-    digest = hashlib.sha256()
-    digest.update(pc.binary_length(keys).to_numpy().astype("<i4").tobytes())
-    if len(keys):
-        _, offsets, text = keys.buffers()
-        first, last = np.frombuffer(offsets, np.int32)[[keys.offset, keys.offset + len(keys)]]
-        digest.update(memoryview(text)[first:last])
-    digest.update(np.ascontiguousarray(sizes, "<i4").tobytes())
-    digest.update(np.ascontiguousarray(orientations, "i1").tobytes())
-    return digest.hexdigest()[:16]

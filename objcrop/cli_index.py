@@ -45,7 +45,8 @@ def join(
     output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.", callback=TABLE)],
 ) -> None:
     """Join catalogs of several sources into one."""
-    from objcrop.catalog import Catalog, join_catalogs
+    from objcrop.catalog import Catalog
+    from objcrop.joined_catalogs import join_catalogs
 
     if len(catalogs) < 2:
         raise UsageError("join takes two catalogs or more.")

@@ -9,8 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from objcrop.catalog import SCHEMA, Catalog, join_catalogs
+from objcrop.catalog import Catalog
+from objcrop.catalog_table import SCHEMA, Stored
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.joined_catalogs import join_catalogs
+from objcrop.place import SourceFile
 
 CLASSES = ["cat", "dog", "eel"]
 
@@ -67,7 +70,7 @@ def test_build_save_load(tmp_path, suffix):
     catalog.save(tmp_path / f"c.{suffix}")
     again = Catalog.load(tmp_path / f"c.{suffix}")
     assert_holds(again, plain)
-    assert again.fingerprint == catalog.fingerprint and again.root == tmp_path and again.classes == CLASSES
+    assert again.fingerprint == catalog.fingerprint and again.root == str(tmp_path) and again.classes == CLASSES
     assert again.table.schema.equals(SCHEMA)
     assert not [f for f in tmp_path.iterdir() if f.name.startswith(".")]
 
@@ -108,6 +111,70 @@ def test_image_level_labels(tmp_path):
     )
     assert catalog.label_matrix([0, 1]).tolist() == [[0, 0, 0], [1, 0, 1]]
     assert catalog.table.column("labels").to_pylist() == [[], [0, 2]]
+
+
+TARS = [SourceFile("a.tar", 900, "17"), SourceFile("s3://bucket/b.tar", 800, "etag")]
+
+
+def in_tars(root, keys, source, classes=CLASSES):
+    """A catalog of images in two tars or, where source is -1, in files of their own."""
+    n = len(keys)
+    sizes, at = np.arange(2 * n).reshape(n, 2) + 9, np.arange(n) * 10
+    stored = Stored(TARS, source, at, at + 1)
+    return Catalog.build(root, keys, sizes, classes=classes, label_rows=[0], label_classes=[1], stored=stored)
+
+
+@pytest.mark.parametrize("suffix", ["arrow", "parquet"])
+def test_images_inside_other_files(tmp_path, suffix):
+    in_tars(tmp_path, ["z", "b", "x"], [0, 1, -1]).save(tmp_path / f"c.{suffix}")
+    (tmp_path / "a.tar").write_bytes(b"")
+    catalog = Catalog.load(tmp_path / f"c.{suffix}")
+    expected = [
+        ("b", "s3://bucket/b.tar", 1, 10, 11),
+        ("x", f"{tmp_path}/x", -1, 0, -1),
+        ("z", f"{tmp_path}/a.tar", 0, 0, 1),
+    ]
+    for row, (key, path, source, offset, length) in enumerate(expected):
+        place = catalog.place(row)
+        assert place == (path, key, TARS[source] if source >= 0 else None, offset, length)
+        assert catalog.path(row) == (f"{path}:{key}" if source >= 0 else path)
+    assert pickle.loads(pickle.dumps(catalog)).place(0) == catalog.place(0)
+    plain = Catalog.build(tmp_path, ["z", "b", "x"], np.arange(6).reshape(3, 2) + 9)
+    assert plain.fingerprint == catalog.fingerprint
+
+
+def test_join_and_take_keep_where_images_lie(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    one = in_tars(tmp_path / "one", ["z", "b", "x"], [0, 1, -1])
+    two = in_tars(tmp_path / "two", ["z", "y"], [1, 0], classes=["eel", "ant"])
+    joined = join_catalogs([one, two])
+    parts = [(one, 0), (one, 1), (one, 2), (two, 0), (two, 1)]
+    assert joined.keys() == ["one/b", "one/x", "one/z", "two/y", "two/z"]
+    for row, (part, at) in enumerate(parts):
+        assert joined.place(row).path == part.place(at).path
+        assert joined.place(row)[3:] == part.place(at)[3:]
+    some = joined.take([4, 0, 3])
+    assert [some.place(row) for row in range(3)] == [joined.place(row) for row in (0, 3, 4)]
+    assert some.label_matrix(range(3)).tolist() == joined.label_matrix([0, 3, 4]).tolist()
+    assert some.fingerprint == Catalog.build(tmp_path, some.keys(), some.sizes).fingerprint != joined.fingerprint
+    assert len(joined.take([])) == 0
+
+
+def test_an_address_is_never_made_a_path_of(tmp_path):
+    catalog = Catalog.build("s3://bucket/photos/", ["a/b.jpg"], [(5, 6)])
+    assert catalog.root == "s3://bucket/photos" and catalog.path(0) == "s3://bucket/photos/a/b.jpg"
+    catalog.save(tmp_path / "c.arrow")
+    assert Catalog.load(tmp_path / "c.arrow").path(0) == "s3://bucket/photos/a/b.jpg"
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.jpg").write_bytes(b"")
+    assert Catalog.load(tmp_path / "c.arrow", root=f"file://{tmp_path}").path(0) == f"{tmp_path}/a/b.jpg"
+    other = Catalog.build("s3://bucket/more", ["a/b.jpg"], [(5, 6)])
+    joined = join_catalogs([catalog, other])
+    assert joined.root == "s3://bucket" and joined.keys() == ["more/a/b.jpg", "photos/a/b.jpg"]
+    for root in (tmp_path, "s3://elsewhere/photos", "gs://bucket/photos"):
+        with pytest.raises(ObjcropError, match="have no folder or bucket in common"):
+            join_catalogs([catalog, Catalog.build(root, ["x"], [(5, 6)])])
 
 
 def test_fingerprint_is_of_keys_sizes_and_orientations(tmp_path):
@@ -152,7 +219,7 @@ def test_join(tmp_path):
     first, first_plain = random_catalog(tmp_path / "x" / "one", seed=1)
     second, second_plain = random_catalog(tmp_path / "x" / "two" / "deep", seed=2, classes=["eel", "ant", "cat"])
     joined = join_catalogs([first, second])
-    assert joined.root == tmp_path / "x" and joined.classes == ["cat", "dog", "eel", "ant"]
+    assert joined.root == str(tmp_path / "x") and joined.classes == ["cat", "dog", "eel", "ant"]
     plain = {f"one/{k}": v for k, v in first_plain.items()} | {f"two/deep/{k}": v for k, v in second_plain.items()}
     assert_holds(joined, plain)
     for labels in joined.table.column("labels").to_pylist():

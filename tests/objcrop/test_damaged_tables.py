@@ -9,8 +9,10 @@ from PIL import Image
 
 from objcrop.boxes import SCHEMA as BOXES_SCHEMA
 from objcrop.boxes import BoxTable
-from objcrop.catalog import SCHEMA, Catalog, join_catalogs
+from objcrop.catalog import Catalog
+from objcrop.catalog_table import SCHEMA
 from objcrop.errors import ObjcropError
+from objcrop.joined_catalogs import join_catalogs
 from objcrop.objectness import object_mask
 
 
@@ -105,6 +107,7 @@ CATALOGS = [
     ("masks", lambda: lists(strings([b'{"size": [3, -4], "counts": "1"}', b"{}", b"{}", b"{}"])), ["masks"], "RLE"),
     ("masks", lambda: lists(strings([GARBAGE] * 4)), ["object_mask"], "a.png: the mask's counts"),
     ("masks", lambda: lists(strings_out_of_order()), ["masks", "join"], "mask is no text"),
+    ("source", lambda: pa.array([None, 0, None, None], pa.int32()), ["path"], "row 1 lies at None, None of source 0"),
 ]
 
 
@@ -169,6 +172,10 @@ def test_damaged_boxes_are_a_sentence_where_they_are_met(folder, tmp_path, colum
         ("c", {"root": 7}, "no str as root"),
         ("c", {"classes": "cat"}, "no list as classes"),
         ("c", {"classes": ["cat", None]}, "a class"),
+        ("c", {"sources": {}}, "no list as sources"),
+        ("c", {"sources": ["a.tar"]}, "a source"),
+        ("c", {"sources": [{"name": "a.tar", "size": "7", "changed": "", "column": ""}]}, "a source"),
+        ("c", {"version": 1}, r"older objcrop \(version 1\); make it again with `objcrop index`"),
         ("c", {"version": "2"}, "version '2'"),
         ("c", {"fingerprint": None}, "fingerprint"),
         ("b", {"parameters": [1]}, "parameters"),

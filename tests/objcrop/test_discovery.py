@@ -3,6 +3,7 @@
 import itertools
 import logging
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -310,7 +311,7 @@ def test_odd_images(clutter, tmp_path, caplog):
     catalog, _, proposals = clutter
     keys = catalog.table["key"].to_pylist()[:5]
     for key in keys:
-        (tmp_path / key).write_bytes((catalog.root / key).read_bytes())
+        (tmp_path / key).write_bytes((Path(catalog.root) / key).read_bytes())
     Image.new("RGB", (300, 200), (90, 90, 90)).save(tmp_path / keys[1])  # blank
     odd = Catalog.build(tmp_path, keys, catalog.sizes[:5])
     (tmp_path / keys[3]).write_bytes(b"no image")
