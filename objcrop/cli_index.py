@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import TABLE, RootOption
+from objcrop.cli_options import SEEDS, TABLE, RootOption
 from objcrop.errors import UsageError
 from objcrop.formats import FORMATS
 
@@ -23,6 +23,9 @@ def index(
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "folder",
     annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
     root: RootOption = None,
+    classes: Annotated[int | None, typer.Option(min=1, help="Only so many classes, drawn by --seed.")] = None,
+    per_class: Annotated[int | None, typer.Option(min=1, help="Only so many images a class, drawn by --seed.")] = None,
+    seed: Annotated[int | None, typer.Option(**SEEDS, help="Of --classes and --per-class.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
     strict: Annotated[
@@ -33,6 +36,7 @@ def index(
     from objcrop.formats import index as run_index
 
     options: dict[str, Any] = {"annotations": annotations, "root": root}
+    options |= {"classes": classes, "per_class": per_class, "seed": seed}
     catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
     catalog.save(output)
     for line in report.lines():

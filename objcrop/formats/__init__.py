@@ -32,6 +32,7 @@ from objcrop.formats.source import Source, StrPath
 # "a-b:NAME", whose NAME is any word, is `read_a_b` in a_b.py.
 FORMATS: dict[str, tuple[str, ...]] = {
     "folder": ("root",),
+    "imagefolder": ("per_class", "classes", "seed"),
     "coco": ("annotations", "root"),
     "voc": ("annotations", "root"),
     "scenes": ("annotations", "root"),
@@ -68,7 +69,7 @@ def index(
     takes = FORMATS.get(f"{name}:NAME" if argument else name)
     if takes is None:
         raise UsageError(f"--format is '{printable(format)}', but it must be one of: {', '.join(FORMATS)}.")
-    given = {option: value for option, value in options.items() if value not in (None, False)}
+    given = {option: value for option, value in options.items() if value is not None and value is not False}
     for option in given:
         if option not in takes:
             others = " or ".join(other for other in FORMATS if option in FORMATS[other])
@@ -100,6 +101,13 @@ class FlatBoxes(NamedTuple):
     follows: frozenset[int] = frozenset()
 
 
+class FlatLabels(NamedTuple):
+    """Classes of whole images: image (L,) position in the reader's list of keys; classes (L,)."""
+
+    image: Sequence[int]
+    classes: Sequence[int]
+
+
 def catalog_of(
     root: str,
     keys: Sequence[str],
@@ -108,6 +116,7 @@ def catalog_of(
     verify: bool,
     classes: Sequence[str] = (),
     boxes: FlatBoxes | None = None,
+    labels: FlatLabels | None = None,
     stated_sizes: npt.ArrayLike | None = None,
 ) -> Catalog:
     """Read the headers of `keys` and fit the boxes to them: upright, clipped, without empty ones.
@@ -121,6 +130,7 @@ def catalog_of(
         verify: decode every image too.
         classes: class names.
         boxes: annotations, None for none.
+        labels: classes of the images; None for those of their boxes.
         stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
 
     Raises:
@@ -145,8 +155,13 @@ def catalog_of(
     good_keys = [key for key, taken in zip(keys, good) if taken]
     catalog_rows = (root, good_keys, upright[good], orientations[good])
     report.images = len(good_keys)
+    labelled: dict[str, Any] = {}
+    if labels is not None:
+        of_image = np.asarray(labels.image, np.int64)
+        labelled["label_rows"] = row[of_image[good[of_image]]]
+        labelled["label_classes"] = np.asarray(labels.classes, np.int64)[good[of_image]]
     if boxes is None:
-        return Catalog.build(*catalog_rows, classes=classes)
+        return Catalog.build(*catalog_rows, classes=classes, **labelled)
 
     stated = np.zeros((len(keys), 2)) if stated_sizes is None else np.asarray(stated_sizes).reshape(-1, 2)
     is_stored, is_upright = np.all(stated == stored, 1), np.all(stated == upright, 1)
@@ -202,6 +217,7 @@ def catalog_of(
         difficult=np.asarray(boxes.difficult, bool)[kept],
         crowd=np.asarray(boxes.crowd, bool)[kept],
         masks=masks,
+        **labelled,
     )
 
 

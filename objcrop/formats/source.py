@@ -17,6 +17,9 @@ class Source:
         argument: what stands behind the colon of the format's name, "" where it has none.
         annotations: annotation file, where it is not in its usual place.
         root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
+        classes: take so many classes only.
+        per_class: take so many images of each class only.
+        seed: of the classes and images that are taken; 0 when left out.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
         strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
@@ -26,6 +29,9 @@ class Source:
     argument: str = ""
     annotations: StrPath | None = None
     root: StrPath | None = None
+    classes: int | None = None
+    per_class: int | None = None
+    seed: int | None = None
     limit: int | None = None
     verify: bool = False
     strict: bool = False

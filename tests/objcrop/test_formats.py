@@ -194,7 +194,7 @@ def test_folder_errors(tmp_path):
     assert "no image to index" in error(tmp_path)
     (tmp_path / "empty").mkdir()
     assert "no image to index" in error(tmp_path / "empty")
-    assert "folder, coco, voc, scenes" in error(tmp_path, "openimages")
+    assert ", ".join(FORMATS) in error(tmp_path, "pascal")
     assert "--limit" in error(tmp_path, limit=0)
     with pytest.raises(UsageError, match="--root"):
         index(tmp_path, root=tmp_path / "empty")
@@ -207,7 +207,7 @@ def test_a_format_refuses_options_that_it_does_not_take(tmp_path):
     with pytest.raises(UsageError, match="'coco' does not take --of-nobody; leave it out\\."):
         index(tmp_path, "coco", of_nobody=3)
     assert keys(index(tmp_path, annotations=None, of_nobody=False)[0]) == ["a.jpg"]
-    assert "'folder:x', but it must be one of: folder, coco" in error(tmp_path, "folder:x")
+    assert f"'folder:x', but it must be one of: {', '.join(FORMATS)}." in error(tmp_path, "folder:x")
 
 
 def test_every_format_has_its_reader_and_takes_fields_of_source():
