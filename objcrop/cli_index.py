@@ -26,6 +26,9 @@ def index(
     classes: Annotated[int | None, typer.Option(min=1, help="Only so many classes, drawn by --seed.")] = None,
     per_class: Annotated[int | None, typer.Option(min=1, help="Only so many images a class, drawn by --seed.")] = None,
     seed: Annotated[int | None, typer.Option(**SEEDS, help="Of --classes and --per-class.")] = None,
+    image_labels: Annotated[
+        Path | None, typer.Option(help="openimages: CSV of image-level labels, beside the classes of the boxes.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
     strict: Annotated[
@@ -36,7 +39,7 @@ def index(
     from objcrop.formats import index as run_index
 
     options: dict[str, Any] = {"annotations": annotations, "root": root}
-    options |= {"classes": classes, "per_class": per_class, "seed": seed}
+    options |= {"image_labels": image_labels, "classes": classes, "per_class": per_class, "seed": seed}
     catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
     catalog.save(output)
     for line in report.lines():

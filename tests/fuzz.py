@@ -99,6 +99,16 @@ def seeds(folder: Path) -> None:
         size = f"<size><width>40</width><height>{30 + i}</height><depth>3</depth></size>"
         xml = f"<annotation><folder>voc</folder><filename>{i}.png</filename>{size}{thing}</annotation>"
         (folder / "voc" / "Annotations" / f"{i}.xml").write_text(xml)
+    (folder / "open").mkdir()
+    shares = ("0.1,0.5,0.25,1,0,0,0", "0,1,0.5,0.75,1,0,1", "0.25,0.5,0,0.125,0,1,-1", "0.5,1,0.5,1,0,0,0")
+    lines = [f"{i},xclick,/m/0{i % 2},1,{share},0,0" for i, share in enumerate(shares)]
+    flags = "IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
+    first = f"ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,{flags}"
+    (folder / "open" / "train-annotations-bbox.csv").write_text("\n".join([first, *lines]))
+    (folder / "open" / "train-images-with-rotation.csv").write_text("ImageID,Rotation\n0,90.0\n1,\n2,270.0\n3,0\n")
+    (folder / "open" / "class-descriptions.csv").write_text('/m/00,Cat\n/m/01,"Dog, large"\n')
+    labels = ["ImageID,Source,LabelName,Confidence", "0,verification,/m/01,1", "3,machine,/m/02,0.7"]
+    (folder / "open" / "labels.csv").write_text("\n".join(labels))
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -111,6 +121,14 @@ def seeds(folder: Path) -> None:
 FORMATS = {
     "coco": ("coco.json", True, ["index {x} --format coco --root {0}/images -o {o}.arrow"]),
     "voc": ("voc/Annotations/1.xml", True, ["index {0}/voc --format voc -o {o}.arrow"]),
+    **{
+        f"openimages-{what}": (
+            f"open/{file}.csv",
+            True,
+            ["index {0}/open --format openimages --root {0}/images --image-labels {0}/open/labels.csv -o {o}.arrow"],
+        )
+        for what, file in (("boxes", "train-annotations-bbox"), ("classes", "class-descriptions"))
+    },
     "catalog": (
         "c.arrow",
         False,
@@ -155,7 +173,7 @@ def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
         file, text, commands = FORMATS[name]
         sound = folder / file
         data = sound.read_bytes()
-        in_place = name in ("voc", "run")  # the command finds the file by itself
+        in_place = name in ("voc", "run") or name.startswith("openimages")  # the command finds the file by itself
         target = sound if in_place else folder / f"x{sound.suffix}"
         for seed in range(first, first + count):
             rng = random.Random(f"{name} {seed}")

@@ -36,6 +36,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "coco": ("annotations", "root"),
     "voc": ("annotations", "root"),
     "scenes": ("annotations", "root"),
+    "openimages": ("annotations", "root", "image_labels"),
 }
 
 T = TypeVar("T")
@@ -83,29 +84,31 @@ def index(
 
 
 class FlatBoxes(NamedTuple):
-    """Boxes of many images as the annotations state them, before any check.
+    """Boxes of many images as the annotations state them, before any check; lists, or arrays where there are millions.
 
-    image (M,) position in the reader's list of keys; corners (M, 4) x0,y0,x1,y1 half-open pixels; classes (M,);
-    difficult (M,); crowd (M,); place (M,) where each stands, for the report, made by `place_of`; segmentations (M,) as
-    COCO has them, in the frame of the boxes, or None for none at all; follows, those whose corners are of their mask.
+    image (M,) position in the reader's list of keys; corners (M, 4) x0,y0,x1,y1 half-open pixels, or where `shares`
+    shares of the image's width and height; classes (M,); difficult (M,); crowd (M,); place (M,) where each stands, for
+    the report, made by `place_of`; segmentations (M,) as COCO has them, in the frame of the boxes, or None for none at
+    all; follows, those whose corners are of their mask.
     """
 
-    image: list[int]
-    corners: list[tuple[float, float, float, float]]
-    classes: list[int]
-    difficult: list[bool]
-    crowd: list[bool]
-    place: list[Any]
+    image: Any
+    corners: Any
+    classes: Any
+    difficult: Any
+    crowd: Any
+    place: Any
     place_of: Callable[[Any], str]
     segmentations: list[Any] | None = None
     follows: frozenset[int] = frozenset()
+    shares: bool = False
 
 
 class FlatLabels(NamedTuple):
     """Classes of whole images: image (L,) position in the reader's list of keys; classes (L,)."""
 
-    image: Sequence[int]
-    classes: Sequence[int]
+    image: Any
+    classes: Any
 
 
 def catalog_of(
@@ -118,6 +121,7 @@ def catalog_of(
     boxes: FlatBoxes | None = None,
     labels: FlatLabels | None = None,
     stated_sizes: npt.ArrayLike | None = None,
+    turns: npt.ArrayLike | None = None,
 ) -> Catalog:
     """Read the headers of `keys` and fit the boxes to them: upright, clipped, without empty ones.
 
@@ -132,6 +136,7 @@ def catalog_of(
         boxes: annotations, None for none.
         labels: classes of the images; None for those of their boxes.
         stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
+        turns: (N,) EXIF orientation 1..8 that the annotations state, in place of the file's, 0 where they state none.
 
     Raises:
         ObjcropError: no image is left, or a key comes twice.
@@ -150,6 +155,8 @@ def catalog_of(
         raise ObjcropError(f"{root} has no image to index ({len(keys)} tried{first}); check the folder, or --root.")
     facts = np.array([header if isinstance(header, Header) else (0, 0, 1) for header in headers], np.int32)
     stored, orientations = facts[:, :2], facts[:, 2]
+    if turns is not None:
+        orientations = np.where(np.asarray(turns) > 0, turns, orientations)
     upright = upright_sizes(stored, orientations)
     row = np.cumsum(good) - 1
     good_keys = [key for key, taken in zip(keys, good) if taken]
@@ -170,12 +177,7 @@ def catalog_of(
     report.other_size += [printable(keys[int(i)]) for i in np.flatnonzero(unlike)]
 
     image = np.asarray(boxes.image, np.int64)
-    corners = np.asarray(boxes.corners, np.float64).reshape(-1, 4)
-    corners = upright_boxes(corners, stored[image], frame_turn[image])
-    finite = np.all(np.isfinite(corners), 1)
-    inside = np.clip(np.where(finite[:, None], corners, 0), 0, np.tile(upright[image], 2)).astype(np.float32)
-    # A hundredth of a pixel over the edge is the annotation file's rounding, not a box outside its image.
-    over = finite & np.any(np.abs(inside - np.where(finite[:, None], corners, 0)) > 0.01, 1)
+    inside, finite, over = _fitted(boxes, image, stored, upright, frame_turn)
     area = np.all(inside[:, :2] < inside[:, 2:], 1)
     kept = good[image] & finite & area
     report.clipped += int((kept & over).sum())
@@ -221,6 +223,31 @@ def catalog_of(
     )
 
 
+def _fitted(
+    boxes: FlatBoxes,
+    image: npt.NDArray[np.int64],
+    stored: npt.NDArray[np.int32],
+    upright: npt.NDArray[np.int32],
+    frame_turn: npt.NDArray[np.int32],
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return the corners upright and clipped, float32 (M, 4), and which boxes are finite, and reached over an edge."""
+    inside = np.empty((len(image), 4), np.float32)
+    finite, over = np.empty(len(image), bool), np.empty(len(image), bool)
+    for begin in range(0, len(image), 1 << 20):  # in parts: the steps between take several times the memory
+        part = slice(begin, begin + (1 << 20))
+        of = image[part]
+        corners = np.asarray(boxes.corners[part], np.float64).reshape(-1, 4)
+        if boxes.shares:
+            corners = corners * np.tile(stored[of], 2)
+        corners = upright_boxes(corners, stored[of], frame_turn[of])
+        finite[part] = np.all(np.isfinite(corners), 1)
+        corners = np.where(finite[part, None], corners, 0)
+        inside[part] = np.clip(corners, 0, np.tile(upright[of], 2))
+        # A hundredth of a pixel over the edge is the annotation file's rounding, not a box outside its image.
+        over[part] = np.any(np.abs(inside[part] - corners) > 0.01, 1)
+    return inside, finite, over
+
+
 def folder_at(path: StrPath, what: str) -> str:
     """Return the absolute path of a folder that must be there; `what` names it in the error."""
     if not os.path.isdir(path):
@@ -230,7 +257,7 @@ def folder_at(path: StrPath, what: str) -> str:
 
 
 def _rounded(corners: Sequence[float]) -> list[float]:
-    return [round(corner, 2) if np.isfinite(corner) else corner for corner in corners]
+    return [round(float(corner), 2) if np.isfinite(corner) else float(corner) for corner in corners]
 
 
 def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:

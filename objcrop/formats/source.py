@@ -20,6 +20,7 @@ class Source:
         classes: take so many classes only.
         per_class: take so many images of each class only.
         seed: of the classes and images that are taken; 0 when left out.
+        image_labels: file of labels of whole images.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
         strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
@@ -32,6 +33,7 @@ class Source:
     classes: int | None = None
     per_class: int | None = None
     seed: int | None = None
+    image_labels: StrPath | None = None
     limit: int | None = None
     verify: bool = False
     strict: bool = False
