@@ -20,7 +20,6 @@ from objcrop.dali_pipes.plain_image import plain_image
 from objcrop.errors import ObjcropError
 from objcrop.exif import stored_size
 from objcrop.pixels import decoded
-from objcrop.read_file import read_file
 
 
 class BadImage(ObjcropError):
@@ -41,7 +40,7 @@ def open_upright(catalog: Catalog, row: int) -> Image.Image:
 
 def _bytes_of(catalog: Catalog, row: int) -> bytes:
     try:
-        return read_file(catalog.path(row))
+        return catalog.image_bytes(row)
     except FileNotFoundError:
         raise BadImage("the file is missing") from None
     except OSError as error:
@@ -143,6 +142,7 @@ def read_encoded(
         except BadImage as error:
             return error
 
+    catalog.image_bytes.ahead(rows)
     share = max(-(-len(rows) // threads), 1)
     parts = [range(at, min(at + share, len(rows))) for at in range(0, len(rows), share)]
     return [image for part in pool.map(lambda part: [one(i) for i in part], parts) for image in part]

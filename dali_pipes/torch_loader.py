@@ -184,6 +184,7 @@ class _Batches(Dataset):
         pending = np.arange(len(plan))
         for attempt in count():
             failed = []
+            planner.catalog.image_bytes.ahead(plan.row[pending].tolist())
             for i in pending:
                 row = int(plan.row[i])
                 try:

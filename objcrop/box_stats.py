@@ -25,9 +25,9 @@ from objcrop.dali_pipes.crop_policy import enlarge_small, outward, resolve_min_s
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.view_plan import ViewPlanner
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import tracked
 from objcrop.objectness import area, box_union, object_mask, object_share, summed_area, zones
 from objcrop.option import cannot_act
+from objcrop.progress import tracked
 from objcrop.recall import FOUND, best_overlaps, budgets
 
 HISTOGRAM_BINS = 20  # of 5 % object share each

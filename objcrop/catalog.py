@@ -23,8 +23,9 @@ import pyarrow as pa
 
 from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, write_table
 from objcrop.catalog_checks import inside, is_rle
-from objcrop.catalog_table import SCHEMA, VERSION, FlatAnnotations, Stored, fingerprint_of, table_of
+from objcrop.catalog_table import SCHEMA, VERSION, FlatAnnotations, Ranges, fingerprint_of, table_of
 from objcrop.errors import ObjcropError, way_out
+from objcrop.image_bytes import ImageBytes
 from objcrop.place import Place, SourceFile, is_address, root_of, source_of, under
 
 REMAKE = "objcrop index"
@@ -122,6 +123,11 @@ class Catalog:
             which = f"row {some.start}" if len(some) == 1 else "a row"
             raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
 
+    @cached_property
+    def image_bytes(self) -> ImageBytes:
+        """Reads the encoded bytes of rows."""
+        return ImageBytes(self)
+
     def path(self, row: int) -> str:
         """Return the path or address of the image in `row`; of one inside another file, that one's and the key."""
         return str(self.place(row))
@@ -191,7 +197,7 @@ class Catalog:
         masks: Sequence[str | None] | pa.Array | None = None,
         label_rows: npt.ArrayLike | None = None,
         label_classes: npt.ArrayLike | None = None,
-        stored: Stored | None = None,
+        ranges: Ranges | None = None,
     ) -> Catalog:
         """Make a catalog from flat arrays; rows may come in any order, and are sorted by key.
 
@@ -210,14 +216,14 @@ class Catalog:
             label_rows: (L,) with `label_classes`: image-level labels. Left out, an image's labels are the classes of
                 its boxes, difficult and crowd ones included.
             label_classes: (L,) class ids.
-            stored: where the images lie that are not files of their own; None where all are.
+            ranges: where the images lie that are not files of their own; None where all are.
 
         Raises:
             ObjcropError: a key comes twice, a size is not positive, a class id is unknown, a box is outside its image.
         """
         annotations = FlatAnnotations(boxes, box_rows, box_classes, difficult, crowd, masks, label_rows, label_classes)
-        table, fingerprint = table_of(keys, sizes, orientations, classes, annotations, stored)
-        return Catalog(table, root, classes, fingerprint, () if stored is None else stored.sources)
+        table, fingerprint = table_of(keys, sizes, orientations, classes, annotations, ranges)
+        return Catalog(table, root, classes, fingerprint, () if ranges is None else ranges.sources)
 
     def take(self, rows: npt.ArrayLike) -> Catalog:
         """Return the catalog of some rows, integers (n,) each once, with all that is known of them."""

@@ -35,7 +35,7 @@ SCHEMA = pa.schema(
 )
 
 
-class Stored(NamedTuple):
+class Ranges(NamedTuple):
     """Where N images lie that are not files of their own.
 
     sources: the files that hold them; source int (N,): which of these, -1 where the image is a file; offset, length int
@@ -67,7 +67,7 @@ def table_of(
     orientations: npt.ArrayLike | None,
     classes: Sequence[str],
     annotations: FlatAnnotations,
-    stored: Stored | None,
+    ranges: Ranges | None,
 ) -> tuple[pa.Table, str]:
     """Return a catalog's table and its fingerprint; arguments and errors as of `Catalog.build`."""
     boxes, box_rows, box_classes, difficult, crowd, masks, label_rows, label_classes = annotations
@@ -116,17 +116,17 @@ def table_of(
     for name, values in flat.items():
         starts = _offsets(in_row, n) if name == "labels" else offsets
         columns.append(pa.ListArray.from_arrays(pa.array(starts), values))
-    columns += _stored_columns(stored, order)
+    columns += _range_columns(ranges, order)
     table = pa.Table.from_arrays(columns, schema=SCHEMA)
     return table, fingerprint_of(key_array, upright, orientation)
 
 
-def _stored_columns(stored: Stored | None, order: npt.NDArray[np.int64]) -> list[pa.Array]:
+def _range_columns(ranges: Ranges | None, order: npt.NDArray[np.int64]) -> list[pa.Array]:
     """Return source, offset and length of images in this order; null where an image is a file of its own."""
     kinds = [SCHEMA.field(name).type for name in ("source", "offset", "length")]
-    if stored is None:
+    if ranges is None:
         return [pa.nulls(len(order), kind) for kind in kinds]
-    columns = [np.asarray(column, np.int64)[order] for column in stored[1:]]
+    columns = [np.asarray(column, np.int64)[order] for column in ranges[1:]]
     return [pa.array(column, kind, mask=columns[0] < 0) for column, kind in zip(columns, kinds)]
 
 

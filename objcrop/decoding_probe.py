@@ -97,7 +97,8 @@ def probe_decoding(
     Raises:
         ObjcropError: not even a CPU decodes here.
     """
-    from objcrop.formats import index, tracked
+    from objcrop.formats import index
+    from objcrop.progress import tracked
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 

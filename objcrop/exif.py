@@ -14,10 +14,12 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from objcrop.catalog import Catalog
+from objcrop.image_bytes import open_place
 from objcrop.pixels import PNG, can_be_decoded, decoded, png_head, to_rgb
-from objcrop.read_file import open_file, patiently
+from objcrop.place import Place
+from objcrop.read_file import patiently
 
-# Stored to upright: mirror left-right, mirror top-bottom, then swap x and y.
+# Ranges to upright: mirror left-right, mirror top-bottom, then swap x and y.
 _MIRROR_X = np.isin(np.arange(9), (2, 3, 7, 8))
 _MIRROR_Y = np.isin(np.arange(9), (3, 4, 6, 7))
 _SWAP = np.isin(np.arange(9), (5, 6, 7, 8))
@@ -33,8 +35,8 @@ class Header(NamedTuple):
     orientation: int
 
 
-def read_header(path: str, *, verify: bool = False) -> Header:
-    """Read stored size and orientation of one image file, without decoding it.
+def read_header(place: Place, *, verify: bool = False) -> Header:
+    """Read stored size and orientation of one image, without decoding it.
 
     The orientation is data of the catalog from here on: no decoder is asked for it again. The rule: the EXIF tag
     0x0112, wherever in the file it lies (in a JPEG with several blocks the first; in a PNG also behind the pixels, or
@@ -43,7 +45,7 @@ def read_header(path: str, *, verify: bool = False) -> Header:
     size is the upright one and the orientation 1.
 
     Args:
-        path: image file, of any format Pillow knows.
+        place: where an image lies, of any format Pillow knows.
         verify: also decode every pixel and convert to RGB.
 
     Raises:
@@ -53,7 +55,7 @@ def read_header(path: str, *, verify: bool = False) -> Header:
     """
 
     def read() -> Header:
-        with open(open_file(path), "rb") as file:
+        with open_place(place, whole=verify) as file:
             if file.read(8) != PNG:
                 file.seek(0)
                 with Image.open(file) as image:
@@ -70,7 +72,7 @@ def read_header(path: str, *, verify: bool = False) -> Header:
                 decoded(file.read())
             return header
 
-    return patiently(path, read)
+    return patiently(place.path, read)
 
 
 def _png_header(file: IO[bytes], texts: bool) -> Header:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from objcrop.catalog import Catalog
-from objcrop.catalog_table import Stored
+from objcrop.catalog_table import Ranges
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.place import SourceFile, is_address, under
 
@@ -29,7 +29,7 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         raise UsageError("join_catalogs needs at least one catalog, and got none.")
     root = _common_root([catalog.root for catalog in catalogs])
     classes = list(dict.fromkeys(name for catalog in catalogs for name in catalog.classes))
-    keys, parts, stored = [], [], []
+    keys, parts, ranges = [], [], []
     sources: list[SourceFile] = []
     first_row = 0
     for catalog in catalogs:
@@ -40,7 +40,7 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         rebased = [s._replace(name=under(prefix, s.name) if prefix else s.name) for s in catalog.sources]
         source, offset, length = (catalog._column(name).fill_null(-1) for name in ("source", "offset", "length"))
         number = source.to_numpy().astype(np.int64)
-        stored.append((np.where(number < 0, -1, number + len(sources)), offset, length))
+        ranges.append((np.where(number < 0, -1, number + len(sources)), offset, length))
         sources += rebased
         ids = np.array([classes.index(name) for name in catalog.classes], np.int64)
         row = np.arange(first_row, first_row + len(catalog))
@@ -69,7 +69,7 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         masks=pa.concat_arrays(all_masks),
         label_rows=np.concatenate(rows_of_labels),
         label_classes=np.concatenate(labels_joined),
-        stored=Stored(sources, *(np.concatenate(column) for column in zip(*stored))) if sources else None,
+        ranges=Ranges(sources, *(np.concatenate(column) for column in zip(*ranges))) if sources else None,
     )
 
 

@@ -21,8 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import tracked
 from objcrop.option_value import seed_of
+from objcrop.progress import tracked
 from objcrop.whole_file import whole_file
 
 # fmt: off

@@ -10,23 +10,22 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from objcrop.catalog import Catalog
+from objcrop.catalog_table import Ranges
 from objcrop.errors import ObjcropError, UsageError, printable
-from objcrop.exif import MISSING, Header, read_header, upright_boxes, upright_sizes, why_unreadable
+from objcrop.exif import MISSING, Header, upright_boxes, upright_sizes
 from objcrop.formats.coco_masks import upright_masks
+from objcrop.formats.headers import read_headers
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.source import Source, StrPath
+from objcrop.place import Place, under
+from objcrop.progress import tracked
 
 # Each format's options beside limit, verify and strict, which all take; `Source` has them. The reader of "a-b", and of
 # "a-b:NAME", whose NAME is any word, is `read_a_b` in a_b.py.
@@ -38,8 +37,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "scenes": ("annotations", "root"),
     "openimages": ("annotations", "root", "image_labels"),
 }
-
-T = TypeVar("T")
 
 
 def index(
@@ -122,13 +119,14 @@ def catalog_of(
     labels: FlatLabels | None = None,
     stated_sizes: npt.ArrayLike | None = None,
     turns: npt.ArrayLike | None = None,
+    ranges: Ranges | None = None,
 ) -> Catalog:
     """Read the headers of `keys` and fit the boxes to them: upright, clipped, without empty ones.
 
     Boxes are in the stored frame, unless the annotation states the upright size and that differs from the stored one.
 
     Args:
-        root: image folder.
+        root: image folder, or an address.
         keys: (N,) paths relative to `root`.
         report: filled in as files and boxes are met.
         verify: decode every image too.
@@ -137,11 +135,12 @@ def catalog_of(
         labels: classes of the images; None for those of their boxes.
         stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
         turns: (N,) EXIF orientation 1..8 that the annotations state, in place of the file's, 0 where they state none.
+        ranges: where the images lie that are not files of their own; None where all are.
 
     Raises:
         ObjcropError: no image is left, or a key comes twice.
     """
-    headers = _read_headers(root, keys, verify)
+    headers = read_headers(_places(root, keys, ranges), verify)
     for key, header in zip(keys, headers):
         if header == MISSING:
             report.miss(key)
@@ -160,6 +159,8 @@ def catalog_of(
     upright = upright_sizes(stored, orientations)
     row = np.cumsum(good) - 1
     good_keys = [key for key, taken in zip(keys, good) if taken]
+    if ranges is not None:
+        ranges = Ranges(ranges.sources, *(np.asarray(column)[good] for column in ranges[1:]))
     catalog_rows = (root, good_keys, upright[good], orientations[good])
     report.images = len(good_keys)
     labelled: dict[str, Any] = {}
@@ -168,7 +169,7 @@ def catalog_of(
         labelled["label_rows"] = row[of_image[good[of_image]]]
         labelled["label_classes"] = np.asarray(labels.classes, np.int64)[good[of_image]]
     if boxes is None:
-        return Catalog.build(*catalog_rows, classes=classes, **labelled)
+        return Catalog.build(*catalog_rows, classes=classes, ranges=ranges, **labelled)
 
     stated = np.zeros((len(keys), 2)) if stated_sizes is None else np.asarray(stated_sizes).reshape(-1, 2)
     is_stored, is_upright = np.all(stated == stored, 1), np.all(stated == upright, 1)
@@ -219,6 +220,7 @@ def catalog_of(
         difficult=np.asarray(boxes.difficult, bool)[kept],
         crowd=np.asarray(boxes.crowd, bool)[kept],
         masks=masks,
+        ranges=ranges,
         **labelled,
     )
 
@@ -248,6 +250,18 @@ def _fitted(
     return inside, finite, over
 
 
+def _places(root: str, keys: Sequence[str], ranges: Ranges | None) -> list[Place]:
+    if ranges is None:
+        return [Place(under(root, key), key) for key in keys]
+    parts = zip(keys, *(np.asarray(column).tolist() for column in ranges[1:]))
+    return [
+        Place(under(root, key), key)
+        if number < 0
+        else Place(under(root, ranges.sources[number].name), key, ranges.sources[number], offset, length)
+        for key, number, offset, length in parts
+    ]
+
+
 def folder_at(path: StrPath, what: str) -> str:
     """Return the absolute path of a folder that must be there; `what` names it in the error."""
     if not os.path.isdir(path):
@@ -258,47 +272,3 @@ def folder_at(path: StrPath, what: str) -> str:
 
 def _rounded(corners: Sequence[float]) -> list[float]:
     return [round(float(corner), 2) if np.isfinite(corner) else float(corner) for corner in corners]
-
-
-def tracked(items: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """Yield `items` with a progress bar on a terminal, and with a plain line every five seconds elsewhere."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if console.is_terminal:
-        from rich.progress import track
-
-        yield from track(items, description=what, total=total, console=console, transient=True)
-        return
-    shown = time.monotonic()
-    for done, item in enumerate(items, 1):
-        yield item
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
-
-
-def _read_headers(root: str, keys: Sequence[str], verify: bool) -> list[Header | str]:
-    """Return for each key its header, or the reason why there is none."""
-
-    def read(key: str) -> Header | str:
-        try:
-            key.encode()
-            return read_header(os.path.join(root, key), verify=verify)
-        except ObjcropError:  # the disk's fault, not the file's
-            raise
-        except Exception as error:  # a damaged file can raise anything in Pillow; the reason is listed
-            return why_unreadable(error)
-
-    def read_part(begin: int) -> list[Header | str]:
-        return [read(key) for key in keys[begin : begin + 64]]
-
-    parts = range(0, len(keys), 64)
-    headers: list[Header | str] = []
-    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        # Between one and two times Pillow's pixel limit it only warns; such images are used.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module="PIL")
-        for part in tracked(pool.map(read_part, parts), len(parts), "decoding" if verify else "reading headers"):
-            headers += part
-    return headers

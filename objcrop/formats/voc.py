@@ -11,13 +11,14 @@ from typing import NamedTuple
 
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, printable, shown
-from objcrop.formats import FlatBoxes, IndexReport, catalog_of, folder_at, tracked
+from objcrop.formats import FlatBoxes, IndexReport, catalog_of, folder_at
 from objcrop.formats.image_names import AmbiguousName, ImageNames, is_image_name
 from objcrop.formats.plain_values import ONE_CLASS, BadValue
 from objcrop.formats.source import Source
 from objcrop.formats.text_file import lines_of
 from objcrop.formats.visible_files import visible_files
 from objcrop.formats.voc_xml import VocXml, names_in, read_voc_xml
+from objcrop.progress import tracked
 from objcrop.read_file import patiently
 
 # fmt: off

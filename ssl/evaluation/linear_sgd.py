@@ -17,7 +17,7 @@ from torch import nn
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
-from objcrop.formats import tracked
+from objcrop.progress import tracked
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.supervised import label_loss
 

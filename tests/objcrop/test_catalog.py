@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from objcrop.catalog import Catalog
-from objcrop.catalog_table import SCHEMA, Stored
+from objcrop.catalog_table import SCHEMA, Ranges
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.joined_catalogs import join_catalogs
 from objcrop.place import SourceFile
@@ -120,8 +120,8 @@ def in_tars(root, keys, source, classes=CLASSES):
     """A catalog of images in two tars or, where source is -1, in files of their own."""
     n = len(keys)
     sizes, at = np.arange(2 * n).reshape(n, 2) + 9, np.arange(n) * 10
-    stored = Stored(TARS, source, at, at + 1)
-    return Catalog.build(root, keys, sizes, classes=classes, label_rows=[0], label_classes=[1], stored=stored)
+    ranges = Ranges(TARS, source, at, at + 1)
+    return Catalog.build(root, keys, sizes, classes=classes, label_rows=[0], label_classes=[1], ranges=ranges)
 
 
 @pytest.mark.parametrize("suffix", ["arrow", "parquet"])
