@@ -16,13 +16,14 @@ console = Console(soft_wrap=True)
 
 
 def index(
-    source: Annotated[Path, typer.Argument(help="Folder of images, annotation file, or VOCdevkit.")],
+    source: Annotated[Path, typer.Argument(help="Folder of images, or what the format says.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.", callback=TABLE)
     ],
     format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "folder",
     annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
     root: RootOption = None,
+    split: Annotated[str | None, typer.Option(help="The part of a data set: train, test …")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Only so many classes, drawn by --seed.")] = None,
     per_class: Annotated[int | None, typer.Option(min=1, help="Only so many images a class, drawn by --seed.")] = None,
     seed: Annotated[int | None, typer.Option(**SEEDS, help="Of --classes and --per-class.")] = None,
@@ -39,7 +40,8 @@ def index(
     from objcrop.formats import index as run_index
 
     options: dict[str, Any] = {"annotations": annotations, "root": root}
-    options |= {"image_labels": image_labels, "classes": classes, "per_class": per_class, "seed": seed}
+    options |= {"split": split, "image_labels": image_labels}
+    options |= {"classes": classes, "per_class": per_class, "seed": seed}
     catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
     catalog.save(output)
     for line in report.lines():

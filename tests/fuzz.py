@@ -109,6 +109,12 @@ def seeds(folder: Path) -> None:
     (folder / "open" / "class-descriptions.csv").write_text('/m/00,Cat\n/m/01,"Dog, large"\n')
     labels = ["ImageID,Source,LabelName,Confidence", "0,verification,/m/01,1", "3,machine,/m/02,0.7"]
     (folder / "open" / "labels.csv").write_text("\n".join(labels))
+    (folder / "cub").mkdir()
+    shutil.copytree(folder / "images", folder / "cub" / "images")
+    lists = {"images": "{0}.png", "image_class_labels": "1", "train_test_split": "0", "bounding_boxes": "1 2 20 9"}
+    for name, value in lists.items():
+        (folder / "cub" / f"{name}.txt").write_text("".join(f"{i} {value.format(i)}\n" for i in range(4)))
+    (folder / "cub" / "classes.txt").write_text("1 auk\n")
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -129,6 +135,7 @@ FORMATS = {
         )
         for what, file in (("boxes", "train-annotations-bbox"), ("classes", "class-descriptions"))
     },
+    "cub200": ("cub/bounding_boxes.txt", True, ["index {0}/cub --format cub200 -o {o}.arrow"]),
     "catalog": (
         "c.arrow",
         False,
@@ -173,7 +180,7 @@ def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
         file, text, commands = FORMATS[name]
         sound = folder / file
         data = sound.read_bytes()
-        in_place = name in ("voc", "run") or name.startswith("openimages")  # the command finds the file by itself
+        in_place = name in ("voc", "cub200", "run") or name.startswith("openimages")  # the command finds it by itself
         target = sound if in_place else folder / f"x{sound.suffix}"
         for seed in range(first, first + count):
             rng = random.Random(f"{name} {seed}")

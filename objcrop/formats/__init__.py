@@ -32,6 +32,9 @@ from objcrop.progress import tracked
 FORMATS: dict[str, tuple[str, ...]] = {
     "folder": ("root",),
     "imagefolder": ("per_class", "classes", "seed"),
+    "torchvision:NAME": ("split", "per_class", "classes", "seed"),
+    "cub200": ("split", "per_class", "classes", "seed"),
+    "mit-indoor": ("split", "per_class", "classes", "seed"),
     "coco": ("annotations", "root"),
     "voc": ("annotations", "root"),
     "scenes": ("annotations", "root"),

@@ -10,13 +10,20 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
 from objcrop.catalog import Catalog
-from objcrop.errors import UsageError
-from objcrop.formats import FlatLabels, IndexReport, catalog_of
+from objcrop.errors import UsageError, shown
+from objcrop.formats import FlatBoxes, FlatLabels, IndexReport, catalog_of
+from objcrop.formats.image_names import key_below
+from objcrop.formats.plain_values import BadValue
 from objcrop.formats.source import Source
 
 
 def labelled_catalog(
-    source: Source, base: str, class_of: Mapping[str, str], classes: Sequence[str], report: IndexReport
+    source: Source,
+    base: str,
+    pairs: Iterable[tuple[str, str]],
+    classes: Sequence[str],
+    report: IndexReport,
+    box_of: Mapping[str, tuple[float, float, float, float]] | None = None,
 ) -> Catalog:
     """Read the headers of images that have one class each.
 
@@ -24,36 +31,60 @@ def labelled_catalog(
         source: its classes, per_class, seed and limit say which of them. An image that was drawn and cannot be used is
             listed, and no other taken for it.
         base: image folder.
-        class_of: the class of each key, a path relative to `base`.
+        pairs: key, a path relative to `base`, and class of each image; a key that comes again is listed.
         classes: class names in the catalog's order; of a subset the catalog has those that were drawn.
         report: filled in as files are met.
+        box_of: x0,y0,x1,y1 of the object, by key, where there is one; half-open pixels of the stored frame.
 
     Raises:
         UsageError: classes or per_class is out of range, or there is a seed without either.
         ObjcropError: no image is left.
     """
-    if source.seed is not None and source.classes is None and source.per_class is None:
-        raise UsageError("--seed draws --classes or --per-class; give one of them with it, or leave it out.")
-    if source.classes is not None:
-        if not 1 <= source.classes <= len(classes):
-            raise UsageError(f"--classes is {source.classes}, but {source.path} has {len(classes)} classes.")
-        drawn = set(_in_drawn_order(classes, source)[: source.classes])
-        classes = [name for name in classes if name in drawn]
-    keys_of: dict[str, list[str]] = {name: [] for name in classes}
+    class_of: dict[str, str] = {}
+    for name, label in pairs:
+        try:
+            key = key_below(name)
+            if key in class_of:
+                raise BadValue(f"it is listed again, of the class {shown(label)}")
+            class_of[key] = label
+        except BadValue as error:
+            report.leave_out_entry(name, str(error))
+    classes, class_of = _subset(source, classes, class_of, report)
+    keys = sorted(class_of)[: source.limit]
+    number = {name: i for i, name in enumerate(classes)}
+    ids = [number[class_of[key]] for key in keys]
+    boxes = None
+    if box_of is not None:
+        boxed = [i for i, key in enumerate(keys) if key in box_of]
+        corners, no = [box_of[keys[i]] for i in boxed], [False] * len(boxed)
+        boxes = FlatBoxes(boxed, corners, [ids[i] for i in boxed], no, no, boxed, lambda i: keys[i])
+    labels = FlatLabels(range(len(keys)), ids)
+    return catalog_of(base, keys, report, verify=source.verify, classes=classes, boxes=boxes, labels=labels)
+
+
+def _subset(
+    source: Source, classes: Sequence[str], class_of: dict[str, str], report: IndexReport
+) -> tuple[Sequence[str], dict[str, str]]:
+    """Return the classes and the images that the source asks for."""
+    if source.classes is None and source.per_class is None:
+        if source.seed is not None:
+            raise UsageError("--seed draws --classes or --per-class; give one of them with it, or leave it out.")
+        return classes, class_of
+    if source.classes is not None and not 1 <= source.classes <= len(classes):
+        raise UsageError(f"--classes is {source.classes}, but {source.path} has {len(classes)} classes.")
+    if source.per_class is not None and source.per_class < 1:
+        raise UsageError(f"--per-class is {source.per_class}, but it must be at least 1.")
+    chosen = set(_in_drawn_order(classes, source)[: source.classes])
+    keys_of: dict[str, list[str]] = {name: [] for name in classes if name in chosen}
     for key, name in class_of.items():
-        if name in keys_of:
+        if name in chosen:
             keys_of[name].append(key)
-    if source.per_class is not None:
-        if source.per_class < 1:
-            raise UsageError(f"--per-class is {source.per_class}, but it must be at least 1.")
-        for name, keys in keys_of.items():
-            if len(keys) < source.per_class:
-                report.remark(name, f"the class has {len(keys)} images, fewer than --per-class {source.per_class}")
-            keys_of[name] = _in_drawn_order(keys, source)[: source.per_class]
-    number = {key: i for i, keys in enumerate(keys_of.values()) for key in keys}
-    keys = sorted(number)[: source.limit]
-    labels = FlatLabels(range(len(keys)), [number[key] for key in keys])
-    return catalog_of(base, keys, report, verify=source.verify, classes=classes, labels=labels)
+    drawn = {}
+    for name, keys in keys_of.items():
+        if source.per_class is not None and len(keys) < source.per_class:
+            report.remark(name, f"the class has {len(keys)} images, fewer than --per-class {source.per_class}")
+        drawn.update(dict.fromkeys(_in_drawn_order(keys, source)[: source.per_class], name))
+    return list(keys_of), drawn
 
 
 def _in_drawn_order(names: Iterable[str], source: Source) -> list[str]:

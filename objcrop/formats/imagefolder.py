@@ -33,14 +33,14 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
     """
     folder = folder_at(source.path, "folder of class folders")
     report = IndexReport(strict=source.strict)
-    class_of = {}
+    pairs = []
     for key in visible_files(folder, folder, report):
         name, inside, _ = key.partition("/")
         if inside:
-            class_of[key] = printable(name)
+            pairs.append((key, printable(name)))
         else:
             report.leave_out_file(key, "it lies in no class folder")
-    classes = sorted(set(class_of.values()))
+    classes = sorted({name for _, name in pairs})
     if not classes:
         raise ObjcropError(f"{folder} holds no class folder with images; check the path, or take --format folder.")
     if {name.lower() for name in classes} <= _SPLITS:
@@ -50,4 +50,4 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
     for name in sorted(patiently(folder, lambda: os.listdir(folder))):
         if not name.startswith(".") and printable(name) not in classes and os.path.isdir(os.path.join(folder, name)):
             report.leave_out_file(name, "a class folder without files of its own")
-    return labelled_catalog(source, folder, class_of, classes, report), report
+    return labelled_catalog(source, folder, pairs, classes, report), report
