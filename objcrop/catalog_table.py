@@ -101,7 +101,8 @@ def table_of(
     else:
         pairs = _int64(label_classes, np.size(label_classes))
         pairs = new_row[_int64(label_rows, len(pairs))] * len(classes) + known_classes(pairs, classes)
-    in_row, label = np.divmod(np.unique(pairs), max(len(classes), 1))
+    pairs = np.sort(pairs)  # np.unique hashes, which takes 20 times as long for OpenImages' 14 million boxes
+    in_row, label = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], max(len(classes), 1))
 
     mask_array = pa.nulls(m, pa.string()) if masks is None else pa.array(masks, pa.string())
     flat = {

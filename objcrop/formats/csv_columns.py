@@ -124,7 +124,7 @@ def blocks(
                     report.leave_out_entry(f"{short} line {at}", f"it has {cells} cells, the first line {len(names)}")
                 if batch is None:
                     return
-                lines = np.setdiff1d(np.arange(line, line + rows + len(skipped)), skipped)
+                lines = np.delete(np.arange(line, line + rows + len(skipped)), np.array(skipped, np.int64) - line)
                 line += rows + len(skipped)
                 columns = {name: batch.column(i) for i, name in enumerate(chosen)}
                 empty = pc.equal(batch.column(0), "").to_numpy(zero_copy_only=False)
