@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from objcrop.box_stats import stats
     from objcrop.boxes import BoxTable
     from objcrop.catalog import Catalog
+    from objcrop.catalog_subset import subset
     from objcrop.dali_pipes.augment import Augment
     from objcrop.dali_pipes.crop_policy import CropPolicy, ViewSpec
     from objcrop.dali_pipes.load_views import load_views
@@ -54,6 +55,7 @@ __all__ = [
     "probe",
     "propose",
     "stats",
+    "subset",
 ]
 _HOMES = {
     "Augment": "objcrop.dali_pipes.augment",
@@ -75,6 +77,7 @@ _HOMES = {
     "probe": "objcrop.ssl.evaluation.probe",
     "propose": "objcrop.proposals",
     "stats": "objcrop.box_stats",
+    "subset": "objcrop.catalog_subset",
 }
 
 

@@ -162,6 +162,12 @@ class Catalog:
         matrix[np.repeat(np.arange(len(at)), count), ids] = 1.0
         return matrix
 
+    def flat_labels(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """Return the labels of all images as rows and class ids, integers (L,) each, in row order."""
+        offsets = self._label_offsets
+        rows = np.repeat(np.arange(len(self)), np.diff(offsets))
+        return rows, self._known(self._lists["labels"].values.to_numpy()[offsets[0] : offsets[-1]])
+
     def annotations(self, row: int) -> Annotations:
         """Return the ground truth of the image in `row`; k may be 0."""
         return self._annotations(int(row), int(row) + 1)
@@ -227,6 +233,10 @@ class Catalog:
 
     def take(self, rows: npt.ArrayLike) -> Catalog:
         """Return the catalog of some rows, integers (n,) each once, with all that is known of them."""
+        try:  # of offsets that lie elsewhere, taking reads anywhere
+            self.table.validate(full=True)
+        except pa.ArrowInvalid as error:
+            raise self._damaged(" ".join(str(error).split())) from None
         some = self.table.take(pa.array(np.sort(np.asarray(rows, np.int64)))).combine_chunks()
         sizes = np.stack([some[name].to_numpy() for name in ("width", "height")], 1)
         keys = some["key"].chunk(0) if len(some) else pa.array([], pa.string())

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from objcrop.cli_bench import bench_app
 from objcrop.cli_errors import run
-from objcrop.cli_index import index, join
+from objcrop.cli_index import index, join, subset
 from objcrop.cli_options import (
     JSON,
     SEEDS,
@@ -73,6 +73,7 @@ def doctor(output: JsonOption = None) -> None:
 
 app.command()(index)
 app.command()(join)
+app.command()(subset)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The commands that make catalogs: `objcrop index` and `objcrop join`."""
+"""The commands that make catalogs: `objcrop index`, `objcrop join` and `objcrop subset`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import SEEDS, TABLE, RootOption
+from objcrop.cli_options import SEEDS, TABLE, CatalogFile, RootOption
 from objcrop.errors import UsageError
 from objcrop.formats import FORMATS
+from objcrop.whole_file import refuse_overwriting
 
 console = Console(soft_wrap=True)
 
@@ -62,3 +63,23 @@ def join(
     joined = join_catalogs([Catalog.load(path) for path in catalogs])
     joined.save(output)
     console.print(f"{len(joined)} images, {len(joined.classes)} classes → {output}", highlight=False)
+
+
+def subset(
+    catalog: CatalogFile,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.", callback=TABLE)],
+    min_classes: Annotated[int, typer.Option(min=1, help="Different classes that an image has at least.")] = 1,
+    min_images: Annotated[int, typer.Option(min=1, help="Images that a class has at least.")] = 1,
+    classes_of: Annotated[Path | None, typer.Option(help="Catalog whose classes are the only ones to count.")] = None,
+    root: RootOption = None,
+) -> None:
+    """Keep the images that have several classes and the classes that have many images, until both hold."""
+    from objcrop.catalog import Catalog
+    from objcrop.catalog_subset import subset as run_subset
+
+    refuse_overwriting(output, catalog)
+    whole = Catalog.load(catalog, root=root)
+    part = run_subset(whole, min_classes=min_classes, min_images=min_images, classes_of=classes_of)
+    part.save(output)
+    images, classes = f"{len(part)} of {len(whole)} images", f"{len(part.classes)} of {len(whole.classes)} classes"
+    console.print(f"{images}, {classes} → {output}", highlight=False)

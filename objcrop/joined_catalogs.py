@@ -44,15 +44,15 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
         sources += rebased
         ids = np.array([classes.index(name) for name in catalog.classes], np.int64)
         row = np.arange(first_row, first_row + len(catalog))
-        offsets, labels = catalog.box_offsets, catalog._lists["labels"]
-        label_offsets = catalog._label_offsets
+        offsets = catalog.box_offsets
         truth = catalog.all_annotations()
         masks = catalog._sound_masks(int(offsets[0]), int(offsets[-1]))
-        label = catalog._known(labels.values.to_numpy()[label_offsets[0] : label_offsets[-1]])
-        label_rows = np.repeat(row, np.diff(label_offsets))
+        label_rows, label = catalog.flat_labels()
         box_rows = np.repeat(row, np.diff(offsets))
         box_ids = ids[truth.classes]
-        parts.append((truth.boxes, box_rows, box_ids, truth.difficult, truth.crowd, masks, label_rows, ids[label]))
+        parts.append(
+            (truth.boxes, box_rows, box_ids, truth.difficult, truth.crowd, masks, first_row + label_rows, ids[label])
+        )
         first_row += len(catalog)
     boxes, rows_of_boxes, classes_of_boxes, difficult, crowd, all_masks, rows_of_labels, labels_joined = zip(*parts)
     return Catalog.build(

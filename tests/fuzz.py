@@ -139,7 +139,10 @@ FORMATS = {
     "catalog": (
         "c.arrow",
         False,
-        ["stats {x} --boxes {0}/b.arrow", "propose {x} --method gt -o {o}.arrow", "join {x} {x} -o {o}.arrow"],
+        [
+            *("stats {x} --boxes {0}/b.arrow", "propose {x} --method gt -o {o}.arrow", "join {x} {x} -o {o}.arrow"),
+            "subset {x} --min-classes 2 -o {o}.arrow",
+        ],
     ),
     "catalog-parquet": ("c.parquet", False, ["stats {x} --boxes {0}/b.arrow", "propose {x} --method gt -o {o}.arrow"]),
     "boxes": ("b.arrow", False, ["stats {0}/c.arrow --boxes {x} --crops obj-obj+dilate"]),

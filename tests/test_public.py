@@ -25,6 +25,7 @@ SIGNATURES = {
     "*linear *linear_epochs *linear_lr *linear_batch_size *batch_norm",
     "propose": "catalog method **options",
     "stats": "catalog boxes crops *seed *images *draws *bootstrap **options",
+    "subset": "catalog *min_classes *min_images *classes_of",
 }
 OPTIONS = (
     "crops size augment local_views local_size local_scale local_from local_overlap random_crop scale scale_min "
