@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TYPE_CHECKING, Any, cast
 
 from objcrop.errors import ObjcropError, way_out
-from objcrop.place import Place, SourceFile, is_address
+from objcrop.place import Place, SourceFile, is_address, under
 from objcrop.read_file import open_file, patiently, read_file
 
 if TYPE_CHECKING:
@@ -106,8 +106,11 @@ def open_place(place: Place, whole: bool = False) -> IO[bytes]:
     if whole or place.source.column:
         return io.BytesIO(read_place(place))
     file = _open_source(place.path, place.source)
-    part = RangeFile(place.length, lambda at, n: os.pread(file, n, place.offset + at), lambda: os.close(file))
-    return cast(IO[bytes], io.BufferedReader(part, HEADER))
+
+    def read(at: int, length: int) -> bytes:
+        return patiently(place.path, lambda: os.pread(file, length, place.offset + at))
+
+    return cast(IO[bytes], io.BufferedReader(RangeFile(place.length, read, lambda: os.close(file)), HEADER))
 
 
 class RangeFile(io.RawIOBase):
@@ -161,6 +164,17 @@ def _open_source(path: str, source: SourceFile | None) -> int:
         os.close(descriptor)
         raise another_file(path)
     return descriptor
+
+
+def source_at(root: str, name: str) -> SourceFile:
+    """Return a file of many images as it is now; `name` is relative to the root, errors as of `ImageBytes`."""
+    path = under(root, name)
+    if is_address(path):
+        from objcrop.object_storage import facts_of
+
+        return SourceFile(name, *facts_of(path))
+    found = patiently(path, lambda: os.stat(path))
+    return SourceFile(name, found.st_size, changed(found))
 
 
 def changed(found: os.stat_result) -> str:

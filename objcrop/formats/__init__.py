@@ -38,6 +38,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "coco": ("annotations", "root"),
     "voc": ("annotations", "root"),
     "scenes": ("annotations", "root"),
+    "webdataset": ("root",),
+    "webdataset:NAME": ("root",),
     "openimages": ("annotations", "root", "image_labels"),
 }
 
