@@ -17,7 +17,7 @@ console = Console(soft_wrap=True)
 
 
 def index(
-    source: Annotated[Path, typer.Argument(help="Folder of images, or what the format says.")],
+    source: Annotated[str, typer.Argument(help="Folder of images, or what the format says; a path or an address.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.", callback=TABLE)
     ],

@@ -23,7 +23,9 @@ from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
 CatalogFile = Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
-RootOption = Annotated[Path | None, typer.Option("--root", help="Folder of the images, if they moved.")]
+RootOption = Annotated[
+    str | None, typer.Option("--root", help="Folder of the images, a path or an address, if they moved.")
+]
 
 
 def crops_alone() -> type[Options]:

@@ -24,7 +24,7 @@ from objcrop.formats.coco_masks import upright_masks
 from objcrop.formats.headers import read_headers
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.source import Source, StrPath
-from objcrop.place import Place, under
+from objcrop.place import Place, is_address, root_of, under
 from objcrop.progress import tracked
 
 # Each format's options beside limit, verify and strict, which all take; `Source` has them. The reader of "a-b", and of
@@ -268,11 +268,27 @@ def _places(root: str, keys: Sequence[str], ranges: Ranges | None) -> list[Place
 
 
 def folder_at(path: StrPath, what: str) -> str:
-    """Return the absolute path of a folder that must be there; `what` names it in the error."""
+    """Return the absolute path of a folder that must be there, or an address; `what` names it in the error."""
+    if is_address(path):
+        from objcrop.object_storage import refuse_credentials
+
+        refuse_credentials(os.fspath(path))
+        return root_of(path)
     if not os.path.isdir(path):
         there = "is not a folder" if os.path.exists(path) else "is not there"
         raise ObjcropError(f"The {what} '{printable(os.fspath(path))}' {there}; check the path.")
     return os.path.abspath(path)
+
+
+def inside_of(base: str, folder: str) -> str:
+    """Return the path of a folder below another, "" for the same; both absolute paths or addresses.
+
+    Raises:
+        UsageError: it does not lie there.
+    """
+    if folder != base and not folder.startswith(f"{base.rstrip('/')}/"):
+        raise UsageError(f"--root {base} does not hold the source {folder}; leave it out, or give a folder above.")
+    return folder[len(base) :].strip("/")
 
 
 def _rounded(corners: Sequence[float]) -> list[float]:

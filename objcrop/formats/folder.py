@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError, UsageError
-from objcrop.formats import IndexReport, catalog_of, folder_at
+from objcrop.errors import ObjcropError
+from objcrop.formats import IndexReport, catalog_of, folder_at, inside_of
 from objcrop.formats.source import Source
-from objcrop.formats.visible_files import visible_files
+from objcrop.formats.visible_files import visible_files, visible_objects
+from objcrop.place import is_address
 
 
 def read_folder(source: Source) -> tuple[Catalog, IndexReport]:
@@ -18,8 +17,9 @@ def read_folder(source: Source) -> tuple[Catalog, IndexReport]:
     folder that cannot be read is listed as left out.
 
     Args:
-        source: its path is a folder, searched at any depth, links to folders are followed; root is a folder that keys
-            are relative to and that holds the path, or that itself when left out.
+        source: its path is a folder, searched at any depth, links to folders are followed, or the address of one
+            (`s3://bucket/photos`); root is a folder that keys are relative to and that holds the path, or that itself
+            when left out.
 
     Raises:
         UsageError: the root does not hold the path.
@@ -27,10 +27,9 @@ def read_folder(source: Source) -> tuple[Catalog, IndexReport]:
     """
     folder = folder_at(source.path, "image folder")
     base = folder if source.root is None else folder_at(source.root, "root folder")
-    if os.path.commonpath((base, folder)) != base:
-        raise UsageError(f"--root {base} does not hold the source {folder}; leave it out, or give a folder above.")
     report = IndexReport(strict=source.strict)
-    keys = visible_files(folder, base, report)
+    inside = inside_of(base, folder)
+    keys = visible_objects(folder, inside) if is_address(folder) else visible_files(folder, base, report)
     if not keys:
         raise ObjcropError(f"The folder {folder} has no image to index; check the path.")
     return catalog_of(base, keys[: source.limit], report, verify=source.verify), report

@@ -53,6 +53,24 @@ def visible_files(folder: str, base: str, report: IndexReport, *, ending: str = 
     return sorted(found)
 
 
+def visible_objects(address: str, prefix: str, *, ending: str = "") -> list[str]:
+    """Return the names of the objects under an address, behind `prefix`, sorted; what is hidden is passed over.
+
+    Args:
+        address: of a folder in a bucket.
+        prefix: of the address below the root, "" where it is the root.
+        ending: only objects whose name ends so, in any case.
+
+    Raises:
+        ObjcropError: the storage cannot be reached or refuses.
+    """
+    from objcrop.object_storage import listing
+
+    names = (name for name, facts in listing(address) if name.lower().endswith(ending) and facts.size)
+    visible = (name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    return sorted(f"{prefix}/{name}" if prefix else name for name in visible)
+
+
 def _entries(folder: str) -> list[tuple[str, str]]:
     """Return (name, "file", "folder", "link" to a folder, or what else it is) of each visible entry."""
     with os.scandir(folder) as entries:

@@ -22,13 +22,14 @@ from typing import Any, NamedTuple
 
 from objcrop.catalog import Catalog
 from objcrop.catalog_table import Ranges
-from objcrop.errors import ObjcropError, UsageError, printable, shown
-from objcrop.formats import FlatBoxes, FlatLabels, IndexReport, catalog_of
+from objcrop.errors import ObjcropError, printable, shown
+from objcrop.formats import FlatBoxes, FlatLabels, IndexReport, catalog_of, folder_at, inside_of
 from objcrop.formats.plain_values import ONE_CLASS, BadValue, number, plain_id, yes_or_no
 from objcrop.formats.source import Source
 from objcrop.formats.tar_members import BadTar, Member, tar_members
-from objcrop.formats.visible_files import visible_files
+from objcrop.formats.visible_files import visible_files, visible_objects
 from objcrop.image_bytes import IN_FLIGHT, open_place, source_at
+from objcrop.object_storage import refuse_credentials
 from objcrop.place import Place, SourceFile, is_address, root_of, under
 from objcrop.progress import tracked
 
@@ -70,31 +71,23 @@ def read_webdataset(source: Source) -> tuple[Catalog, IndexReport]:
 def tars_of(source: Source, report: IndexReport) -> tuple[str, list[str]]:
     """Return the root and the tars' names relative to it, sorted; errors as of `read_webdataset`."""
     path = root_of(source.path)
-    if is_address(path):
-        from objcrop.object_storage import listing, refuse_credentials
-
+    far = is_address(path)
+    if far:
         refuse_credentials(path)
-        if path.endswith(".tar"):
-            root, _, pattern = path.rpartition("/")
-            return root, numbered(pattern)
-        names = [name for name, _ in listing(path) if name.endswith(".tar")]
-        if not names:
-            raise ObjcropError(f"{path} holds no .tar; check the address.")
-        return path, sorted(names)
-    if os.path.isdir(path):
-        folder, names = path, visible_files(path, path, report, ending=".tar")
-        if not names:
-            raise ObjcropError(f"The folder {path} holds no .tar; check the path.")
+    if path.endswith(".tar") and (far or not os.path.isdir(path)):
+        folder, _, pattern = path.rpartition("/")
+        names = numbered(pattern)
+        missing = [name for name in names if not far and not os.path.exists(f"{folder}/{name}")]
+        if missing:
+            raise ObjcropError(f"The tar {folder}/{missing[0]} is not there; check the path.")
     else:
-        folder, names = os.path.dirname(path), numbered(os.path.basename(path))
-        for name in names:
-            if not os.path.exists(os.path.join(folder, name)):
-                raise ObjcropError(f"The tar {os.path.join(folder, name)} is not there; check the path.")
-    base = folder if source.root is None else root_of(source.root)
-    if os.path.commonpath((base, folder)) != base:
-        raise UsageError(f"--root {base} does not hold the source {folder}; leave it out, or give a folder above.")
-    inside = os.path.relpath(folder, base)
-    return base, [name if inside == "." else f"{inside}/{name}" for name in names]
+        folder = folder_at(path, "folder of tars")
+        names = visible_objects(path, "", ending=".tar") if far else visible_files(path, path, report, ending=".tar")
+        if not names:
+            raise ObjcropError(f"{folder} holds no .tar; check the path.")
+    base = folder if source.root is None else folder_at(source.root, "root folder")
+    inside = inside_of(base, folder)
+    return base, [f"{inside}/{name}" if inside else name for name in names]
 
 
 def numbered(pattern: str) -> list[str]:

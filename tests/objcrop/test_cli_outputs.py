@@ -12,20 +12,29 @@ from objcrop.whole_file import refuse_overwriting, refuse_unwritable, refuse_unw
 
 # Every option and argument that takes a path, of every command: what it is.  A new one must be put here.
 READS = {
-    *("index.source", "index.annotations", "index.root", "join.catalogs", "propose.catalog", "propose.source"),
-    *("propose.annotations", "propose.proposals", "propose.root", "train-bing.catalog", "train-bing.root"),
-    *("stats.catalog", "stats.boxes", "stats.root", "show.catalog", "show.boxes", "show.root", "pretrain.catalog"),
-    *("pretrain.root", "probe.train", "probe.test", "export.checkpoint", "plot.runs", "reconstruct.checkpoint"),
+    *(
+        "index.annotations",
+        "index.image_labels",
+        "subset.catalog",
+        "subset.classes_of",
+        "join.catalogs",
+        "propose.catalog",
+        "propose.source",
+    ),
+    *("propose.annotations", "propose.proposals", "train-bing.catalog"),
+    *("stats.catalog", "stats.boxes", "show.catalog", "show.boxes", "pretrain.catalog"),
+    *("probe.train", "probe.test", "export.checkpoint", "plot.runs", "reconstruct.checkpoint"),
     *("reconstruct.catalog", "bench loader.catalog"),
     *("bench loader.boxes", "bench train.catalog", "bench train.boxes", "bench policies.train"),
     *("bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
     *("bench gpu.catalog", "bench gpu.boxes"),
-    *("sweep.catalog", "sweep.boxes", "sweep.root", "sweep.train", "sweep.test"),
+    *("sweep.catalog", "sweep.boxes", "sweep.train", "sweep.test"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
     "index.output": ("missing-source",),
     "join.output": ("missing-a.arrow", "missing-b.arrow"),
+    "subset.output": ("missing.arrow", "--min-classes", "2"),
     "propose.output": ("missing.arrow", "--method", "gt"),
     "train-bing.output": ("missing.arrow",),
     "stats.output": ("missing.arrow",),

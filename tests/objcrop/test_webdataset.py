@@ -84,8 +84,9 @@ def test_numbered_tars_and_a_folder_above(tmp_path):
     assert numbered("a{1..2}b{08..10}.tar") == [f"a{i}b{j}.tar" for i in (1, 2) for j in ("08", "09", "10")]
     with pytest.raises(ObjcropError, match=r"s-03.tar is not there"):
         index(tmp_path / "in/s-{01..03}.tar", "webdataset")
+    (tmp_path / "other").mkdir()
     with pytest.raises(UsageError, match="does not hold"):
-        index(tmp_path / "in", "webdataset", root=tmp_path / "in/deeper")
+        index(tmp_path / "in", "webdataset", root=tmp_path / "other")
 
 
 def test_what_cannot_be_used_is_listed(tmp_path):
