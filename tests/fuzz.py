@@ -22,6 +22,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import typer
 from PIL import Image
 
@@ -115,6 +116,12 @@ def seeds(folder: Path) -> None:
     for name, value in lists.items():
         (folder / "cub" / f"{name}.txt").write_text("".join(f"{i} {value.format(i)}\n" for i in range(4)))
     (folder / "cub" / "classes.txt").write_text("1 auk\n")
+    things = [[{"bbox": [1, 2, 20, 9 + i], "category": "cat"}] for i in range(4)]
+    pictures = [(folder / "images" / f"{i}.png").read_bytes() for i in range(4)]
+    rows = pa.table({"image": pictures, "label": ["x", "y", None, "x"], "objects": things})
+    for name, new in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
+        with new(str(folder / f"{name}.arrow"), rows.schema) as writer:
+            writer.write_table(rows, max_chunksize=2)
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -136,6 +143,10 @@ FORMATS = {
         for what, file in (("boxes", "train-annotations-bbox"), ("classes", "class-descriptions"))
     },
     "cub200": ("cub/bounding_boxes.txt", True, ["index {0}/cub --format cub200 -o {o}.arrow"]),
+    **{
+        f"arrow-{kind}": (f"{kind}.arrow", False, ["index {x} --format arrow --box-format xyxy -o {o}.arrow"])
+        for kind in ("file", "stream")
+    },
     "catalog": (
         "c.arrow",
         False,

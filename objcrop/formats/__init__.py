@@ -41,6 +41,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "webdataset": ("root",),
     "webdataset:NAME": ("root",),
     "openimages": ("annotations", "root", "image_labels"),
+    "arrow": ("split", "image_column", "label_column", "box_format", "keys"),
 }
 
 
@@ -125,6 +126,7 @@ def catalog_of(
     stated_sizes: npt.ArrayLike | None = None,
     turns: npt.ArrayLike | None = None,
     ranges: Ranges | None = None,
+    headers: Sequence[Header | str] | None = None,
 ) -> Catalog:
     """Read the headers of `keys` and fit the boxes to them: upright, clipped, without empty ones.
 
@@ -141,11 +143,13 @@ def catalog_of(
         stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
         turns: (N,) EXIF orientation 1..8 that the annotations state, in place of the file's, 0 where they state none.
         ranges: where the images lie that are not files of their own; None where all are.
+        headers: (N,) as `read_headers` returns them, where they are read already.
 
     Raises:
         ObjcropError: no image is left, or a key comes twice.
     """
-    headers = read_headers(_places(root, keys, ranges), verify)
+    if headers is None:
+        headers = read_headers(places_of(root, keys, ranges), verify)
     for key, header in zip(keys, headers):
         if header == MISSING:
             report.miss(key)
@@ -255,7 +259,8 @@ def _fitted(
     return inside, finite, over
 
 
-def _places(root: str, keys: Sequence[str], ranges: Ranges | None) -> list[Place]:
+def places_of(root: str, keys: Sequence[str], ranges: Ranges | None) -> list[Place]:
+    """Return where the images of these keys lie; arguments as of `catalog_of`."""
     if ranges is None:
         return [Place(under(root, key), key) for key in keys]
     parts = zip(keys, *(np.asarray(column).tolist() for column in ranges[1:]))

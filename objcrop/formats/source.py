@@ -22,6 +22,10 @@ class Source:
         per_class: take so many images of each class only.
         seed: of the classes and images that are taken; 0 when left out.
         image_labels: file of labels of whole images.
+        image_column: the column of the images, where there are several.
+        label_column: the column of the images' classes, where it has no usual name.
+        box_format: how boxes are written, "xywh" or "xyxy", where it cannot be told.
+        keys: what names an image, its "path" in the table, or the "row".
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
         strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
@@ -36,6 +40,10 @@ class Source:
     per_class: int | None = None
     seed: int | None = None
     image_labels: StrPath | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    box_format: str | None = None
+    keys: str | None = None
     limit: int | None = None
     verify: bool = False
     strict: bool = False
