@@ -231,6 +231,32 @@ class Catalog:
         table, fingerprint = table_of(keys, sizes, orientations, classes, annotations, ranges)
         return Catalog(table, root, classes, fingerprint, () if ranges is None else ranges.sources)
 
+    @staticmethod
+    def from_files(
+        paths: Sequence[str | os.PathLike[str]],
+        labels: Sequence[str | Sequence[str] | None] | None = None,
+        boxes: Sequence[npt.ArrayLike] | None = None,
+        root: str | os.PathLike[str] | None = None,
+    ) -> Catalog:
+        """Make a catalog from lists of files, their classes and boxes; the files' headers are read.
+
+        Files and boxes that cannot be used are left out and warned of, with the reason.
+
+        Args:
+            paths: (N,) image files, each once; relative ones lie below the root, or the working folder without one.
+            labels: (N,) class name of each, or several, or None for none; one that has boxes has one label for all, or
+                one for each. Boxes are of the class "object" where none has a label.
+            boxes: (N,) of (k, 4) x0,y0,x1,y1, half-open pixels of the upright image; k may be 0.
+            root: folder that the catalog's keys are relative to; the deepest that holds all files when left out.
+
+        Raises:
+            UsageError: the lists do not fit together, a file comes twice or does not lie below the root.
+            ObjcropError: the root is not there, or no image is left.
+        """
+        from objcrop.formats.from_files import catalog_from_files
+
+        return catalog_from_files(paths, labels, boxes, root)
+
     def take(self, rows: npt.ArrayLike) -> Catalog:
         """Return the catalog of some rows, integers (n,) each once, with all that is known of them."""
         try:  # of offsets that lie elsewhere, taking reads anywhere

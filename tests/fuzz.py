@@ -23,6 +23,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 import typer
 from PIL import Image
 
@@ -110,6 +112,9 @@ def seeds(folder: Path) -> None:
     (folder / "open" / "class-descriptions.csv").write_text('/m/00,Cat\n/m/01,"Dog, large"\n')
     labels = ["ImageID,Source,LabelName,Confidence", "0,verification,/m/01,1", "3,machine,/m/02,0.7"]
     (folder / "open" / "labels.csv").write_text("\n".join(labels))
+    listed = "path,label,x0,y0,x1,y1\n0.png,cat,1,2,20.5,20\n1.png,dog,,,,\n2.png,cat,0,0,5,5\n2.png,dog,5,5,40,30\n"
+    (folder / "list.csv").write_text(listed)
+    pyarrow.parquet.write_table(pyarrow.csv.read_csv(folder / "list.csv"), folder / "list.parquet")
     (folder / "cub").mkdir()
     shutil.copytree(folder / "images", folder / "cub" / "images")
     lists = {"images": "{0}.png", "image_class_labels": "1", "train_test_split": "0", "bounding_boxes": "1 2 20 9"}
@@ -142,6 +147,8 @@ FORMATS = {
         )
         for what, file in (("boxes", "train-annotations-bbox"), ("classes", "class-descriptions"))
     },
+    "list": ("list.csv", True, ["index {x} --format list --root {0}/images -o {o}.arrow"]),
+    "list-parquet": ("list.parquet", False, ["index {x} --format list --root {0}/images -o {o}.arrow"]),
     "cub200": ("cub/bounding_boxes.txt", True, ["index {0}/cub --format cub200 -o {o}.arrow"]),
     **{
         f"arrow-{kind}": (f"{kind}.arrow", False, ["index {x} --format arrow --box-format xyxy -o {o}.arrow"])

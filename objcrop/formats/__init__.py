@@ -27,11 +27,12 @@ from objcrop.formats.source import Source, StrPath
 from objcrop.place import Place, is_address, root_of, under
 from objcrop.progress import tracked
 
-# Each format's options beside limit, verify and strict, which all take; `Source` has them. The reader of "a-b", and of
-# "a-b:NAME", whose NAME is any word, is `read_a_b` in a_b.py.
+# Each format's options beside limit, verify and strict, which all take; `Source` has them, and NAME, any word, as its
+# `argument`. The reader of "a-b" is `read_a_b` in a_b.py.
 FORMATS: dict[str, tuple[str, ...]] = {
     "folder": ("root",),
     "imagefolder": ("per_class", "classes", "seed"),
+    "list": ("root",),
     "torchvision:NAME": ("split", "per_class", "classes", "seed"),
     "cub200": ("split", "per_class", "classes", "seed"),
     "mit-indoor": ("split", "per_class", "classes", "seed"),
@@ -81,18 +82,23 @@ def index(
             raise UsageError(f"The format '{name}' does not take --{option.replace('_', '-')}; {way}.")
     if limit is not None and limit < 1:
         raise UsageError(f"--limit is {limit}, but it must be at least 1.")
-    module = name.replace("-", "_")
+    module = module_of(name)
     read = getattr(importlib.import_module(f"objcrop.formats.{module}"), f"read_{module}")
     return read(Source(source, argument, limit=limit, verify=verify, strict=strict, **given))
+
+
+def module_of(name: str) -> str:
+    """Return the module of a format; its reader is read_ and this name."""
+    return {"list": "image_list"}.get(name, name.replace("-", "_"))  # a module `list` here would hide Python's own
 
 
 class FlatBoxes(NamedTuple):
     """Boxes of many images as the annotations state them, before any check; lists, or arrays where there are millions.
 
     image (M,) position in the reader's list of keys; corners (M, 4) x0,y0,x1,y1 half-open pixels, or where `shares`
-    shares of the image's width and height; classes (M,); difficult (M,); crowd (M,); place (M,) where each stands, for
-    the report, made by `place_of`; segmentations (M,) as COCO has them, in the frame of the boxes, or None for none at
-    all; follows, those whose corners are of their mask.
+    shares of the image's width and height, of the stored image or, where `upright`, of the upright one; classes (M,);
+    difficult (M,); crowd (M,); place (M,) where each stands, for the report, made by `place_of`; segmentations (M,) as
+    COCO has them, in the frame of the boxes, or None for none at all; follows, those whose corners are of their mask.
     """
 
     image: Any
@@ -105,6 +111,7 @@ class FlatBoxes(NamedTuple):
     segmentations: list[Any] | None = None
     follows: frozenset[int] = frozenset()
     shares: bool = False
+    upright: bool = False
 
 
 class FlatLabels(NamedTuple):
@@ -139,7 +146,7 @@ def catalog_of(
         verify: decode every image too.
         classes: class names.
         boxes: annotations, None for none.
-        labels: classes of the images; None for those of their boxes.
+        labels: classes of the images, beside those of their boxes.
         stated_sizes: (N, 2) width and height that the annotations state, 0 where they state none.
         turns: (N,) EXIF orientation 1..8 that the annotations state, in place of the file's, 0 where they state none.
         ranges: where the images lie that are not files of their own; None where all are.
@@ -172,17 +179,15 @@ def catalog_of(
         ranges = Ranges(ranges.sources, *(np.asarray(column)[good] for column in ranges[1:]))
     catalog_rows = (root, good_keys, upright[good], orientations[good])
     report.images = len(good_keys)
-    labelled: dict[str, Any] = {}
-    if labels is not None:
-        of_image = np.asarray(labels.image, np.int64)
-        labelled["label_rows"] = row[of_image[good[of_image]]]
-        labelled["label_classes"] = np.asarray(labels.classes, np.int64)[good[of_image]]
+    label_images, label_classes = (np.asarray(column, np.int64) for column in labels or ((), ()))
+    label_rows, label_classes = row[label_images[good[label_images]]], label_classes[good[label_images]]
     if boxes is None:
+        labelled = {"label_rows": label_rows, "label_classes": label_classes}
         return Catalog.build(*catalog_rows, classes=classes, ranges=ranges, **labelled)
 
     stated = np.zeros((len(keys), 2)) if stated_sizes is None else np.asarray(stated_sizes).reshape(-1, 2)
     is_stored, is_upright = np.all(stated == stored, 1), np.all(stated == upright, 1)
-    frame_turn = np.where(is_upright & ~is_stored, 1, orientations)
+    frame_turn = np.where((is_upright & ~is_stored) | boxes.upright, 1, orientations)
     unlike = good & np.all(stated > 0, 1) & ~is_stored & ~is_upright
     report.other_size += [printable(keys[int(i)]) for i in np.flatnonzero(unlike)]
 
@@ -220,17 +225,19 @@ def catalog_of(
         masks = list(tracked(made, len(at), "masks"))
         masks = [mask for mask, stays in zip(masks, kept[at], strict=True) if stays]
     report.boxes += int(kept.sum())
+    box_rows, box_classes = row[image[kept]], np.asarray(boxes.classes, np.int64)[kept]
     return Catalog.build(
         *catalog_rows,
         classes=classes,
         boxes=inside[kept],
-        box_rows=row[image[kept]],
-        box_classes=np.asarray(boxes.classes, np.int64)[kept],
+        box_rows=box_rows,
+        box_classes=box_classes,
         difficult=np.asarray(boxes.difficult, bool)[kept],
         crowd=np.asarray(boxes.crowd, bool)[kept],
         masks=masks,
         ranges=ranges,
-        **labelled,
+        label_rows=np.append(box_rows, label_rows),
+        label_classes=np.append(box_classes, label_classes),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, printable, shown
 from objcrop.formats import FlatBoxes, IndexReport, catalog_of, folder_at
 from objcrop.formats.coco_masks import box_of
-from objcrop.formats.image_names import ImageNames, key_below
+from objcrop.formats.image_names import key_finder
 from objcrop.formats.json_file import read_json
 from objcrop.formats.plain_values import (
     ONE_CLASS,
@@ -26,8 +25,6 @@ from objcrop.formats.plain_values import (
     yes_or_no,
 )
 from objcrop.formats.source import Source
-from objcrop.formats.visible_files import visible_files
-from objcrop.read_file import patiently
 
 
 class _Image(NamedTuple):
@@ -179,40 +176,16 @@ def _images(entries: list[Any], base: str, short: str, report: IndexReport) -> l
         except BadValue as error:
             report.remark(f"{short} images[{i}]", f"a size is not used: {error}")
             size = (0, 0)
-        found.append(_Image(i, entry["id"], name, posixpath.normpath(name), size if all(size) else (0, 0)))
+        found.append(_Image(i, entry["id"], name, "", size if all(size) else (0, 0)))
 
-    there = _there(base, {image.key for image in found})
-    names: ImageNames | None = None
+    key_of = key_finder([image.name for image in found], base)
     images = []
     for image in found:
-        if image.key not in there:
-            names = names or ImageNames(visible_files(base, base, IndexReport()), base)
-            try:
-                image = image._replace(key=names.find(image.name) or key_below(image.name.replace("\\", "/")))
-            except BadValue as error:
-                report.leave_out_entry(f"{short} images[{image.number}]", str(error))
-                continue
-        images.append(image)
+        try:
+            images.append(image._replace(key=key_of(image.name)))
+        except BadValue as error:
+            report.leave_out_entry(f"{short} images[{image.number}]", str(error))
     return images
-
-
-def _there(base: str, keys: set[str]) -> set[str]:
-    """Return those of the keys that lie below the image folder; each folder that they name is listed once."""
-    there = set()
-    folders: dict[str, set[str]] = {}
-    for key in keys:
-        folder, name = posixpath.split(key)
-        if posixpath.isabs(key) or key.startswith("../") or not name:
-            continue
-        if folder not in folders:
-            path = os.path.join(base, folder)
-            try:
-                folders[folder] = set(patiently(path, lambda path=path: os.listdir(path)))  # type: ignore[misc]
-            except (OSError, ValueError):  # no such folder, or no name of one: the images below it will be missed
-                folders[folder] = set()
-        if name in folders[folder]:
-            there.add(key)
-    return there
 
 
 def _classes(

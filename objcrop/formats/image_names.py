@@ -7,13 +7,16 @@ import posixpath
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import unquote
 
 from PIL import Image
 
 from objcrop.errors import shown
+from objcrop.formats.index_report import IndexReport
 from objcrop.formats.plain_values import BadValue
+from objcrop.formats.visible_files import visible_files
+from objcrop.read_file import patiently
 
 
 class AmbiguousName(BadValue):
@@ -94,6 +97,49 @@ class ImageNames:
             one, two = sorted(images or found)[:2]
             raise AmbiguousName(f"{shown(name)} may be {shown(one)} or {shown(two)}")
         return images[0] if images else None
+
+
+def key_finder(names: Iterable[str], folder: str) -> Callable[[str], str]:
+    """Return the function from a name to the key of the image that it means.
+
+    It raises a `BadValue` for a name that may mean two images, or leads out of the image folder. A name whose image is
+    not there is its own key. Only where a name is not there as it stands is all of the folder looked through.
+
+    Args:
+        names: all that will be asked for.
+        folder: absolute path of the image folder.
+    """
+    key_of = {name: posixpath.normpath(name).removeprefix(f"{folder}/") for name in names}
+    there = _there(folder, set(key_of.values()))
+    all_names: list[ImageNames] = []
+
+    def find(name: str) -> str:
+        if key_of[name] in there:
+            return key_of[name]
+        if not all_names:
+            all_names.append(ImageNames(visible_files(folder, folder, IndexReport()), folder))
+        return all_names[0].find(name) or key_below(name.replace("\\", "/"))
+
+    return find
+
+
+def _there(base: str, keys: set[str]) -> set[str]:
+    """Return those of the keys that lie below the image folder; each folder that they name is listed once."""
+    there = set()
+    folders: dict[str, set[str]] = {}
+    for key in keys:
+        folder, name = posixpath.split(key)
+        if posixpath.isabs(key) or key.startswith("../") or not name:
+            continue
+        if folder not in folders:
+            path = os.path.join(base, folder)
+            try:
+                folders[folder] = set(patiently(path, lambda path=path: os.listdir(path)))  # type: ignore[misc]
+            except (OSError, ValueError):  # no such folder, or no name of one: the images below it will be missed
+                folders[folder] = set()
+        if name in folders[folder]:
+            there.add(key)
+    return there
 
 
 def key_below(name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 from objcrop.errors import ObjcropError, printable
@@ -95,6 +96,11 @@ class IndexReport:
                 if len(names) > most:
                     lines.append(f"  ... and {len(names) - most} more")
         return lines
+
+    def warn(self, what: str) -> None:
+        """Log the lists, where nobody prints the report of reading `what`."""
+        if len(self.lines()) > 1:
+            logging.getLogger("objcrop").warning("%s: %s", what, "\n".join(self.lines()[1:]))
 
     def _refuse(self, place: str, reason: str) -> None:
         if self.strict:

@@ -82,8 +82,7 @@ def read_openimages(source: Source) -> tuple[Catalog, IndexReport]:
     )
     if labels is not None:
         there = position[labels.image] >= 0
-        of_images, of_classes = position[labels.image[there]], class_of[labels.classes[there]]
-        labels = FlatLabels(np.append(boxes.image, of_images), np.append(boxes.classes, of_classes))
+        labels = FlatLabels(position[labels.image[there]], class_of[labels.classes[there]])
     return catalog_of(
         base,
         keys,

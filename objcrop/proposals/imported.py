@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import logging
 import math
 import os
 import re
@@ -21,6 +18,7 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError, shown
 from objcrop.formats.coco import corners_of_bbox
 from objcrop.formats.coco_masks import box_of
+from objcrop.formats.csv_rows import csv_rows
 from objcrop.formats.image_names import AmbiguousName, ImageNames
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.json_file import parsed_json, read_json
@@ -78,8 +76,7 @@ def imported(
     if not boxes.rows:
         first = "; {}: {}".format(*report.bad_entries[0]) if report.bad_entries else ""
         raise ObjcropError(f"{path} holds no box for this catalog{first}.")
-    if len(report.lines()) > 1:
-        logging.getLogger("objcrop").warning("%s: %s", path.name, "\n".join(report.lines()[1:]))
+    report.warn(path.name)
     row = np.array(boxes.rows, np.int64)
     # Finite in float32 too; what is far outside is clipped to the image as all boxes are.
     corners = np.clip(np.array(boxes.corners, np.float64), -1e30, 1e30).astype(np.float32)
@@ -212,42 +209,20 @@ def _files_by_id(annotations: str, report: IndexReport) -> tuple[dict[Id, str], 
 
 def _from_csv(catalog: Catalog, path: Path, annotations: str | None, report: IndexReport) -> _Boxes:
     names, row_of_key = _names_of(catalog)
-    text = read_text(str(path), "boxes", "check --source")
-    delimiter = None
-    told = re.match(r"\s*sep=(.)\r?\n", text)  # a line that Excel writes and reads
-    if told:
-        delimiter, text = told.group(1), "\n" + text[told.end() :]
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter or _delimiter(text))
     boxes = _Boxes([], [], [], [])
-    column: dict[str, int] | None = None
-    decimal_comma = (delimiter or _delimiter(text)) != ","
-    while True:
-        try:
-            cells = [cell.strip() for cell in next(lines)]
-        except StopIteration:
-            break
-        except csv.Error as error:
-            report.leave_out_entry(f"line {lines.line_num} of {path.name}", str(error))
-            continue
-        if not any(cells):
-            continue
-        if column is None:
-            column = {name.lower(): i for i, name in enumerate(cells)}
-            lacking = set(_COLUMNS) - column.keys()
-            if lacking:
-                raise ObjcropError(f"{path} lacks the column {', '.join(sorted(lacking))} in its first line.")
-            continue
-        cell = {name: cells[i] if i < len(cells) else "" for name, i in column.items()}
+    numbers = (*_COLUMNS[1:], "score")
+    _, lines = csv_rows(str(path), "boxes", report, needed=_COLUMNS, numbers=numbers, way_out="check --source")
+    for line, cell in lines:
         edges = [cell[name] for name in _COLUMNS[1:]]
         if not any(edges):
             continue
-        place = f"line {lines.line_num} of {path.name}"
+        place = f"line {line} of {path.name}"
         try:
             found = names.find(cell["key"])
             if found is None:
                 raise BadValue(f"{shown(cell['key'])} is not in the catalog; keys are paths relative to its root")
-            x0, y0, x1, y1 = (_cell_number(edge, decimal_comma) for edge in edges)
-            score = _cell_number(cell["score"], decimal_comma) if cell.get("score") else 1.0
+            x0, y0, x1, y1 = map(number, edges)
+            score = number(cell["score"]) if cell.get("score") else 1.0
         except AmbiguousName as error:
             raise ObjcropError(f"{place}: {error}; write the whole path relative to the catalog's root.") from None
         except BadValue as error:
@@ -257,20 +232,7 @@ def _from_csv(catalog: Catalog, path: Path, annotations: str | None, report: Ind
         boxes.corners.append((x0, y0, x1, y1))
         boxes.scores.append(score)
         boxes.places.append(place)
-    if column is None:
-        raise ObjcropError(f"{path} lacks the column {', '.join(_COLUMNS)} in its first line.")
     return boxes
-
-
-def _delimiter(text: str) -> str:
-    """Return what stands between the names of the columns."""
-    head = next((line for line in text.splitlines() if line.strip()), "")
-    counts = {mark: head.count(mark) for mark in ",;\t|"}
-    return max(counts, key=lambda mark: counts[mark])
-
-
-def _cell_number(cell: str, decimal_comma: bool) -> float:
-    return number(cell.replace(",", ".") if decimal_comma and cell.count(",") == 1 and "." not in cell else cell)
 
 
 def _from_npy(catalog: Catalog, path: Path, annotations: str | None, report: IndexReport) -> _Boxes:

@@ -1,5 +1,6 @@
 """Every format, and what is wrong with files: against Pillow, pycocotools and boxes written out by hand."""
 
+import builtins
 import importlib
 import json
 import os
@@ -12,7 +13,7 @@ from PIL import Image, ImageOps
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.exif import upright_boxes, upright_sizes
-from objcrop.formats import FORMATS, index
+from objcrop.formats import FORMATS, index, module_of
 from objcrop.formats.source import Source
 
 DATA = os.environ.get("OBJCROP_TEST_DATA")
@@ -212,7 +213,8 @@ def test_a_format_refuses_options_that_it_does_not_take(tmp_path):
 
 def test_every_format_has_its_reader_and_takes_fields_of_source():
     for name, takes in FORMATS.items():
-        module = name.removesuffix(":NAME").replace("-", "_")
+        module = module_of(name.removesuffix(":NAME"))
+        assert not hasattr(builtins, module)  # as the package's attribute it would hide Python's own
         assert callable(getattr(importlib.import_module(f"objcrop.formats.{module}"), f"read_{module}"))
         assert set(takes) <= {field.name for field in fields(Source)}
 
