@@ -9,7 +9,8 @@ from objcrop.errors import ObjcropError, printable
 from objcrop.formats import IndexReport, folder_at
 from objcrop.formats.class_labels import labelled_catalog
 from objcrop.formats.source import Source
-from objcrop.formats.visible_files import visible_files
+from objcrop.formats.visible_files import visible_files, visible_objects
+from objcrop.place import is_address
 from objcrop.read_file import patiently
 
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
@@ -23,8 +24,8 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
     without a file and what is no image are listed as left out.
 
     Args:
-        source: its path is the folder that holds the class folders (of ImageNet: `train` or `val`); per_class, classes
-            and seed as in `labelled_catalog`.
+        source: its path is the folder that holds the class folders (of ImageNet: `train` or `val`), or its address;
+            classes, per_class and seed as in `labelled_catalog`.
 
     Raises:
         UsageError: an option of the subset is out of range.
@@ -34,7 +35,7 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
     folder = folder_at(source.path, "folder of class folders")
     report = IndexReport(strict=source.strict)
     pairs = []
-    for key in visible_files(folder, folder, report):
+    for key in visible_objects(folder, "") if is_address(folder) else visible_files(folder, folder, report):
         name, inside, _ = key.partition("/")
         if inside:
             pairs.append((key, printable(name)))
@@ -47,7 +48,7 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
         raise ObjcropError(
             f"{folder} holds {' and '.join(classes)}, not a folder a class; index each, {folder}/{classes[0]} first."
         )
-    for name in sorted(patiently(folder, lambda: os.listdir(folder))):
+    for name in [] if is_address(folder) else sorted(patiently(folder, lambda: os.listdir(folder))):
         if not name.startswith(".") and printable(name) not in classes and os.path.isdir(os.path.join(folder, name)):
             report.leave_out_file(name, "a class folder without files of its own")
     return labelled_catalog(source, folder, pairs, classes, report), report
