@@ -42,7 +42,7 @@ def load_views(
     An option that cannot act in the chosen combination is refused where it is given; None stands for "not given".
 
     Args:
-        catalog: a `Catalog`, or the file that `objcrop index` wrote.
+        catalog: a `Catalog`, the file that `objcrop index` wrote, or a folder of photos, which is indexed first.
         boxes: a `BoxTable`, or the file that `objcrop propose` wrote; needed by policies with "obj" or "box".
         bad_images: text file that lists unreadable images as they are found.
         rank: this process, 0 to world_size - 1; None asks torch.distributed, or else the launcher's environment

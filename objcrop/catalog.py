@@ -368,9 +368,20 @@ class Catalog:
         return damaged(self._file or f"the catalog of {self.root}", what, REMAKE)
 
 
-def catalog_at(catalog: Catalog | str | os.PathLike[str]) -> Catalog:
-    """Return a catalog that was given as such, or as the file that `objcrop index` wrote."""
-    return catalog if isinstance(catalog, Catalog) else Catalog.load(catalog)
+def catalog_at(catalog: Catalog | str | os.PathLike[str], root: str | os.PathLike[str] | None = None) -> Catalog:
+    """Return a catalog that was given as such, as the file that `objcrop index` wrote, or as a folder of photos.
+
+    A folder (or its address) is indexed in memory as `objcrop index` does it; what is left out is warned of.
+    """
+    if isinstance(catalog, Catalog):
+        return catalog
+    if not is_address(catalog) and not os.path.isdir(catalog):
+        return Catalog.load(catalog, root)
+    from objcrop.formats import index
+
+    indexed, report = index(catalog, root=root)
+    report.warn(os.fspath(catalog))
+    return indexed
 
 
 def _moved() -> str:

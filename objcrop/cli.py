@@ -108,7 +108,7 @@ def propose(
     root: RootOption = None,
 ) -> None:
     """Make boxes for a catalog; those that look at the images go on where a broken run stopped."""
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.proposals import propose as propose_boxes
     from objcrop.proposals import takes
     from objcrop.ranks import rank_and_world_size
@@ -120,7 +120,7 @@ def propose(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if takes(method, "parts"):
         options["parts"] = output.with_suffix(".parts")
-    boxes = propose_boxes(Catalog.load(catalog, root=root), method, **options)
+    boxes = propose_boxes(catalog_at(catalog, root), method, **options)
     if rank_and_world_size()[0] > 0:  # rank 0 puts the parts together
         return
     boxes.save(output)
@@ -139,10 +139,10 @@ def train_bing(
     root: RootOption = None,
 ) -> None:
     """Train BING on a catalog's boxes; `propose --method bing --model` uses it."""
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.proposals.train_bing import train_bing as run_training
 
-    model = run_training(Catalog.load(catalog, root=root), canvas=canvas, images=images, seed=seed)
+    model = run_training(catalog_at(catalog, root), canvas=canvas, images=images, seed=seed)
     options = f"--canvas {canvas} --images {images} --seed {seed}"
     model.save(output, f"objcrop train-bing {catalog.name} {options} -o {output.name}")
     console.print(f"BING, canvas of {canvas} px → {output}", highlight=False)
@@ -169,13 +169,13 @@ def stats(
 
     from objcrop.box_stats import stats as run_stats
     from objcrop.box_stats import stats_table
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.stats_picture import draw_stats
 
     asked = of_recipe(recipe, options)
     crops = asked.pop("crops", None)
     asked.pop("augment", None)  # windows are measured, whose colours are nobody's
-    result = run_stats(Catalog.load(catalog, root=root), boxes, crops, seed=seed, images=images, draws=draws, **asked)
+    result = run_stats(catalog_at(catalog, root), boxes, crops, seed=seed, images=images, draws=draws, **asked)
     stats_table(result, console)
     if output is not None:
         with whole_file(output) as part:
@@ -198,11 +198,11 @@ def show(
     root: RootOption = None,
 ) -> None:
     """Draw a contact sheet: image, box, both windows, both final views."""
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.contact_sheet import contact_sheet
     from objcrop.dali_pipes.load_views import load_views
 
-    photos = Catalog.load(catalog, root=root)
+    photos = catalog_at(catalog, root)
     asked = of_recipe(recipe, options)
     backend = asked.get("backend", "dali")
     how: dict[str, Any] = {"workers": 0} if backend == "torch" else {"prefetch": 1}
@@ -223,7 +223,9 @@ def pretrain(
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],
     options: dict[str, Any],
     recipe: RecipeOption = None,
-    catalog: Annotated[Path | None, typer.Option(help="File that `objcrop index` wrote.")] = None,
+    catalog: Annotated[
+        Path | None, typer.Option(help="File that `objcrop index` wrote, or a folder of photos.")
+    ] = None,
     boxes: Annotated[str | None, typer.Option(help="File that `objcrop propose` wrote, or online:anchors.")] = None,
     root: RootOption = None,
     set_: Annotated[
@@ -232,14 +234,14 @@ def pretrain(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.ssl.training.recipe import resolve
     from objcrop.ssl.training.trainer import pretrain as run_pretraining
 
     if catalog is None:
-        raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote.")
+        raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote, or a folder of photos.")
     made = resolve(recipe, {**options, **assignments(set_)})
-    run_pretraining(made, Catalog.load(catalog, root=root), boxes, output, resume=resume)
+    run_pretraining(made, catalog_at(catalog, root), boxes, output, resume=resume)
 
 
 @app.command()
@@ -276,7 +278,7 @@ def sweep(
     ] = None,
 ) -> None:
     """Pretrain with each value that a recipe's sweep tries, probe, and put it in a table; goes on where it stopped."""
-    from objcrop.catalog import Catalog
+    from objcrop.catalog import catalog_at
     from objcrop.ssl.training.recipe import name_of
     from objcrop.ssl.training.sweep import RESULT
     from objcrop.ssl.training.sweep import sweep as run_sweep
@@ -286,7 +288,7 @@ def sweep(
         console.print(f"{name_of(run['setting']):<24}  {'  '.join(figures)}", highlight=False)
 
     given = {**options, **assignments(set_)}
-    photos = Catalog.load(catalog, root=root)
+    photos = catalog_at(catalog, root)
     if run_sweep(recipe, photos, boxes, output, train=train, test=test, report=report, **given)["runs"]:
         console.print(f"→ {output / RESULT}", highlight=False)
 

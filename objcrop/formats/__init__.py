@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from objcrop.catalog import Catalog
 from objcrop.catalog_table import Ranges
-from objcrop.errors import ObjcropError, UsageError, printable
+from objcrop.errors import ObjcropError, UsageError, printable, way_out
 from objcrop.exif import MISSING, Header, upright_boxes, upright_sizes
 from objcrop.formats.coco_masks import upright_masks
 from objcrop.formats.headers import read_headers
@@ -167,7 +167,8 @@ def catalog_of(
         first = f"; the first is {printable(keys[0])}: {headers[0]}" if len(keys) else ""
         if not len(keys) and report.bad_entries:
             first = "; the first left out is {}: {}".format(*report.bad_entries[0])
-        raise ObjcropError(f"{root} has no image to index ({len(keys)} tried{first}); check the folder, or --root.")
+        way = way_out("check the folder, or --root", "check the folder")
+        raise ObjcropError(f"{root} has no image to index ({len(keys)} tried{first}); {way}.")
     facts = np.array([header if isinstance(header, Header) else (0, 0, 1) for header in headers], np.int32)
     stored, orientations = facts[:, :2], facts[:, 2]
     if turns is not None:

@@ -107,9 +107,9 @@ def key_finder(names: Iterable[str], folder: str) -> Callable[[str], str]:
 
     Args:
         names: all that will be asked for.
-        folder: absolute path of the image folder.
+        folder: absolute path of the image folder, or its address.
     """
-    key_of = {name: posixpath.normpath(name).removeprefix(f"{folder}/") for name in names}
+    key_of = {name: posixpath.normpath(name.removeprefix(f"{folder}/")) for name in names}
     there = _there(folder, set(key_of.values()))
     all_names: list[ImageNames] = []
 
@@ -118,7 +118,7 @@ def key_finder(names: Iterable[str], folder: str) -> Callable[[str], str]:
             return key_of[name]
         if not all_names:
             all_names.append(ImageNames(visible_files(folder, folder, IndexReport()), folder))
-        return all_names[0].find(name) or key_below(name.replace("\\", "/"))
+        return all_names[0].find(name) or key_below(name.removeprefix(f"{folder}/").replace("\\", "/"))
 
     return find
 
@@ -149,7 +149,7 @@ def key_below(name: str) -> str:
         BadValue: it is empty, or leads out of the folder.
     """
     key = posixpath.normpath(name) if name.strip() else "."
-    if posixpath.isabs(key) or key.startswith("../") or key in ("..", ".") or re.match(r"[A-Za-z]:[\\/]", key):
+    if key.startswith(("/", "../")) or key in ("..", ".") or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[\\/]", key):
         raise BadValue(f"{shown(name)} must lie below the image folder")
     return key
 

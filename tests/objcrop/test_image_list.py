@@ -13,6 +13,8 @@ from PIL import Image
 
 from objcrop.errors import ObjcropError
 from objcrop.formats import index
+from objcrop.formats.image_names import key_finder
+from objcrop.formats.plain_values import BadValue
 
 NAMES = ["a.jpg", "b.png", "deep/c d.jpg", "deep/é.jpg"]
 SIZE = (40, 30)
@@ -220,3 +222,10 @@ def test_files_that_are_no_list(folder, tmp_path):
     assert "no whole Parquet file" in error(tmp_path / "cut.parquet", "list")
     pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "bytes.parquet")
     assert "lacks the column path, it has ['image']" in error(tmp_path / "bytes.parquet", "list")
+
+
+def test_names_below_an_address():
+    find = key_finder(["https://h/p/a b.jpg", "deep\\c.jpg", "https://other/a.jpg"], "https://h/p")
+    assert find("https://h/p/a b.jpg") == "a b.jpg" and find("deep\\c.jpg") == "deep/c.jpg"
+    with pytest.raises(BadValue, match="must lie below"):
+        find("https://other/a.jpg")
