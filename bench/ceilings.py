@@ -82,7 +82,7 @@ def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: in
     unions = union_of(plan.windows)
     found = read_encoded(catalog, plan.row.tolist(), unions, (), pool, threads)
     images = [NOTHING if isinstance(image, BadImage) else image for image in found]
-    return feed_of(images, unions[:, None], catalog.sizes[plan.row], decode)[0]
+    return feed_of(images, unions[:, None], catalog.sizes_of(plan.row), decode)[0]
 
 
 @contextmanager

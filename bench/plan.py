@@ -67,7 +67,7 @@ def _fed(catalog: Catalog, coming: Iterator[ViewPlan], batch_size: int, threads:
 
     def feed() -> list[Any]:
         plan = next(coming)
-        return feed_of(images, plan.windows, catalog.sizes[plan.row], "union")[0]
+        return feed_of(images, plan.windows, catalog.sizes_of(plan.row), "union")[0]
 
     @pipeline_def(batch_size=batch_size, num_threads=threads, device_id=None, prefetch_queue_depth=2)
     def graph() -> Any:

@@ -333,7 +333,7 @@ class _GraphRun:
         except BaseException as error:
             self._planning_error = error
             raise
-        feed, windows = feed_of(images, plan.windows, self.loader.catalog.sizes[plan.row], self.loader.decode)
+        feed, windows = feed_of(images, plan.windows, self.loader.catalog.sizes_of(plan.row), self.loader.decode)
         self._in_flight.append(_Fed(position, asked, plan, images, feed, windows))
         return feed
 

@@ -48,7 +48,7 @@ def _bytes_of(catalog: Catalog, row: int) -> bytes:
 
 
 def _upright(catalog: Catalog, row: int, data: bytes) -> Image.Image:
-    size, orientation = stored_size(catalog, row), int(catalog.orientations[row])
+    size, orientation = stored_size(catalog, row), catalog.orientation(row)
     try:
         image = decoded(data)
     except MemoryError:
@@ -106,7 +106,7 @@ def encoded(catalog: Catalog, row: int, window: NDArray[np.int32] | None = None,
     data = _bytes_of(catalog, row)
     plain = None if by_pil else plain_image(data)
     if plain is not None and plain.size == stored_size(catalog, row):
-        return Encoded(plain.data, int(catalog.orientations[row]))
+        return Encoded(plain.data, catalog.orientation(row))
     image = _upright(catalog, row, data)
     x0, y0, x1, y1 = (0, 0, *image.size) if window is None else window.tolist()
     pixels = np.asarray(image)[y0:y1, x0:x1]

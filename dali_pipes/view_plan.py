@@ -29,6 +29,7 @@ from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.philox import PURPOSES, philox4x32, uniforms
 from objcrop.dali_pipes.random_resized_crop import RATIO, random_resized_crop
+from objcrop.dali_pipes.running_total import kth, running_total
 from objcrop.dali_pipes.view_boxes import ViewBoxes, view_boxes
 from objcrop.errors import UsageError
 from objcrop.kernels.colour_decisions import Decisions
@@ -146,9 +147,13 @@ class ViewPlanner:
             self.samples = int(self._ends[-1])
 
     def _sample_ends(self) -> NDArray[np.int64]:
-        """Where the samples of each row end, when every box is a sample; an image without boxes counts once."""
+        """Where the samples of blocks of rows end, when every box is a sample (`running_total`)."""
         assert self.boxes is not None
-        return np.cumsum(np.maximum(self._drawn_from(np.diff(self.boxes.offsets)), 1))
+        return running_total(self.boxes.offsets, self._samples_of)
+
+    def _samples_of(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return how many samples images of so many boxes are; one without any counts once."""
+        return np.maximum(self._drawn_from(counts), 1)
 
     def _drawn_from(self, counts: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many boxes of each image are drawn from, of so many."""
@@ -163,30 +168,34 @@ class ViewPlanner:
         adding moves the last digit.
         """
         assert self.boxes is not None
-        having = np.flatnonzero(np.diff(self.boxes.offsets))
-        if not having.size:
+
+        def has(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+            return (counts > 0).astype(np.int64)
+
+        having = running_total(self.boxes.offsets, has)
+        many = int(having[-1])
+        if not many:
             return smallest  # every region is a whole frame
-        some = permute(np.arange(min(len(having), _SCALE_SAMPLE)), len(having), seed=0, epoch=0)
-        rows = np.sort(having[some])
+        some = np.sort(permute(np.arange(min(many, _SCALE_SAMPLE)), many, seed=0, epoch=0))
+        rows = kth(some, having, len(self.boxes), self.boxes.counts, has)[0]
         counts = self._drawn_from(self.boxes.counts(rows))
         row = np.repeat(rows, counts)
         which = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
         window = self._box_windows(row, which)
-        share = (window[:, 2:] - window[:, :2]).prod(axis=1) / self.catalog.sizes[row].astype(np.int64).prod(axis=1)
+        share = (window[:, 2:] - window[:, :2]).prod(axis=1) / self.catalog.sizes_of(row).astype(np.int64).prod(axis=1)
         mean = math.fsum((share / np.repeat(counts, counts)).tolist()) / len(rows)
         return round(min(smallest / mean, 0.9), 3)
 
     @property
     def boxes_left_out(self) -> int:
         """How many boxes are never drawn, because enough of their image stand before them."""
-        if self.boxes is None or not self.policy.needs_boxes:
+        if self.boxes is None or not self.policy.needs_boxes or self.crops.boxes_drawn is None:
             return 0
-        counts = np.diff(self.boxes.offsets)
-        return int((counts - self._drawn_from(counts)).sum())
+        return int(running_total(self.boxes.offsets, lambda counts: counts - self._drawn_from(counts))[-1])
 
     def _box_windows(self, rows: NDArray[np.int64], which: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return integer windows (N, 4) of the boxes drawn, after the small-box rule; which -1: the whole image."""
-        sizes = self.catalog.sizes[rows]
+        sizes = self.catalog.sizes_of(rows)
         window = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
         has = np.flatnonzero(which >= 0)
         if has.size:
@@ -203,9 +212,8 @@ class ViewPlanner:
         The draw leaves out the view: both views share the box (OAC 3).
         """
         if self._ends is not None:
-            rows = np.searchsorted(self._ends, samples, side="right")
             assert self.boxes is not None
-            within = samples - np.where(rows > 0, self._ends[rows - 1], 0)
+            rows, within = kth(samples, self._ends, len(self.boxes), self.boxes.counts, self._samples_of)
             return rows, np.where(self.boxes.counts(rows) > 0, within, -1)
         if self.boxes is None or not self.policy.needs_boxes:
             return samples, np.full(len(samples), -1, dtype=np.int64)
@@ -270,7 +278,7 @@ class ViewPlanner:
         self, samples: NDArray[np.int64], rows: NDArray[np.int64], which: NDArray[np.int64], epoch: int
     ) -> NDArray[np.int32]:
         """Return what each view's crop is drawn from, int32 (N, V, 4)."""
-        sizes = self.catalog.sizes[rows]
+        sizes = self.catalog.sizes_of(rows)
         image = np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int64)
         box = self._box_windows(rows, which)
         made = {"image": image, "box": box}

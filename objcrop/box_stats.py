@@ -263,7 +263,7 @@ def _measure(
             continue
         mask, source = masked
         truth[f"by_{source}"] += 1
-        size, known = catalog.sizes[row], catalog.annotations(row)
+        size, known = catalog.sizes_of([row])[0], catalog.annotations(row)
         table, pixels = summed_area(mask), int(size.prod(dtype=np.int64))
         if boxes is not None:
             drawn = outward(boxes[row], size[None])

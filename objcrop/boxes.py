@@ -35,6 +35,10 @@ class Images(Protocol):
         """Upright width and height, int32 (N, 2)."""
         ...
 
+    def sizes_of(self, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Upright width and height of some, int32 (n, 2)."""
+        ...
+
 
 class BoxTable:
     """Boxes and scores of every image of one catalog.
@@ -125,7 +129,7 @@ class BoxTable:
             return boxes
         good = (boxes[:, :2] >= 0).all(1) & (boxes[:, :2] <= boxes[:, 2:]).all(1) & np.isfinite(boxes[:, 2:]).all(1)
         if self._images is not None:
-            good &= (boxes[:, 2:] <= self._images.sizes[rows]).all(1)
+            good &= (boxes[:, 2:] <= self._images.sizes_of(rows)).all(1)
         if not good.all():
             at = int(good.argmin())
             raise self._damaged(f"row {int(rows[at])} has the box {boxes[at].tolist()}")

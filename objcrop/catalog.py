@@ -83,32 +83,29 @@ class Catalog:
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
-        """Upright width and height of every image, int32 (N, 2)."""
-        sizes = np.stack((self._column("width").to_numpy(), self._column("height").to_numpy()), 1)
-        if len(sizes) and sizes.min() < 1:
-            row = int((sizes < 1).any(1).argmax())
-            raise self._damaged(f"row {row} has the size {sizes[row].tolist()}")
-        return sizes
+        """Upright width and height of every image, int32 (N, 2); a copy, see `sizes_of`."""
+        return self._sound_sizes(np.arange(len(self)))
+
+    def sizes_of(self, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
+        """Return the upright width and height of some images, int32 (n, 2), of `rows`, integers (n,).
+
+        Only these are read from a mapped file: what is asked for batch by batch takes no memory.
+        """
+        return self._sound_sizes(np.asarray(rows, np.int64))
 
     @cached_property
     def orientations(self) -> npt.NDArray[np.int8]:
         """EXIF orientation 1..8 of every image, int8 (N,)."""
-        orientations = self._column("orientation").to_numpy()
-        wrong = (orientations < 1) | (orientations > 8)
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise self._damaged(f"row {row} has the orientation {orientations[row]}, which is not 1 to 8")
-        return orientations
+        return self._sound_orientations(slice(None))
+
+    def orientation(self, row: int) -> int:
+        """Return the EXIF orientation 1..8 of the image in `row`."""
+        return int(self._sound_orientations(slice(row, row + 1))[0])
 
     @cached_property
     def box_offsets(self) -> npt.NDArray[np.int64]:
         """Where each image's boxes begin in `all_annotations()`, int64 (N + 1,)."""
-        offsets = self._lists["boxes"].offsets.to_numpy().astype(np.int64)
-        names = ("boxes", "box_classes", "difficult", "crowd", "masks")
-        row = first_disorder(offsets, min(len(self._lists[name].values) for name in names))
-        if row is not None:
-            raise self._damaged(f"the boxes of row {row} do not lie in the file")
-        return offsets
+        return self._box_bounds(0, len(self)).astype(np.int64)
 
     def key(self, row: int) -> str:
         """Return the key of the image in `row`: its path relative to the root."""
@@ -178,7 +175,8 @@ class Catalog:
 
     def masks(self, row: int) -> list[dict[str, Any] | None]:
         """Return, for each box of `row`, its mask as COCO RLE ({"size": [h, w], "counts": str}, upright) or None."""
-        texts = self._sound_masks(int(self.box_offsets[row]), int(self.box_offsets[row + 1])).to_pylist()
+        begin, end = self._box_bounds(row, row + 1).tolist()
+        texts = self._sound_masks(begin, end).to_pylist()
         try:
             masks = [None if text is None else json.loads(text) for text in texts]
         except (ValueError, RecursionError):
@@ -307,12 +305,46 @@ class Catalog:
             raise ObjcropError(f"{path} expects {places[0]}, which is not there; {_moved()}.")
         return catalog
 
+    def _sound_sizes(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        sizes = np.stack([side[rows] for side in self._sides], -1)
+        wrong = (sizes < 1).any(-1)
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise self._damaged(f"row {rows[at]} has the size {sizes[at].tolist()}")
+        return sizes
+
+    def _sound_orientations(self, rows: slice) -> npt.NDArray[np.int8]:
+        orientations = self._turns[rows]
+        wrong = (orientations < 1) | (orientations > 8)
+        if wrong.any():
+            at = int(wrong.argmax())
+            row = at + (rows.start or 0)
+            raise self._damaged(f"row {row} has the orientation {orientations[at]}, which is not 1 to 8")
+        return orientations
+
+    @cached_property
+    def _sides(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        return self._column("width").to_numpy(), self._column("height").to_numpy()
+
+    @cached_property
+    def _turns(self) -> npt.NDArray[np.int8]:
+        return self._column("orientation").to_numpy()
+
     def _sound_masks(self, begin: int, end: int) -> pa.StringArray:
         """Return the masks of the boxes `begin` up to `end`, as text."""
         try:
             return sound_texts(self._lists["masks"].values, begin, end)
         except ValueError as error:
             raise self._damaged(f"a mask is no text ({str(error).splitlines()[0]})") from None
+
+    def _box_bounds(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        """Return where the boxes of rows `first` up to `last` begin and end, which must be in the file."""
+        bounds = self._lists["boxes"].offsets.to_numpy()[first : last + 1]
+        names = ("boxes", "box_classes", "difficult", "crowd", "masks")
+        row = first_disorder(bounds, min(len(self._lists[name].values) for name in names))
+        if row is not None:
+            raise self._damaged(f"the boxes of row {first + row} do not lie in the file")
+        return bounds
 
     @cached_property
     def _label_offsets(self) -> npt.NDArray[np.int32]:
@@ -343,8 +375,8 @@ class Catalog:
 
     def _annotations(self, first: int, last: int) -> Annotations:
         """Return the ground truth of rows `first` up to `last`, checked: they may come from a damaged file."""
-        offsets = self.box_offsets
-        begin, end = int(offsets[first]), int(offsets[last])
+        offsets = self._box_bounds(first, last)
+        begin, end = int(offsets[0]), int(offsets[-1])
 
         def part(name: str) -> pa.Array:
             return self._lists[name].values.slice(begin, end - begin)
@@ -355,13 +387,13 @@ class Catalog:
             part("difficult").to_numpy(zero_copy_only=False),
             part("crowd").to_numpy(zero_copy_only=False),
         )
-        within = inside(found.boxes, np.repeat(self.sizes[first:last], np.diff(offsets[first : last + 1]), axis=0))
+        within = inside(found.boxes, np.repeat(self.sizes_of(np.arange(first, last)), np.diff(offsets), axis=0))
         known = (found.classes >= 0) & (found.classes < len(self.classes))
         if not (within & known).all():
             at = int((within & known).argmin())
-            row = int(np.searchsorted(offsets, begin + at, side="right")) - 1
+            row = first + int(np.searchsorted(offsets, begin + at, side="right")) - 1
             box = f"the box {found.boxes[at].tolist()} of class {found.classes[at]}"
-            raise self._damaged(f"row {row} of size {self.sizes[row].tolist()} has {box}")
+            raise self._damaged(f"row {row} of size {self.sizes_of([row])[0].tolist()} has {box}")
         return found
 
     def _damaged(self, what: str) -> ObjcropError:

@@ -113,8 +113,8 @@ def upright_sizes(sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDAr
 
 def stored_size(catalog: Catalog, row: int) -> tuple[int, int]:
     """Return width and height of a catalog's image as they lie in its file."""
-    width, height = catalog.sizes[row].tolist()
-    return (height, width) if _SWAP[catalog.orientations[row]] else (width, height)
+    width, height = catalog.sizes_of([row])[0].tolist()
+    return (height, width) if _SWAP[catalog.orientation(row)] else (width, height)
 
 
 def stored_windows(

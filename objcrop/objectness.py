@@ -66,7 +66,7 @@ def object_mask(catalog: Catalog, row: int) -> tuple[NDArray[np.uint8], str] | N
     Raises:
         ObjcropError: a mask has another size than its image, or does not fill it; or the image is too large to be one.
     """
-    size = catalog.sizes[row]
+    size = catalog.sizes_of([row])[0]
     masks = catalog.masks(row)
     if not masks:
         return None

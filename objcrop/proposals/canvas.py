@@ -151,7 +151,7 @@ def propose_with_dali(catalog: Catalog, parts: Sequence[range], proposer: Canvas
         windows = windows_in(part.decoded, whole, part.orientations)
         there = Windows(*(torch.from_numpy(each[0]).to(proposer.device) for each in windows))
         canvases = crop_resize(there, proposer.side, "bilinear", proposer.device).permute(0, 3, 1, 2)
-        sizes = catalog.sizes[list(rows)].astype(np.float32)
+        sizes = catalog.sizes_of(list(rows)).astype(np.float32)
         cuts = (slice(begin, begin + proposer.batch) for begin in range(0, len(rows), proposer.batch))
         found = chain.from_iterable(proposer.of_canvases(canvases[cut].float(), sizes[cut]) for cut in cuts)
         yield [NO_BOXES if reason else boxes for boxes, reason in zip(found, part.reasons)], part.reasons

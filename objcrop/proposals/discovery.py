@@ -151,7 +151,7 @@ def _view(catalog: Catalog, table: BoxTable, learned: Whitening, row: int) -> Vi
     if isinstance(windows, str):
         boxes, windows = boxes[:0], np.zeros((1, *NO_WINDOWS.shape[1:]), np.float32)
     looks = whiten(windows, learned)
-    return View(catalog.sizes[row], boxes, looks[:-1], looks[-1], listed(parents(boxes, SMALLER)), bad)
+    return View(catalog.sizes_of([row])[0], boxes, looks[:-1], looks[-1], listed(parents(boxes, SMALLER)), bad)
 
 
 def nearest(views: Sequence[View], neighbours: int) -> npt.NDArray[np.int32]:

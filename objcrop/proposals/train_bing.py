@@ -88,7 +88,7 @@ def _loaded(
                 images.append(np.asarray(open_upright(catalog, row)))
             except BadImage:
                 continue
-            objects.append(_objects(catalog, row) * (canvas / torch.from_numpy(catalog.sizes[row]).repeat(2)))
+            objects.append(_objects(catalog, row) * (canvas / torch.from_numpy(catalog.sizes_of([row])[0]).repeat(2)))
         if images:
             yield on_canvas(images, canvas), objects
 

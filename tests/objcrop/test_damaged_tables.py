@@ -55,7 +55,9 @@ GARBAGE = b'{"size": [30, 40], "counts": "~~9"}'
 BOX = [1, 2, 30, 20]
 USES = {
     "sizes": lambda c: c.sizes,
+    "sizes_of": lambda c: [c.sizes_of([3 - row]) for row in range(4)],
     "orientations": lambda c: c.orientations,
+    "orientation": lambda c: [c.orientation(row) for row in range(4)],
     "path": lambda c: [c.path(row) for row in range(4)],
     "keys": lambda c: c.keys(),
     "labels": lambda c: c.label_matrix(range(4)),
@@ -70,10 +72,20 @@ CATALOGS = [
     ("key", lambda: strings([b"a.png", b"b\xff.png", b"c.png", b"d.png"]), ["path", "keys"], "key of"),
     ("key", strings_out_of_order, None, "key of row 0"),  # some rows are looked at while loading
     ("key", lambda: pa.array(["a.png", None, "c.png", "d.png"]), None, "a row of the column 'key' is missing"),
-    ("width", lambda: pa.array([40, -5, 40, 40], pa.int32()), ["sizes", "annotations"], r"row 1 has the size \[-5"),
-    ("height", lambda: pa.array([30, 30, 30, 0], pa.int32()), ["sizes"], "row 3 has the size"),
-    ("orientation", lambda: pa.array([1, 1, 9, 1], pa.int8()), ["orientations"], "row 2 has the orientation 9"),
-    ("orientation", lambda: pa.array([1, 0, 1, 1], pa.int8()), ["orientations"], "row 1 has the orientation 0"),
+    (
+        "width",
+        lambda: pa.array([40, -5, 40, 40], pa.int32()),
+        ["sizes", "sizes_of", "annotations"],
+        r"row 1 has the size \[-5",
+    ),
+    ("height", lambda: pa.array([30, 30, 30, 0], pa.int32()), ["sizes", "sizes_of"], "row 3 has the size"),
+    (
+        "orientation",
+        lambda: pa.array([1, 1, 9, 1], pa.int8()),
+        ["orientations", "orientation"],
+        "row 2 has the orientation 9",
+    ),
+    ("orientation", lambda: pa.array([1, 0, 1, 1], pa.int8()), ["orientations", "orientation"], "row 1 has the orient"),
     ("labels", lambda: lists(pa.array([0, 1, 7, 1], pa.int32())), ["labels", "join"], "labels run from 0 to 7"),
     ("labels", lambda: lists(pa.array([0, 1, -1, 1], pa.int32())), ["labels", "join"], "labels run from -1"),
     ("labels", lambda: lists(pa.array([0] * 4, pa.int32()), (0, 3, 1, 3, 4)), ["labels", "join"], "labels of row 1"),
