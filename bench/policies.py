@@ -78,8 +78,7 @@ def bench_policies(
             boxes = None if method is None else propose(train, method)
             run = runs / f"{name.replace(' ', '-')}-{seed}"
             recipe = resolve(None, {**flags, "arch": arch, "size": size, "crops": crops, "steps": steps, "seed": seed})
-            held = (run / "last.pt").exists()
-            figures = probe(pretrain(recipe, train, boxes, run, resume=held), train, test)
+            figures = probe(pretrain(recipe, train, boxes, run, resume="auto"), train, test)
             last = read_metrics(run / "metrics.jsonl")[-1]
             entry = result["contenders"].setdefault(name, {"crops": crops, "boxes": method, "seeds": []})
             measured = {measure: figures[measure] for measure in MEASURES}

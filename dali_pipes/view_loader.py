@@ -148,7 +148,7 @@ class ViewLoader(ABC):
         if self.batch_size % world:
             raise UsageError(
                 f"batch_size is {self.batch_size}, the global batch, but it must be a multiple of the {world} "
-                "processes."
+                "processes (where machines come and go, of each number of them)."
             )
         self.batches = replace(self.batches, rank=rank, world=world)
         self._check_length()

@@ -18,6 +18,7 @@ from objcrop.cli_errors import run
 from objcrop.cli_index import index, join, subset
 from objcrop.cli_options import (
     JSON,
+    RESUMES,
     SEEDS,
     TABLE,
     BoxesOption,
@@ -25,6 +26,7 @@ from objcrop.cli_options import (
     Commands,
     JsonOption,
     RecipeOption,
+    ResumeOption,
     RootOption,
     assignments,
     crops_alone,
@@ -231,7 +233,7 @@ def pretrain(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option by name; null takes it back.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from last.pt.")] = False,
+    resume: ResumeOption = None,
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
     from objcrop.catalog import catalog_at
@@ -241,7 +243,7 @@ def pretrain(
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote, or a folder of photos.")
     made = resolve(recipe, {**options, **assignments(set_)})
-    run_pretraining(made, catalog_at(catalog, root), boxes, output, resume=resume)
+    run_pretraining(made, catalog_at(catalog, root), boxes, output, resume=RESUMES[resume])
 
 
 @app.command()

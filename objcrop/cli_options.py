@@ -15,7 +15,7 @@ import typer.main
 
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.loading import ViewOptions
-from objcrop.errors import ObjcropError, UsageError, options_at_hand
+from objcrop.errors import ObjcropError, UsageError, one_of, options_at_hand
 from objcrop.option import Option, Options, home_of, in_words, options_of
 from objcrop.option_value import flag
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
@@ -25,6 +25,16 @@ CatalogFile = Annotated[
 ]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
+RESUMES: dict[str | None, Any] = {None: False, "last": True, "auto": "auto"}
+ResumeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="[last|auto]",
+        help="Go on from last.pt; auto: where there is one, else begin (for torchrun --max-restarts, requeued jobs).",
+        callback=lambda given: given if given is None else one_of(given, [*RESUMES][1:], "--resume"),
+    ),
+]
 RootOption = Annotated[
     str | None, typer.Option("--root", help="Folder of the images, a path or an address, if they moved.")
 ]
@@ -140,6 +150,16 @@ def takes(
     return declared
 
 
+class _Command(typer.core.TyperCommand):
+    """A command in which --resume may stand alone: typer has no option whose value may be left out."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Read the words after the command's name."""
+        following = [*args[1:], ""]
+        alone = [word == "--resume" and after[:1] in ("", "-") for word, after in zip(args, following)]
+        return super().parse_args(ctx, [word + "=last" * is_alone for word, is_alone in zip(args, alone)])
+
+
 class Commands(typer.core.TyperGroup):
     """Commands, of which those that `takes` declares get their flags when they are looked up."""
 
@@ -150,7 +170,7 @@ class Commands(typer.core.TyperGroup):
         if derived is None:
             return command
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name)(derived())
+        single.command(cmd_name, cls=_Command)(derived())
         self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -79,9 +80,11 @@ def process_group(backend: str) -> Iterator[None]:
         return
     # The default, 10 minutes of NCCL, is over while one rank compiles or writes to a slow disk.
     patience = timedelta(seconds=GIVE_UP_AFTER)
-    dist.init_process_group(backend, store=_meet(place), rank=place.rank, world_size=place.world, timeout=patience)
+    store = _meet(place)
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=patience)
     try:
         yield
+        _leave(store, place)
     except RuntimeError as error:
         if _is_a_lost_peer(str(error)):
             way = way_out("go on from the last checkpoint with --resume", "run it again")
@@ -121,11 +124,48 @@ def _meet(place: Place) -> torch.distributed.Store:
     wait_until_none_missing(alone, said)
     assert store is not None
     store.set_timeout(timedelta(seconds=GIVE_UP_AFTER))
-    # A store of torchrun's outlives a restart of the processes.
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.PrefixStore(f"objcrop/{attempt}/{next(_meetings)}", store)
-    _all_come(store, "met", rank, world, said)
-    return store
+    return _together(store, rank, world, said)
+
+
+def _together(
+    store: torch.distributed.Store, rank: int, world: int, said: Callable[[Sequence[int]], str]
+) -> torch.distributed.Store:
+    """Return the part of a store that these processes have to themselves, once all have come to it.
+
+    A store of torchrun's outlives its processes, and TORCHELASTIC_RESTART_COUNT is not the same on all machines. So
+    rank 0 names each meeting anew, and the others wait until it has seen them there, not only those who came before.
+    """
+    import torch.distributed as dist
+
+    mine = secrets.token_hex(8)
+    if rank == 0:
+        store.set("objcrop/meeting", mine)
+        meeting = dist.PrefixStore(f"objcrop/{mine}", store)
+        _all_come(meeting, "met", rank, world, said)
+        meeting.set("all", " ".join(meeting.get(f"met/{other}").decode() for other in range(world)))
+        return meeting
+
+    def missing() -> list[int]:
+        nonlocal meeting
+        if not store.check(["objcrop/meeting"]):
+            return [0]
+        meeting = dist.PrefixStore(f"objcrop/{store.get('objcrop/meeting').decode()}", store)
+        meeting.set(f"met/{rank}", mine)
+        if meeting.check(["all"]):
+            return [] if mine in meeting.get("all").decode().split() else [0]
+        return [other for other in range(world) if not meeting.check([f"met/{other}"])] or [0]
+
+    wait_until_none_missing(missing, said)
+    return meeting
+
+
+def _leave(store: torch.distributed.Store, place: Place) -> None:
+    """Let rank 0 leave last: the store may be its own, and another may still be looking into it."""
+    rank, world = place.rank, place.world
+    if rank > 0:
+        store.set(f"left/{rank}", "")
+    else:
+        _all_come(store, "left", rank, world, lambda missing: f"{listed(missing)} of {world} until all have ended")
 
 
 def meeting_point(place: Place) -> tuple[str, int]:
@@ -153,7 +193,7 @@ def _all_come(
     wait_until_none_missing(missing, said)
 
 
-_meetings, _waits = count(), count()
+_waits = count()
 
 
 def _is_a_lost_peer(message: str) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 StrPath = str | os.PathLike[str]
+UNFINISHED = ".objcrop."  # how the names of parts begin; a kill leaves them
 
 
 @contextmanager
@@ -35,7 +36,7 @@ def whole_file(path: StrPath) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     part = None
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=".objcrop.")
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=UNFINISHED)
         part = Path(name)
         os.close(handle)
         yield part
@@ -173,7 +174,7 @@ def _write_a_block(folder: Path) -> None:
     """Make a small file in `folder` and remove it: rights, mounts, quotas and full disks all have their say."""
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
-    handle, name = tempfile.mkstemp(dir=folder, prefix=".objcrop.")
+    handle, name = tempfile.mkstemp(dir=folder, prefix=UNFINISHED)
     try:
         os.write(handle, bytes(4096))
     finally:

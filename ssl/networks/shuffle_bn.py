@@ -109,7 +109,8 @@ class VirtualDevices:
         self.synchronised = bn_groups == 1 and self.world > 1
         if bn_groups % self.world and not self.synchronised:
             raise UsageError(
-                f"bn_groups is {bn_groups}, but it must be a multiple of the {self.world} processes, or 1 for SyncBN."
+                f"bn_groups is {bn_groups}, but it must be a multiple of the {self.world} processes (where machines "
+                "come and go, of each number of them), or 1 for SyncBN."
             )
         if batch_size % bn_groups or batch_size // bn_groups < 2:
             raise UsageError(

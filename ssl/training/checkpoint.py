@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from objcrop.errors import ObjcropError, way_out
+from objcrop.ranks import gather_ranks, wait_for_ranks
 from objcrop.whole_file import regular_file, whole_file
 
 VERSION = 2
@@ -116,3 +117,23 @@ def load_newest(path: Path) -> dict[str, Any]:
             os.replace(path, path.with_name("damaged.pt"))
         logging.getLogger("objcrop").warning("%s Going on from %s.", error, previous(path))
         return content
+
+
+def read_by_all(path: Path, step: int, device: torch.device) -> None:
+    """Return once every rank has read the checkpoint at `path`.
+
+    Args:
+        path: the checkpoint, for the error.
+        step: that this rank read.
+        device: of this rank.
+
+    Raises:
+        ObjcropError: the ranks read different steps.
+    """
+    wait_for_ranks("all have read the checkpoint")
+    steps = gather_ranks(torch.tensor(step, device=device)).tolist()
+    if min(steps) != max(steps):
+        seen = " and ".join(map(str, sorted(set(steps))))
+        raise ObjcropError(
+            f"the ranks read steps {seen} from {path}: let the run folder lie on a disk that all machines share."
+        )

@@ -11,8 +11,22 @@ from typing import Any
 import yaml
 
 from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.training.checkpoint import previous
-from objcrop.whole_file import StrPath, read_text, refuse_unwritable, refuse_unwritable_folder, whole_file
+from objcrop.whole_file import (
+    UNFINISHED,
+    StrPath,
+    read_text,
+    refuse_unwritable,
+    refuse_unwritable_folder,
+    whole_file,
+)
+
+
+def holds_run(path: StrPath) -> bool:
+    """Whether a checkpoint of a run lies in the folder."""
+    last = Path(path) / "last.pt"
+    return os.path.lexists(last) or os.path.lexists(previous(last))
 
 
 class RunFolder:
@@ -34,12 +48,16 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.recipe = self.path / "recipe.yaml"
         refuse_unwritable_folder(self.path)
-        held = os.path.lexists(self.checkpoint) or os.path.lexists(previous(self.checkpoint))
+        held = holds_run(self.path)
         if resume and not held:
             way = way_out("start without --resume", "start a new run")
+            if rank_and_world_size()[1] > 1:
+                way += ", or let all machines share the folder, where another has it"
             raise ObjcropError(f"there is no checkpoint to resume from in {self.path}; {way}.")
         if not resume and held:
             way = way_out("go on with --resume, or name another --output", "name another folder, or remove it")
+            if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":
+                way = way_out("let torchrun start it with --resume auto", "take resume='auto'")
             raise UsageError(f"{self.path} holds a run already: {way}.")
         self.path.mkdir(parents=True, exist_ok=True)
         for file in (self.checkpoint, previous(self.checkpoint), self.metrics, self.recipe):
@@ -56,6 +74,11 @@ class RunFolder:
         """Keep the resolved recipe, versions and data beside the run."""
         with whole_file(self.recipe) as part:
             part.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
+
+    def remove_unfinished(self) -> None:
+        """Remove what was half written when a run was killed: each may be as large as a checkpoint."""
+        for part in self.path.glob(f"{UNFINISHED}*"):
+            part.unlink(missing_ok=True)
 
     def cut_metrics(self, step: int) -> None:
         """Drop lines after `step`: steps that a broken run took and a resumed one takes again.

@@ -20,7 +20,6 @@ from objcrop.errors import UsageError, shown, way_out
 from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.evaluation.probe import probe
 from objcrop.ssl.methods.by_name import method_class
-from objcrop.ssl.training.checkpoint import previous
 from objcrop.ssl.training.recipe import name_of, resolve, settings
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.ssl.training.trainer import pretrain
@@ -79,8 +78,7 @@ def sweep(
     for setting, each in made:
         folder = Path(output) / name_of(setting)
         looked_at = each.policy.needs_boxes or method_class(each.method).needs_boxes
-        held = any(os.path.lexists(file) for file in (folder / "last.pt", previous(folder / "last.pt")))
-        checkpoint = pretrain(each, images, boxes if looked_at else None, folder, resume=held)
+        checkpoint = pretrain(each, images, boxes if looked_at else None, folder, resume="auto")
         if rank_and_world_size()[0] > 0:  # rank 0 writes what came out, and its machine may be the only one to have it
             continue
         last = read_metrics(folder / "metrics.jsonl")[-1]

@@ -14,7 +14,7 @@ import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,12 +36,12 @@ from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.methods.method import Batch, Data, Method
 from objcrop.ssl.networks.backbones import width_at
-from objcrop.ssl.training.checkpoint import load_newest, restoring, save_checkpoint
+from objcrop.ssl.training.checkpoint import load_newest, read_by_all, restoring, save_checkpoint
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.optimisers import optimiser_of
 from objcrop.ssl.training.recipe import Queue, Recipe, acting, as_dict, resolve
-from objcrop.ssl.training.run_folder import RunFolder
+from objcrop.ssl.training.run_folder import RunFolder, holds_run
 from objcrop.ssl.training.schedules import cosine_rate
 from objcrop.ssl.training.stop_signal import Stopped, StopSignal
 from objcrop.ssl.training.watch import Watch
@@ -53,7 +53,7 @@ def pretrain(
     boxes: str | os.PathLike[str] | BoxTable | None,
     output: str | os.PathLike[str],
     *,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     **options: Any,
 ) -> Path:
     """Train a backbone on the catalog's views.
@@ -63,7 +63,7 @@ def pretrain(
         catalog: the images, or the file that `objcrop index` wrote.
         boxes: for policies that crop in boxes; "online:anchors" has them scored while training.
         output: the run folder.
-        resume: go on from its last.pt.
+        resume: go on from its last.pt; "auto": where there is one, else begin.
         **options: of a recipe, in place of what the recipe says.
 
     Returns:
@@ -83,6 +83,8 @@ def pretrain(
     with process_group("nccl" if device.type == "cuda" else "gloo"):
         source = os.fspath(boxes) if isinstance(boxes, (str, os.PathLike)) else ""
         refuse_idle_boxes(recipe, boxes is not None, source.startswith(PREFIX))
+        if resume == "auto":  # the same on all, also where one does not see what another wrote
+            resume = any_rank(holds_run(output), device)
         folder, online = RunFolder(output, resume), None
         if source.startswith(PREFIX):
             online = OnlineBoxes(source, recipe, catalog, folder.path, device)
@@ -438,7 +440,8 @@ class Run:
             self.loader.set_boxes(self.online.of_checkpoint(at["epoch"], at["batch"]))
         self.loader.load_state_dict(saved["loader"])
         self.step = int(saved["step"])
-        wait_for_ranks("all have read the checkpoint")
+        read_by_all(self.folder.checkpoint, self.step, self.device)
         if self.leads:
+            self.folder.remove_unfinished()
             self.folder.cut_metrics(self.step)
         return saved

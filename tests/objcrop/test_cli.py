@@ -152,3 +152,14 @@ def test_help_names_all_that_there_are(command, option, names):
     (says,) = (parameter.help for parameter in group.params if parameter.name == option)
     said = set(re.findall(r"[\w-]+", says))
     assert said >= set(there), set(there) - said
+
+
+def test_resume_stands_alone_or_takes_a_word(tmp_path, objcrop):
+    """`--resume`, `--resume last` and `--resume auto`; nothing else, and nothing that follows is taken for its word."""
+    run = tmp_path / "run"
+    for words in (("--resume",), ("--resume", "-o", run), ("--resume", "auto"), ("--resume=last",)):
+        said = objcrop("pretrain", "-o", run, *words)
+        assert said.returncode == 2 and "--catalog" in said.stderr, words
+    for words in (("--resume", "maybe"), ("--resume=maybe",)):
+        said = objcrop("pretrain", "-o", run, *words)
+        assert said.returncode == 2 and "--resume is 'maybe', but it must be one of: last, auto." in said.stderr

@@ -119,10 +119,11 @@ def test_a_group_that_does_not_come_together_says_who_is_missing(rank, monkeypat
 def test_a_slow_rank_is_no_dead_rank(monkeypatch):
     import torch.distributed as dist
 
-    options = {}
+    options, store = {}, dist.HashStore()
+    store.set("left/1", "")
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: options.update(given))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(ranks, "_meet", lambda place: None)
+    monkeypatch.setattr(ranks, "_meet", lambda place: store)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with process_group("nccl"):

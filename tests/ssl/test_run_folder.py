@@ -10,7 +10,9 @@ import torch
 from objcrop.errors import ObjcropError
 from objcrop.ssl.training.checkpoint import PARTS, load_checkpoint, load_newest, previous, save_checkpoint
 from objcrop.ssl.training.plot_run import plot_run
+from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import RunFolder, read_metrics
+from objcrop.ssl.training.trainer import pretrain
 
 WHOLE = {
     "step": 4,
@@ -108,3 +110,15 @@ def test_a_checkpoint_with_other_content_is_a_sentence_and_the_one_before_is_tak
     save_checkpoint(tmp_path / "previous.pt", {**WHOLE, "step": 3})
     assert load_newest(tmp_path / "last.pt")["step"] == 3
     assert (tmp_path / "damaged.pt").exists() and previous(tmp_path / "last.pt").exists()
+
+
+def test_auto_begins_and_goes_on(photos, tmp_path):
+    small = dict(
+        arch="timm/test_resnet", crops="obj-scene", size=16, batch_size=8, queue=16, dim=8, loader="torch", workers=0
+    )
+    for steps in (1, 2):
+        pretrain(resolve(None, {**small, "steps": steps, "log_every_steps": 1}), *photos, tmp_path, resume="auto")
+        (tmp_path / ".objcrop.left").touch()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2]
+    pretrain(resolve(None, {**small, "steps": 2}), *photos, tmp_path, resume="auto")
+    assert not (tmp_path / ".objcrop.left").exists()
