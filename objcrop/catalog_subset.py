@@ -27,11 +27,11 @@ def subset(
     part of which they do. A class that is taken out is no class of the result, and its labels and boxes go with it.
     Keys, sizes and all else stay; the fingerprint is another, so boxes are to be made for the subset.
 
-    OAC 2 draws its subset of OpenImages so, with 2 and 900, and has 212,753 images and 208 classes. That number cannot
-    be had from the rule: the paper does not say of which images of OpenImages it is a sample, nor whether it counted
-    again once classes had gone. Its appendix A speaks against it: 196,862 images have 2 to 7 classes and a class has
-    3,762.13 images on average, 782,523 labels in all, which leaves the other 15,891 images 5 each, where all that have
-    2 classes would have 8 or more. Its images exactly are in the dictionaries it released (format oac-dicts).
+    OAC 2 draws its subset of OpenImages so, with 2 and 900, and has 212,753 images and 208 classes. The rule alone does
+    not settle these numbers: the paper says neither of which images of OpenImages they are a sample, nor whether it
+    counted again once classes had gone. Its appendix A speaks against that: 196,862 images have 2 to 7 classes, and a
+    class has 3,762.13 images on average, 782,523 labels in all, which leaves the other 15,891 images 5 each, where all
+    that have 2 classes would have 8 or more. The images themselves are in the dictionaries it released (oac-dicts).
 
     Args:
         catalog: with labels, those of boxes or of whole images.

@@ -127,6 +127,8 @@ def seeds(folder: Path) -> None:
     for name, new in (("file", pa.ipc.new_file), ("stream", pa.ipc.new_stream)):
         with new(str(folder / f"{name}.arrow"), rows.schema) as writer:
             writer.write_table(rows, max_chunksize=2)
+    objects = {str(i): {"data": [lines[i].split(","), *([] if i else [lines[1].split(",")])]} for i in range(4)}
+    np.save(folder / "oac.npy", objects)  # type: ignore[arg-type]
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -154,6 +156,7 @@ FORMATS = {
         f"arrow-{kind}": (f"{kind}.arrow", False, ["index {x} --format arrow --box-format xyxy -o {o}.arrow"])
         for kind in ("file", "stream")
     },
+    "oac-dicts": ("oac.npy", False, ["index {x} --format oac-dicts --root {0}/images -o {o}.arrow"]),
     "catalog": (
         "c.arrow",
         False,

@@ -42,6 +42,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "webdataset": ("root",),
     "webdataset:NAME": ("root",),
     "openimages": ("annotations", "root", "image_labels"),
+    "oac-dicts": ("annotations", "root"),
     "arrow": ("split", "image_column", "label_column", "box_format", "keys"),
 }
 

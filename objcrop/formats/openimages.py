@@ -19,7 +19,8 @@ from objcrop.formats.image_names import is_image_name
 from objcrop.formats.plain_values import BadValue, yes_or_no
 from objcrop.formats.source import Source
 from objcrop.formats.text_file import read_text
-from objcrop.formats.visible_files import visible_files
+from objcrop.formats.visible_files import visible_files, visible_objects
+from objcrop.place import is_address
 
 CORNERS = ("XMin", "YMin", "XMax", "YMax")
 SPLITS = ("train", "validation", "test")
@@ -55,7 +56,7 @@ def read_openimages(source: Source) -> tuple[Catalog, IndexReport]:
         ObjcropError: a file or folder is missing, a CSV lacks a column, an image is there twice, a class has two names,
             no image is left, or something cannot be used and the source is strict.
     """
-    is_folder = os.path.isdir(source.path)
+    is_folder = is_address(source.path) or os.path.isdir(source.path)
     file = _boxes_file(os.fspath(source.annotations or source.path))
     beside = os.path.dirname(os.path.abspath(file))
     base = folder_at(source.root or (source.path if is_folder else beside), "image folder")
@@ -68,31 +69,56 @@ def read_openimages(source: Source) -> tuple[Catalog, IndexReport]:
     labels = None
     if source.image_labels is not None:
         labels = _labels(os.fspath(source.image_labels), images, ids, mids, report)
-    keys, position = images.keys_of(ids, os.path.basename(file), source.limit, report)
-    classes, class_of = named_classes(mids, beside, report)
+    return catalog_by_ids(source, file, images, ids, mids, boxes, labels, report), report
 
-    there = position[boxes.image] >= 0
-    boxes = boxes._replace(
-        image=position[boxes.image[there]],
-        corners=boxes.corners[there],
-        classes=class_of[boxes.classes[there]],
-        difficult=boxes.difficult[there],
-        crowd=boxes.crowd[there],
-        place=boxes.place[there],
-    )
+
+def catalog_by_ids(
+    source: Source,
+    file: str,
+    images: ImagesById,
+    ids: Iterable[str],
+    mids: Sequence[str] | dict[str, int],
+    boxes: FlatBoxes | None,
+    labels: FlatLabels | None,
+    report: IndexReport,
+) -> Catalog:
+    """Return the catalog of OpenImages' annotations, once images have keys and classes names.
+
+    Args:
+        source: its limit and verify.
+        file: that names the images; rotations and descriptions lie beside it.
+        images: those that are there.
+        ids: of the images, each once.
+        mids: of the classes, each once.
+        boxes: arrays; image and classes are positions in `ids` and `mids`.
+        labels: the same; beside the classes of the boxes.
+        report: gets what is missed and left out.
+    """
+    keys, position = images.keys_of(ids, os.path.basename(file), source.limit, report)
+    classes, class_of = named_classes(mids, os.path.dirname(os.path.abspath(file)), report)
+    if boxes is not None:
+        there = position[boxes.image] >= 0
+        boxes = boxes._replace(
+            image=position[boxes.image[there]],
+            corners=boxes.corners[there],
+            classes=class_of[boxes.classes[there]],
+            difficult=boxes.difficult[there],
+            crowd=boxes.crowd[there],
+            place=boxes.place[there],
+        )
     if labels is not None:
         there = position[labels.image] >= 0
         labels = FlatLabels(position[labels.image[there]], class_of[labels.classes[there]])
     return catalog_of(
-        base,
+        images.base,
         keys,
         report,
         verify=source.verify,
         classes=classes,
         boxes=boxes,
-        turns=turns_beside(file, keys, report),
         labels=labels,
-    ), report
+        turns=turns_beside(file, keys, report),
+    )
 
 
 def _boxes_file(path: str) -> str:
@@ -107,13 +133,13 @@ def _boxes_file(path: str) -> str:
 
 
 class ImagesById:
-    """The images below a folder, by their names without folder and ending."""
+    """The images below a folder or an address, by their names without folder and ending."""
 
     def __init__(self, base: str, report: IndexReport) -> None:
         self.base = base
         self._key_of: dict[str, str] = {}
         self._second: dict[str, str] = {}  # another key of the same name
-        for key in visible_files(base, base, report):
+        for key in visible_objects(base, "") if is_address(base) else visible_files(base, base, report):
             if is_image_name(key):
                 name = posixpath.splitext(posixpath.basename(key))[0]
                 if self._key_of.setdefault(name, key) != key:

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 import yaml
 
+from objcrop.formats import FORMATS
 from objcrop.option import options_of
 from objcrop.proposals import METHODS as PROPOSALS
 from objcrop.ssl.methods.by_name import METHODS, method_class
@@ -77,6 +78,12 @@ def test_recipes_hold_differences_and_what_they_need(name):
     assert needs.get("boxes", "gt") in needed("boxes")
     for setting in settings(name):
         resolve(name, setting)
+
+
+def test_needed_data_are_indexed_by_formats_that_there_are():
+    for says, commands in needed("data").values():
+        assert says and set(re.findall(r"--format ([\w-]+)", f"{says} {commands}")) <= set(FORMATS)
+        assert re.match("objcrop index .* -o ", commands)
 
 
 def test_needed_boxes_are_made_by_methods_that_there_are():
