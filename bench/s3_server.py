@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import shutil
 import socket
@@ -107,10 +106,9 @@ def s3_server(folder: Path) -> Iterator[Server]:
 
 
 def _answers(server: Server) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", server.port), timeout=1):
-        with suppress(Exception):  # it listens before it can write
-            server.put("ready", b"")
-            return True
+    with suppress(Exception), socket.create_connection(("127.0.0.1", server.port), timeout=1):
+        server.put("ready", b"")  # it listens before it can write
+        return True
     return False
 
 
@@ -221,7 +219,7 @@ def _length(head: bytes) -> int:
 
 
 def main() -> None:
-    """Be a slow network until standard input ends: `python -m objcrop.bench.s3_server UPSTREAM DELAY`, says its port."""
+    """Be a slow network until standard input ends; `python -m objcrop.bench.s3_server UPSTREAM DELAY` says its port."""
     upstream, delay = sys.argv[1:]
     with Network(int(upstream), float(delay)) as network:
         print(network.port, flush=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -146,11 +146,16 @@ class DaliLoader(ViewLoader):
         asked = self.batches.plan(position)
         return asked, without_bad(asked, self.planner, position[0], self.bad_images.reasons)
 
+    def _planned_ahead(self, start: Position) -> Generator[tuple[Position, ViewPlan], None, None]:
+        """Yield positions and plans as asked for, so early that images which lie far away are there in time."""
+        planned = ((position, self.batches.plan(position)) for position in self._positions(start))
+        yield from self.catalog.image_bytes.ahead_of(planned, lambda batch: batch[1].row.tolist())
+
     # ---- files
 
-    def _read(self, position: Position) -> tuple[ViewPlan, ViewPlan, list[Encoded]]:
-        """Return a batch's plan as asked for, as it is shown, and its images; bad ones are replaced on the way."""
-        asked, plan = self._planned(position)
+    def _read(self, position: Position, asked: ViewPlan) -> tuple[ViewPlan, list[Encoded]]:
+        """Return the plan of a batch as it is shown, and its images; bad ones are replaced on the way."""
+        plan = without_bad(asked, self.planner, position[0], self.bad_images.reasons)
         images: dict[int, Encoded] = {}
         wanted = np.arange(len(plan))
         while True:
@@ -164,7 +169,7 @@ class DaliLoader(ViewLoader):
             before, plan = plan, without_bad(asked, self.planner, position[0], self.bad_images.reasons)
             wanted = np.flatnonzero(plan.sample != before.sample)
             if not wanted.size:
-                return asked, plan, [images[i] for i in range(len(plan))]
+                return plan, [images[i] for i in range(len(plan))]
 
     def _rescue(self, failed: _Fed, said: str) -> None:
         """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses.
@@ -314,7 +319,7 @@ class _GraphRun:
 
     def __init__(self, loader: DaliLoader, start: Position) -> None:
         self.loader = loader
-        self._positions = loader._positions(start)
+        self._planned = loader._planned_ahead(start)
         self._in_flight: deque[_Fed] = deque()
         self._planning_error: BaseException | None = None
         self.pipe: Any = decode_graph(
@@ -327,9 +332,9 @@ class _GraphRun:
 
     def _feed(self) -> list[Any]:
         """DALI asks for the next batch, several ahead of the one it hands out."""
-        position = next(self._positions)
         try:
-            asked, plan, images = self.loader._read(position)
+            position, asked = next(self._planned)
+            plan, images = self.loader._read(position, asked)
         except BaseException as error:
             self._planning_error = error
             raise
@@ -350,6 +355,7 @@ class _GraphRun:
     def close(self) -> None:
         """Let go of the graph and its memory, which would wait for the garbage collector: it knows who feeds it."""
         self.pipe = None
+        self._planned.close()
 
     def oldest(self) -> _Fed:
         """Return the batch that failed: the oldest that was fed and not handed out."""

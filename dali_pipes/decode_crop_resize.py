@@ -219,7 +219,7 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
     with ThreadPoolExecutor(threads, thread_name_prefix="objcrop-read") as pool:
         while done < len(parts):
             left = parts[done:]
-            reading = _PartReader(catalog, iter(left), pool, threads)
+            reading = _PartReader(catalog, catalog.image_bytes.ahead_of(left, list), pool, threads)
             pipe = None  # another one's memory is free before this one takes its own
             size = max(map(len, left))
             pipe = decode_graph(reading.next, batch_size=size, threads=threads, decode="whole", **graph)

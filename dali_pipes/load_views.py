@@ -66,6 +66,8 @@ def load_views(
     if boxes is None and chosen.view_boxes:
         raise UsageError("view_boxes is True, but there are no boxes; give boxes too.")
     images = catalog_at(catalog)
+    if chosen.disk_cache is not None:
+        images = images.cached_on_disk(chosen.disk_cache, chosen.disk_cache_gb)
     boxes = None if boxes is None else boxes_at(boxes, images)
     planner = ViewPlanner(images, boxes, chosen, seed=chosen.seed, view_boxes=chosen.view_boxes)
     if planner.boxes_left_out:

@@ -50,6 +50,10 @@ def _cache_is_kept(at: Loading) -> str | None:
     return None if at.cache is not None else "nothing is kept, give cache='device' or 'host' too"
 
 
+def _is_kept_on_disk(at: Loading) -> str | None:
+    return None if at.disk_cache is not None else "nothing is kept on disk, give disk_cache too"
+
+
 @dataclass(frozen=True)
 class Backend(Options):
     """Who makes the views, and where: asked wherever images are loaded."""
@@ -126,6 +130,15 @@ class Loading(Backend):
         whole(8, 65536),
         "keep images smaller, with this shorter side in pixels; default: as they are",
         idle=_cache_is_kept,
+    )
+    disk_cache: str | None = option(
+        None, text(), "folder on a local disk where encoded images are kept once they are read, for what lies far away"
+    )
+    disk_cache_gb: float = option(
+        100.0,
+        number(0.001, 10**6),
+        "the most that the folder may hold, 10**9 bytes; what was not read for longest goes",
+        idle=_is_kept_on_disk,
     )
     max_bad: float = option(
         0.01, number(0, 1), "largest share of the catalog that may turn out unreadable before the loader stops"

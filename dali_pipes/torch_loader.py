@@ -7,6 +7,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
 from itertools import count
@@ -22,7 +23,7 @@ from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
-from objcrop.errors import ObjcropError, way_out
+from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import colour_reference
 
@@ -50,14 +51,16 @@ class TorchLoader(ViewLoader):
 
     def _stream(self, start: Position) -> Iterator[Views]:
         on_gpu = self.device.type != "cpu"
+        made = _Batches(self.batches, self.colour, self.dtype)
         batches = DataLoader(
-            _Batches(self.batches, self.colour, self.dtype),
+            made,
             sampler=_From(self._positions(start)),
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=_as_is,
             pin_memory=on_gpu,
+            multiprocessing_context=_spawned(made) if self.workers and self.catalog.image_bytes.far else None,
         )
         with torch.cuda.device(self.device) if on_gpu else nullcontext():  # that of the thread that pins memory
             arriving = iter(batches)
@@ -89,6 +92,18 @@ class TorchLoader(ViewLoader):
             said = lost_worker(raised[1])
             if said is not None:
                 raise said from None
+
+
+def _spawned(batches: _Batches) -> str:
+    """Return how workers begin that fetch from far away: anew, since a forked one has none of obstore's threads."""
+    try:
+        pickle.dumps(batches)
+    except Exception as error:
+        raise UsageError(
+            f"workers that fetch images from an address begin anew, and what they need cannot be sent there ({error}): "
+            "define your own augment at the top of a module, or take workers=0 or backend='dali'."
+        ) from None
+    return "spawn"
 
 
 def _end(arriving: Iterator[Any]) -> None:

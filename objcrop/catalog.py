@@ -24,6 +24,7 @@ import pyarrow as pa
 from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, write_table
 from objcrop.catalog_checks import inside, is_rle
 from objcrop.catalog_table import SCHEMA, VERSION, FlatAnnotations, Ranges, fingerprint_of, table_of
+from objcrop.disk_cache import DiskCache
 from objcrop.errors import ObjcropError, way_out
 from objcrop.image_bytes import ImageBytes
 from objcrop.place import Place, SourceFile, is_address, root_of, source_of, under
@@ -52,6 +53,7 @@ class Catalog:
         classes: class names; the position is the class id.
         fingerprint: 16 hex digits over keys, sizes and orientations. Boxes made for a catalog carry it.
         sources: the files that hold many images each; empty where every image is a file.
+        disk_cache: where encoded images are kept on their way; None for nowhere.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Catalog:
         self.classes = list(classes)
         self.fingerprint = fingerprint
         self.sources = list(sources)
+        self.disk_cache: DiskCache | None = None
         self._file: str | None = None
 
     def __len__(self) -> int:
@@ -78,8 +81,9 @@ class Catalog:
     def __reduce__(self) -> tuple[Any, ...]:
         # A loader's worker maps the file again instead of receiving the rows through a pipe.
         if self._file is not None:
-            return Catalog.load, (self._file, self.root)
-        return Catalog, (self.table, self.root, self.classes, self.fingerprint, self.sources)
+            return Catalog.load, (self._file, self.root), {"disk_cache": self.disk_cache}
+        whole = (self.table, self.root, self.classes, self.fingerprint, self.sources)
+        return Catalog, whole, {"disk_cache": self.disk_cache}
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int32]:
@@ -124,6 +128,12 @@ class Catalog:
     def image_bytes(self) -> ImageBytes:
         """Reads the encoded bytes of rows."""
         return ImageBytes(self)
+
+    def cached_on_disk(self, folder: str | os.PathLike[str], gigabytes: float) -> Catalog:
+        """Return this catalog, its images kept in a folder once they are read: for what lies far away."""
+        cached = Catalog(self.table, self.root, self.classes, self.fingerprint, self.sources)
+        cached._file, cached.disk_cache = self._file, DiskCache(folder, gigabytes)
+        return cached
 
     def path(self, row: int) -> str:
         """Return the path or address of the image in `row`; of one inside another file, that one's and the key."""

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from objcrop.errors import ObjcropError, way_out
 from objcrop.place import Place, SourceFile, is_address, under
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from objcrop.catalog import Catalog
 
 IN_FLIGHT = 64  # requests at a time: at 30 ms each some 2,000 images a second
+AHEAD = 2 * IN_FLIGHT  # images asked for before they are wanted
+T = TypeVar("T")
 HEADER = 1 << 14  # bytes of an image read at a time for its header
 
 
@@ -32,12 +35,13 @@ class ImageBytes:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._far = is_address(catalog.root) or any(is_address(source.name) for source in catalog.sources)
+        # Whether some lie on other machines. A forked child cannot fetch from there: obstore's threads are not forked.
+        self.far = is_address(catalog.root) or any(is_address(source.name) for source in catalog.sources)
         self._coming: dict[int, Future[bytes]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     def __call__(self, row: int) -> bytes:
-        """Return the bytes of the image in `row`, those that `ahead` asked for once only.
+        """Return the bytes of the image in `row`.
 
         Raises:
             FileNotFoundError: the file or object is not there.
@@ -46,20 +50,53 @@ class ImageBytes:
                 was indexed.
         """
         coming = self._coming.pop(row, None)
-        return read_place(self._catalog.place(row)) if coming is None else coming.result()
+        return self._read(row) if coming is None else coming.result()
 
     def ahead(self, rows: Iterable[int]) -> None:
-        """Begin to fetch images that will be asked for soon; does nothing for those that lie on this machine."""
-        if not self._far:
+        """Begin to fetch images that will be asked for soon, once each; nothing for those that lie on this machine."""
+        if not self.far:
             return
         self._pool = self._pool or ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="objcrop-fetch")
         for row in rows:
             if row not in self._coming:
-                self._coming[row] = self._pool.submit(read_place, self._catalog.place(row))
+                self._coming[row] = self._pool.submit(self._read, row)
 
-    def forget(self) -> None:
+    def ahead_of(self, items: Iterable[T], rows_of: Callable[[T], Sequence[int]]) -> Iterator[T]:
+        """Yield items in turn, the images of those that follow being fetched meanwhile.
+
+        Args:
+            items: batches or parts of the catalog.
+            rows_of: the rows that an item will ask for.
+        """
+        waiting: deque[tuple[T, int]] = deque()
+        count = 0
+        try:
+            for item in items:
+                rows = rows_of(item)
+                self.ahead(rows)
+                waiting.append((item, len(rows)))
+                count += len(rows)
+                while waiting and (not self.far or count - waiting[0][1] >= AHEAD):
+                    first, size = waiting.popleft()
+                    count -= size
+                    yield first
+            for item, _ in waiting:
+                yield item
+        finally:
+            self._forget()
+
+    def _read(self, row: int) -> bytes:
+        place, disk = self._catalog.place(row), self._catalog.disk_cache
+        data = None if disk is None else disk.get(place)
+        if data is None:
+            data = read_place(place)
+            if disk is not None:
+                disk.put(place, data)
+        return data
+
+    def _forget(self) -> None:
         """Let go of what was asked for ahead and is not wanted any more."""
-        for coming in self._coming.values():
+        for coming in list(self._coming.values()):
             coming.cancel()
         self._coming.clear()
 

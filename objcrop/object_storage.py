@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 BLOCK = 1 << 16  # bytes fetched at a time of an object that is read in parts
 TIMEOUT, PATIENCE = timedelta(seconds=30), timedelta(seconds=120)  # of a request; of all its tries
+# What says that credentials are missing or wrong; the address is that of a cloud's machine which would hand some out.
+_REFUSALS = r"status code: 40[13]|169\.254\.169\.254|token request|[Cc]redential"
 CUT = 4  # tries of an answer that ends too early, beside those of obstore
 
 
@@ -144,20 +146,18 @@ def _tried(address: str, ask: Callable[[], T]) -> T:
     for left in reversed(range(CUT)):
         try:
             return ask()
-        except FileNotFoundError as error:
-            if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-                raise ObjcropError(f"the bucket of {address} is not there; check the address.") from None
-            raise FileNotFoundError(2, "no such object", address) from None
-        except exceptions.PreconditionError:
-            raise another_file(address) from None
-        except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError):
-            raise _refused(address) from None
-        except (exceptions.InvalidPathError, ValueError) as error:
-            raise OSError(22, f"no name of an object ({_reason(error)})", address) from None
-        except exceptions.BaseError as error:
+        except (exceptions.BaseError, FileNotFoundError, ValueError) as error:
             said = str(error)
-            if "169.254.169.254" in said or "token request" in said or "redential" in said:
+            if re.search("NoSuchBucket|ContainerNotFound", said):
+                raise ObjcropError(f"the bucket of {address} is not there; check the address.") from None
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(2, "no such object", address) from None
+            if isinstance(error, exceptions.PreconditionError):
+                raise another_file(address) from None
+            if re.search(_REFUSALS, said) or isinstance(error, exceptions.PermissionDeniedError):
                 raise _refused(address) from None
+            if isinstance(error, (exceptions.InvalidPathError, ValueError)):
+                raise OSError(22, f"no name of an object ({_reason(error)})", address) from None
             if re.search(r"status code: 4(?!08|29)\d\d|upport", said):
                 raise OSError(22, _reason(error), address) from None
             if not left:

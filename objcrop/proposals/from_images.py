@@ -202,6 +202,7 @@ def read_images(catalog: Catalog, rows: range, over: Callable[..., Any] = map) -
         except BadImage as error:
             return str(error)
 
+    catalog.image_bytes.ahead(rows)
     return list(over(one, rows))
 
 

