@@ -251,11 +251,12 @@ class Catalog:
         Files and boxes that cannot be used are left out and warned of, with the reason.
 
         Args:
-            paths: (N,) image files, each once; relative ones lie below the root, or the working folder without one.
+            paths: (N,) image files, each once; relative to the root, or to the working folder without one.
             labels: (N,) class name of each, or several, or None for none; one that has boxes has one label for all, or
                 one for each. Boxes are of the class "object" where none has a label.
             boxes: (N,) of (k, 4) x0,y0,x1,y1, half-open pixels of the upright image; k may be 0.
-            root: folder that the catalog's keys are relative to; the deepest that holds all files when left out.
+            root: folder, or its address, that the catalog's keys are relative to; the deepest that holds all files when
+                left out.
 
         Raises:
             UsageError: the lists do not fit together, a file comes twice or does not lie below the root.

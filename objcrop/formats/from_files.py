@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,6 +12,8 @@ from objcrop.catalog import Catalog
 from objcrop.errors import UsageError, printable, shown
 from objcrop.formats import IndexReport, folder_at
 from objcrop.formats.image_list import Row, catalog_of_rows
+from objcrop.formats.image_names import key_finder
+from objcrop.formats.plain_values import BadValue
 from objcrop.formats.source import Source, StrPath
 
 
@@ -26,16 +27,21 @@ def catalog_from_files(
     for what, given in (("labels", labels), ("boxes", boxes)):
         if given is not None and len(given) != len(paths):
             raise UsageError(f"from_files got {len(paths)} paths but {len(given)} {what}; give one for each path.")
-    files = [os.path.abspath(os.path.join(root or "", path)) for path in paths]
-    twice = [file for file, count in Counter(files).items() if count > 1]
-    if twice:
-        raise UsageError(f"{printable(twice[0])} is there twice; give each file once, with all its boxes and labels.")
-    base = folder_at(root or os.path.commonpath([os.path.dirname(file) for file in files] or [os.getcwd()]), "root")
+    files = [os.path.abspath(path) if root is None else os.fspath(path) for path in paths]
+    if root is None:
+        root = os.path.commonpath([os.path.dirname(file) for file in files] or [os.getcwd()])
+    base = folder_at(root, "root")
+    key_of = key_finder(files, base)
     rows: list[Row] = []
+    seen: set[str] = set()
     for i, file in enumerate(files):
-        key = os.path.relpath(file, base).replace(os.sep, "/")
-        if key.startswith("../"):
-            raise UsageError(f"{printable(file)} does not lie below the root {base}; give a folder above all files.")
+        try:
+            key = key_of(file)
+        except BadValue as error:
+            raise UsageError(f"paths[{i}] cannot be used with the root {base}: {error}.") from None
+        if key in seen:
+            raise UsageError(f"paths[{i}], {printable(file)}, is there twice; give its boxes and labels in one place.")
+        seen.add(key)
         names: list[str | None] = [*_names(labels[i], i)] if labels is not None else []
         corners = _corners(boxes[i], i) if boxes is not None else []
         if not corners:

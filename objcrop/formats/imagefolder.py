@@ -45,9 +45,8 @@ def read_imagefolder(source: Source) -> tuple[Catalog, IndexReport]:
     if not classes:
         raise ObjcropError(f"{folder} holds no class folder with images; check the path, or take --format folder.")
     if {name.lower() for name in classes} <= _SPLITS:
-        raise ObjcropError(
-            f"{folder} holds {' and '.join(classes)}, not a folder a class; index each, {folder}/{classes[0]} first."
-        )
+        each = ", then ".join(f"{folder}/{name}" for name in classes)
+        raise ObjcropError(f"{folder} holds {' and '.join(classes)}, which are no classes; index {each}.")
     for name in [] if is_address(folder) else sorted(patiently(folder, lambda: os.listdir(folder))):
         if not name.startswith(".") and printable(name) not in classes and os.path.isdir(os.path.join(folder, name)):
             report.leave_out_file(name, "a class folder without files of its own")

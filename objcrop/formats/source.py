@@ -17,7 +17,7 @@ class Source:
         argument: what stands behind the colon of the format's name, "" where it has none.
         annotations: annotation file, where it is not in its usual place.
         root: image folder, where it is not in its usual place; the catalog's keys are relative to it.
-        split: the part of a data set that is asked for; all when left out.
+        split: the part of a data set, such as train or test.
         classes: take so many classes only.
         per_class: take so many images of each class only.
         seed: of the classes and images that are taken; 0 when left out.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,10 +46,13 @@ def _data_set(name: str, folder: str, split: str | None) -> Any:
 
     made = getattr(datasets, name, None)
     if not (inspect.isclass(made) and issubclass(made, datasets.VisionDataset)):
-        raise UsageError(
-            f"torchvision has no data set '{printable(name)}'; it is written as its class, Flowers102 say."
-        )
-    has_split = "split" in inspect.signature(made).parameters
+        way = "write the name of its class, as in torchvision:Flowers102"
+        raise UsageError(f"torchvision has no data set '{printable(name)}'; {way}.")
+    parameters = inspect.signature(made).parameters
+    needed = {p.name for p in parameters.values() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if needed - {"root"}:  # annotations, for one
+        raise _not_such_a_set(name)
+    has_split = "split" in parameters
     if split is not None and not has_split:
         raise UsageError(f"torchvision's {name} has no parts; leave out --split.")
     if name == "Caltech101" and not os.path.isdir(os.path.join(folder, "caltech101")):  # which its class would make
@@ -59,15 +63,14 @@ def _data_set(name: str, folder: str, split: str | None) -> Any:
         raise ObjcropError(
             f"torchvision cannot read {name} without {error.name}; `pip install {error.name}`."
         ) from None
-    except TypeError:  # it must be told more
-        raise _not_such_a_set(name) from None
     except Exception as error:  # whatever a damaged list makes it raise
         said = " ".join(str(error).split())
         if "argument split" in said:
-            raise UsageError(f"--split must say which part of {name}: {said.partition('alues are ')[2]}") from None
+            parts = ", ".join(re.findall("'([^']+)'", said.partition("alid values")[2]))
+            raise UsageError(f"--split must say which part of {name}, one of: {parts}.") from None
         reason = said.partition(". ")[0].rstrip(".") or type(error).__name__
         raise ObjcropError(
-            f"torchvision finds no whole {name} in {folder} ({reason}); put it there as torchvision lays it out."
+            f"torchvision finds no whole {name} in {folder} ({reason}); give the folder that torchvision calls root."
         ) from None
 
 

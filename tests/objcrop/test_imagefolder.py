@@ -80,7 +80,8 @@ def test_folders_of_another_kind_are_refused(folder, tmp_path):
     for part in ("train", "Val"):
         save(tmp_path / "tree" / part / "cat" / "1.jpg")
     said = error(tmp_path / "tree", "imagefolder")
-    assert said == f"{tmp_path}/tree holds Val and train, not a folder a class; index each, {tmp_path}/tree/Val first."
+    tree = f"{tmp_path}/tree"
+    assert said == f"{tree} holds Val and train, which are no classes; index {tree}/Val, then {tree}/train."
     assert labels(index(tmp_path / "tree" / "train", "imagefolder")[0]) == [("cat/1.jpg", "cat")]
     assert "is not there" in error(tmp_path / "none", "imagefolder")
     (tmp_path / "blank" / "a").mkdir(parents=True)

@@ -169,7 +169,7 @@ def test_errors(tmp_path):
     assert "torchvision has no data set 'Flowers'" in error(tmp_path, "torchvision:Flowers")
     assert "torchvision has no data set 'os'" in error(tmp_path, "torchvision:os")
     assert "torchvision:NAME" in error(tmp_path, "torchvision")
-    parts = "--split must say which part of DTD: {'train', 'val', 'test'}."
+    parts = "--split must say which part of DTD, one of: train, val, test."
     assert error(tmp_path, "torchvision:DTD") == error(tmp_path, "torchvision:DTD", split="all") == parts
     with pytest.raises(UsageError, match="EuroSAT has no parts; leave out --split"):
         index(tmp_path, "torchvision:EuroSAT", split="train")
@@ -178,6 +178,9 @@ def test_errors(tmp_path):
     assert "no whole EuroSAT" in error(tmp_path, "torchvision:EuroSAT")
     assert "must hold the folder caltech101" in error(tmp_path, "torchvision:Caltech101")
     assert not list(tmp_path.iterdir())
+    food101(Files(tmp_path))
+    (tmp_path / "food-101/meta/train.json").write_text('{"sushi": 3}')
+    assert "no whole Food101" in error(tmp_path, "torchvision:Food101", split="train")
     dtd(Files(tmp_path))
     (tmp_path / "dtd/dtd/labels/train1.txt").write_text("no folder")
     assert "no whole DTD" in error(tmp_path, "torchvision:DTD", split="train")
