@@ -267,3 +267,16 @@ def test_many_requests_are_in_flight(catalogs, network):
     network.delay = 0.05
     checksums(catalogs["bucket"], 12)
     assert network.most_at_once >= 16  # of at most 20 images that differ
+
+
+def test_formats_that_name_their_files_read_a_bucket_too(places, network, tmp_path):
+    folder, bucket = index(places["folder"], "imagefolder")[0], index(places["bucket"], "imagefolder")[0]
+    assert bucket.classes == ["a", "b"] and bucket.table.equals(folder.table)
+    keys = folder.keys()
+    rows = [f"{places['bucket']}/{key},{key[0]}" if row % 2 else f"{key},{key[0]}" for row, key in enumerate(keys)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    listed, report = index(tmp_path / "list.csv", "list", root=places["bucket"])
+    assert listed.table.equals(folder.table) and len(report.lines()) == 1
+    made = Catalog.from_files(keys, [key[0] for key in keys], root=places["bucket"])
+    assert made.table.equals(folder.table)
+    assert checksums(places["bucket"], 2, backend="dali") == checksums(folder, 2, backend="dali")
