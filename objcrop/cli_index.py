@@ -31,10 +31,17 @@ def index(
     image_labels: Annotated[
         Path | None, typer.Option(help="openimages: CSV of image-level labels, beside the classes of the boxes.")
     ] = None,
-    image_column: Annotated[str | None, typer.Option(help="arrow: that of the images, of several.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="arrow: that of the classes, if not label.")] = None,
-    box_format: Annotated[str | None, typer.Option(help="arrow: xywh or xyxy, where boxes fit both ways.")] = None,
-    keys: Annotated[str | None, typer.Option(help="arrow: name images by their path (the default) or row.")] = None,
+    image_column: Annotated[str | None, typer.Option(help="arrow, parquet: the images', of several.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="arrow, parquet: the classes', if not label.")] = None,
+    box_format: Annotated[
+        str | None, typer.Option(help="arrow, parquet: xywh or xyxy, where boxes fit both ways.")
+    ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="arrow, parquet: name images by their path (the default) or row.")
+    ] = None,
+    unpack: Annotated[
+        Path | None, typer.Option(help="parquet: folder for uncompressed copies, read faster in random order.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,
     strict: Annotated[
@@ -48,7 +55,7 @@ def index(
     options |= {"split": split, "image_labels": image_labels}
     options |= {"classes": classes, "per_class": per_class, "seed": seed}
     options |= {"image_column": image_column, "label_column": label_column}
-    options |= {"box_format": box_format, "keys": keys}
+    options |= {"box_format": box_format, "keys": keys, "unpack": unpack}
     catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
     catalog.save(output)
     for line in report.lines():

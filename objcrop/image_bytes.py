@@ -115,7 +115,7 @@ def read_place(place: Place) -> bytes:
         return read_value(place)
 
     def read() -> bytes:
-        descriptor = _open_source(place.path, place.source)
+        descriptor = open_source(place.path, place.source)
         try:
             data = os.pread(descriptor, place.length, place.offset)
         finally:
@@ -142,7 +142,7 @@ def open_place(place: Place, whole: bool = False) -> IO[bytes]:
         return open(open_file(place.path), "rb")
     if whole or place.source.column:
         return io.BytesIO(read_place(place))
-    file = _open_source(place.path, place.source)
+    file = open_source(place.path, place.source)
 
     def read(at: int, length: int) -> bytes:
         return patiently(place.path, lambda: os.pread(file, length, place.offset + at))
@@ -189,7 +189,7 @@ class RangeFile(io.RawIOBase):
         super().close()
 
 
-def _open_source(path: str, source: SourceFile | None) -> int:
+def open_source(path: str, source: SourceFile | None) -> int:
     """Open a file of many images, which must be the one that was indexed, and return its descriptor."""
     try:
         descriptor = open_file(path)

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
+import pyarrow.parquet as pq
 import typer
 from PIL import Image
 
@@ -129,6 +130,8 @@ def seeds(folder: Path) -> None:
             writer.write_table(rows, max_chunksize=2)
     objects = {str(i): {"data": [lines[i].split(","), *([] if i else [lines[1].split(",")])]} for i in range(4)}
     np.save(folder / "oac.npy", objects)  # type: ignore[arg-type]
+    for name, packed in (("plain", "none"), ("packed", "snappy")):
+        pq.write_table(rows, folder / f"{name}.parquet", row_group_size=2, compression=packed, use_dictionary=False)
     (folder / "run").mkdir()
     lines = [{"step": s, "epoch": 0, "loss": 2.5 / s, "lr": 0.03, "images_per_s": 90.5} for s in range(1, 6)]
     (folder / "run" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -157,6 +160,10 @@ FORMATS = {
         for kind in ("file", "stream")
     },
     "oac-dicts": ("oac.npy", False, ["index {x} --format oac-dicts --root {0}/images -o {o}.arrow"]),
+    **{
+        f"parquet-{kind}": (f"{kind}.parquet", False, ["index {x} --format parquet --box-format xyxy -o {o}.arrow"])
+        for kind in ("plain", "packed")
+    },
     "catalog": (
         "c.arrow",
         False,

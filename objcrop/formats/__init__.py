@@ -44,6 +44,7 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "openimages": ("annotations", "root", "image_labels"),
     "oac-dicts": ("annotations", "root"),
     "arrow": ("split", "image_column", "label_column", "box_format", "keys"),
+    "parquet": ("split", "image_column", "label_column", "box_format", "keys", "unpack"),
 }
 
 

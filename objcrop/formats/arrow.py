@@ -6,7 +6,7 @@ A file is mapped and its batches are walked; where a value lies in the map is wh
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,7 @@ from objcrop.formats.columns import ColumnFile, catalog_of_columns
 from objcrop.formats.image_columns import ImageColumns, image_columns
 from objcrop.formats.source import Source
 from objcrop.formats.table_files import table_files
-from objcrop.image_bytes import changed
-from objcrop.place import SourceFile
+from objcrop.image_bytes import source_at
 
 Places = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -45,7 +44,13 @@ def read_arrow(source: Source) -> tuple[Catalog, IndexReport]:
         ObjcropError: nothing is there, a file is damaged, compressed or has no images, and as of `catalog_of_columns`.
     """
     report = IndexReport(strict=source.strict)
-    root, names = table_files(source, ".arrow", report)
+    return index_arrow_files(source, *table_files(source, ".arrow", report), report)
+
+
+def index_arrow_files(
+    source: Source, root: str, names: Sequence[str], report: IndexReport
+) -> tuple[Catalog, IndexReport]:
+    """Index these Arrow files of a folder; the rest as of `read_arrow`."""
     files: list[ColumnFile] = []
     columns = None
     for name in names:
@@ -59,21 +64,21 @@ def read_arrow(source: Source) -> tuple[Catalog, IndexReport]:
             first = files[0].source.name
             raise ObjcropError(f"{path} has other columns or classes than {first}; index each by itself.")
         columns = found
-        files.append(_column_file(path, name, schema, columns))
+        files.append(_column_file(root, name, schema, columns))
     if columns is None:
         raise ObjcropError(f"{root} has no Arrow file with images; check the path.")
     return catalog_of_columns(source, root, files, columns, report), report
 
 
-def _column_file(path: str, name: str, schema: pa.Schema, columns: ImageColumns) -> ColumnFile:
-    facts = os.stat(path)
+def _column_file(root: str, name: str, schema: pa.Schema, columns: ImageColumns) -> ColumnFile:
+    path, source = os.path.join(root, name), source_at(root, name)
     reader, begin = _opened(path)
     offsets, lengths, paths, annotations = [], [], [], []
     try:
         for batch in _batches(reader):
             column = batch.column(columns.image)
             values = pc.struct_field(column, "bytes") if columns.nested else column
-            offset, length = _places(values, begin, facts.st_size, path)
+            offset, length = _places(values, begin, source.size, path)
             offsets.append(offset)
             lengths.append(length)
             paths.append(path_of(column))
@@ -84,7 +89,7 @@ def _column_file(path: str, name: str, schema: pa.Schema, columns: ImageColumns)
         raise _damaged(path, error) from None
     kept = pa.schema([schema.field(column) for column in columns.annotations])
     return ColumnFile(
-        SourceFile(name, facts.st_size, changed(facts)),
+        source,
         pa.concat_arrays([pa.nulls(0, pa.string()), *paths]),
         np.concatenate([np.zeros(0, np.int64), *offsets]),
         np.concatenate([np.zeros(0, np.int64), *lengths]),
@@ -92,7 +97,7 @@ def _column_file(path: str, name: str, schema: pa.Schema, columns: ImageColumns)
     )
 
 
-def path_of(column: pa.Array) -> pa.Array:
+def path_of(column: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
     """Return the `path` beside each image's bytes as text, null where there is none."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("path") >= 0:
         return pc.struct_field(column, "path").cast(pa.string())

@@ -22,7 +22,7 @@ from objcrop.formats.headers import read_headers
 from objcrop.formats.image_columns import ImageColumns
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.source import Source
-from objcrop.place import Place, SourceFile, is_address
+from objcrop.place import SourceFile, is_address
 
 
 class ColumnFile(NamedTuple):
@@ -34,7 +34,7 @@ class ColumnFile(NamedTuple):
     """
 
     source: SourceFile
-    path: pa.Array
+    path: pa.Array | pa.ChunkedArray
     offset: npt.NDArray[np.int64]
     length: npt.NDArray[np.int64]
     annotations: pa.Table
@@ -46,7 +46,6 @@ def catalog_of_columns(
     files: Sequence[ColumnFile],
     columns: ImageColumns,
     report: IndexReport,
-    headers: Callable[[Sequence[Place], bool], list[Header | str]] = read_headers,
 ) -> Catalog:
     """Make the catalog of files' rows.
 
@@ -59,7 +58,6 @@ def catalog_of_columns(
         files: one or more.
         columns: what was taken from them.
         report: filled in as rows are met.
-        headers: reads the headers of images at these places, and with True also decodes them.
 
     Raises:
         UsageError: keys or box_format is none of its words.
@@ -79,14 +77,14 @@ def catalog_of_columns(
     keys, rows = _keys(source, root, files, offset, length, place, report)
     at = np.array(rows, np.int64)
     if source.limit is not None:
-        at = at[np.argsort(np.array(keys, object), kind="stable")[: source.limit]]
-        keys = sorted(keys)[: source.limit]
+        chosen = np.sort(np.argsort(np.array(keys, object))[: source.limit])  # rows in order: files are read forwards
+        at, keys = at[chosen], [keys[i] for i in chosen.tolist()]
     ranges = Ranges([file.source for file in files], np.where(offset < 0, -1, number)[at], offset[at], length[at])
 
     table = _annotations(files).take(pa.array(at))
     of_taken = partial(_at, place, at)
     labels, boxes = labels_of(table, columns, of_taken, report), boxes_of(table, columns, of_taken, report)
-    found = headers(places_of(root, keys, ranges), source.verify)
+    found = read_headers(places_of(root, keys, ranges), source.verify)
     corners, sizes = None, stated_sizes(table, columns)
     if boxes is not None:
         stored = [(header.width, header.height) if isinstance(header, Header) else (0, 0) for header in found]

@@ -104,8 +104,8 @@ def _image_column(schema: pa.Schema, features: dict[str, Any], file: str, named:
     there = printable(", ".join(schema.names[:20])) or "none"
     if not images:
         raise ObjcropError(
-            f"{file} has no column of encoded images (binary, or a struct with `bytes`; its columns: {there}); check "
-            "the path."
+            f"{file} has no column of encoded images, binary or a struct with `bytes` (its columns: {there}); take "
+            "--format list where it has paths."
         )
     raise ObjcropError(f"{file} has several columns of images; name one with --image-column: {', '.join(images)}.")
 

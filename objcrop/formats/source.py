@@ -26,6 +26,7 @@ class Source:
         label_column: the column of the images' classes, where it has no usual name.
         box_format: how boxes are written, "xywh" or "xyxy", where it cannot be told.
         keys: what names an image, its "path" in the table, or the "row".
+        unpack: folder for uncompressed copies of the files, in which the images then lie.
         limit: take the first so many images, in the order of their keys.
         verify: decode every image, and leave out what does not decode.
         strict: end at the first file, entry or mask that cannot be used, instead of leaving it out.
@@ -44,6 +45,7 @@ class Source:
     label_column: str | None = None
     box_format: str | None = None
     keys: str | None = None
+    unpack: StrPath | None = None
     limit: int | None = None
     verify: bool = False
     strict: bool = False
