@@ -37,6 +37,17 @@ def print_loaders(rows: dict[str, dict[str, Any]], what: str, console: Console) 
     console.print(table)
 
 
+def print_sources(rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print one row a source: its speed, and the share of a folder's."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("source", "images/s", "(min–max)", "of the folder's"):
+        table.add_column(head, justify="left" if head == "source" else "right")
+    for name, row in rows.items():
+        spread = f"({row['images_per_s_min']:,.0f}–{row['images_per_s_max']:,.0f})"
+        table.add_row(name, f"{row['images_per_s']:,.0f}", spread, f"{row['share_of_folder']:.0%}")
+    console.print(table)
+
+
 def print_stages(result: dict[str, Any], console: Console) -> None:
     """Print one row a stage: what it adds, and the chain that ends with it."""
     table = Table(box=None, pad_edge=False)

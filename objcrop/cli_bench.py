@@ -44,6 +44,28 @@ def bench_plan(
         write_result(output, result)
 
 
+@bench_app.command("sources")
+def bench_sources(
+    output: JsonOption = None,
+    catalog: Annotated[Path | None, typer.Option(help="Catalog of local files; default: drawn scenes.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 64,
+    size: Annotated[int, typer.Option(min=8, help="Side of the views, pixels.")] = 224,
+    delay: Annotated[float, typer.Option(min=0, help="Seconds that each answer of the bucket is late.")] = 0.03,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each source, taken in turn.")] = 5,
+) -> None:
+    """How fast the same views come from a folder, a tar and a bucket that is far away."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.sources import bench_sources as run_bench
+    from objcrop.bench.table import print_sources
+
+    options: dict[str, Any] = {"images": images, "batch_size": batch_size, "size": size}
+    result = run_bench(catalog, delay=delay, repeats=repeats, **options)
+    print_sources(result["sources"], console)
+    if output is not None:
+        write_result(output, result)
+
+
 @bench_app.command("loader")
 def bench_loader(
     catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,

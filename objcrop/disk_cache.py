@@ -1,6 +1,6 @@
 """A cache of encoded images on a local disk, for what lies far away: filled as it is read, never larger than it may be.
 
-An image is a file, which appears whole (a rename) and is read only where its checksum holds; so a process or a machine
+An image is a file, which appears whole (by a rename) and is read only where its checksum holds; so a process or a machine
 may stop at any moment. A ledger, locked while it is changed, says how much there is; when that would be too much, the
 images that were not read for the longest time go. Several processes may share a folder.
 """
@@ -11,13 +11,14 @@ import fcntl
 import hashlib
 import logging
 import os
+import threading
 import time
 import zlib
 from pathlib import Path
 
 from objcrop.errors import ObjcropError
 from objcrop.place import Place, StrPath
-from objcrop.whole_file import refuse_unwritable_folder, whole_file
+from objcrop.whole_file import refuse_unwritable_folder
 
 HEAD = 4  # bytes of the checksum before an image
 ROOM = 0.1  # share of the limit that is made free at once
@@ -66,11 +67,12 @@ class DiskCache:
         if size > self.limit * ROOM or self._full:
             return
         path = self._path(place)
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(exist_ok=True)
             self._reserve(size)
-            with whole_file(path) as part:
-                part.write_bytes(zlib.crc32(data).to_bytes(HEAD, "little") + data)
+            unfinished.write_bytes(zlib.crc32(data).to_bytes(HEAD, "little") + data)
+            unfinished.replace(path)
         except OSError as error:
             self._full = True
             logging.getLogger("objcrop").warning(

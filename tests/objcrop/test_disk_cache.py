@@ -119,7 +119,7 @@ def test_a_lost_ledger_is_counted_anew_and_leftovers_go(tmp_path):
     for i in range(45):
         cache.put(place(i), content(i))
     (tmp_path / "bytes-used").write_bytes(b"")
-    leftover = cache._path(place(0)).parent / ".objcrop.left"
+    leftover = cache._path(place(0)).parent / ".left"
     leftover.write_bytes(b"half")
     os.utime(leftover, (1, 1))
     cache.put(place(50), content(50))
@@ -137,7 +137,7 @@ def test_a_folder_that_cannot_be_is_a_sentence(tmp_path, monkeypatch, caplog):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("objcrop.disk_cache.whole_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     for i in range(3):
         cache.put(place(i), content(i))
     assert len(caplog.messages) == 1 and "no space left" in caplog.messages[0].lower()
