@@ -18,7 +18,7 @@ READS = {
     *("probe.test", "export.checkpoint", "plot.runs", "reconstruct.checkpoint", "reconstruct.catalog"),
     *("bench loader.catalog", "bench loader.boxes", "bench train.catalog", "bench train.boxes"),
     *("bench policies.train", "bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
-    *("bench gpu.catalog", "bench gpu.boxes", "sweep.catalog", "sweep.boxes", "sweep.train", "sweep.test"),
+    *("bench gpu.catalog", "bench sources.catalog", "bench gpu.boxes", "sweep.catalog", "sweep.boxes", "sweep.train", "sweep.test"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
