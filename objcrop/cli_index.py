@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import SEEDS, TABLE, CatalogFile, RootOption
+from objcrop.cli_options import SEEDS, TABLE, CatalogFile, RootOption, writes_folder
 from objcrop.errors import UsageError
 from objcrop.formats import FORMATS
 from objcrop.whole_file import refuse_overwriting
@@ -40,7 +40,8 @@ def index(
         str | None, typer.Option(help="arrow, parquet: name images by their path (the default) or row.")
     ] = None,
     unpack: Annotated[
-        Path | None, typer.Option(help="parquet: folder for uncompressed copies, read faster in random order.")
+        Path | None,
+        typer.Option(help="parquet: folder for uncompressed copies, faster in random order.", callback=writes_folder),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many images.")] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Decode every image, leave out what fails.")] = False,

@@ -67,6 +67,8 @@ class DiskCache:
         if size > self.limit * ROOM or self._full:
             return
         path = self._path(place)
+        if path.exists():
+            return
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(exist_ok=True)
@@ -80,7 +82,8 @@ class DiskCache:
             )
 
     def _path(self, place: Place) -> Path:
-        name = hashlib.sha256(repr(tuple(place)).encode("utf-8", "surrogateescape")).hexdigest()[:40]
+        where = repr((place.path, place.source and tuple(place.source), place.offset, place.length))
+        name = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return self.folder / name[:2] / name[2:]
 
     def _reserve(self, size: int) -> None:

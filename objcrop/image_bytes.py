@@ -91,7 +91,8 @@ class ImageBytes:
         if data is None:
             data = read_place(place)
             if disk is not None:
-                disk.put(place, data)
+                for at, found in _with_neighbours(place, data):
+                    disk.put(at, found)
         return data
 
     def _forget(self) -> None:
@@ -99,6 +100,19 @@ class ImageBytes:
         for coming in list(self._coming.values()):
             coming.cancel()
         self._coming.clear()
+
+
+def _with_neighbours(place: Place, data: bytes) -> Iterator[tuple[Place, bytes]]:
+    """Yield an image that was read and where it lies, in Parquet all that were unpacked to come to it."""
+    if place.source is None or not place.source.column:
+        yield place, data
+        return
+    from objcrop.parquet_values import group_of
+
+    group = group_of(place)
+    for i, value in enumerate(group.values):
+        if value.is_valid:
+            yield place._replace(offset=group.first + i), bytes(value.as_py())
 
 
 def read_place(place: Place) -> bytes:

@@ -18,11 +18,13 @@ READS = {
     *("probe.test", "export.checkpoint", "plot.runs", "reconstruct.checkpoint", "reconstruct.catalog"),
     *("bench loader.catalog", "bench loader.boxes", "bench train.catalog", "bench train.boxes"),
     *("bench policies.train", "bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
-    *("bench gpu.catalog", "bench sources.catalog", "bench gpu.boxes", "sweep.catalog", "sweep.boxes", "sweep.train", "sweep.test"),
+    *("bench gpu.catalog", "bench gpu.boxes", "bench sources.catalog", "sweep.catalog", "sweep.boxes"),
+    *("sweep.train", "sweep.test"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
     "index.output": ("missing-source",),
+    "index.unpack": ("missing.parquet", "--format", "parquet", "-o", "fine.arrow"),
     "join.output": ("missing-a.arrow", "missing-b.arrow"),
     "subset.output": ("missing.arrow", "--min-classes", "2"),
     "propose.output": ("missing.arrow", "--method", "gt"),
@@ -38,6 +40,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "reconstruct.output": ("missing.pt", "missing.arrow"),
     "demo.output": ("--scenes", "64"),
     "bench plan.output": (),
+    "bench sources.output": ("--catalog", "missing.arrow"),
     "bench loader.output": ("--catalog", "missing.arrow"),
     "bench train.output": ("--catalog", "missing.arrow"),
     "bench policies.output": ("--train", "missing.arrow", "--test", "missing.arrow"),
@@ -47,7 +50,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench gpu.output": ("--dry-run", "--only", "kernels"),
     "bench readme.readme": (),
 }
-FOLDERS = {"pretrain.output", "sweep.output", "demo.output", "bench policies.runs", "bench gpu.output"}
+FOLDERS = {"index.unpack", "pretrain.output", "sweep.output", "demo.output", "bench policies.runs", "bench gpu.output"}
 
 
 def paths_of(command, name=""):

@@ -124,6 +124,18 @@ def test_groups_are_kept_within_a_number_of_bytes_and_unpacked_once(compressed, 
     assert unpacked == [0, 1, 2, 1] and len(parquet_values._groups) == 2
 
 
+def test_a_disk_cache_keeps_a_group_with_the_first_of_its_images(compressed, tmp_path, monkeypatch):
+    catalog, pictures, _ = compressed
+    cached = catalog.cached_on_disk(tmp_path / "cache", 1)
+    assert cached.image_bytes(5) == pictures[5]
+    release()
+    monkeypatch.setattr(parquet_values, "_values", None)
+    again = catalog.cached_on_disk(tmp_path / "cache", 1)
+    assert [again.image_bytes(row) for row in range(4, 8)] == pictures[4:8]
+    with pytest.raises(TypeError):
+        again.image_bytes(8)
+
+
 def test_threads_share_a_group_that_is_being_unpacked(compressed, monkeypatch):
     catalog, pictures, _ = compressed
     unpacked, real, all_there, together = [], parquet_values._values, threading.Event(), threading.Barrier(8)
