@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,10 @@ def seeds(folder: Path) -> None:
             writer.write_table(rows, max_chunksize=2)
     objects = {str(i): {"data": [lines[i].split(","), *([] if i else [lines[1].split(",")])]} for i in range(4)}
     np.save(folder / "oac.npy", objects)  # type: ignore[arg-type]
+    with zipfile.ZipFile(folder / "stored.zip", "w") as stored:
+        for i, picture in enumerate(pictures):
+            stored.writestr(f"{i}.png", picture)
+            stored.writestr(f"{i}.json", json.dumps({"label": "x", "boxes": [{"box": [1, 2, 20, 9 + i]}]}))
     for name, packed in (("plain", "none"), ("packed", "snappy")):
         pq.write_table(rows, folder / f"{name}.parquet", row_group_size=2, compression=packed, use_dictionary=False)
     (folder / "run").mkdir()
@@ -164,6 +169,7 @@ FORMATS = {
         f"parquet-{kind}": (f"{kind}.parquet", False, ["index {x} --format parquet --box-format xyxy -o {o}.arrow"])
         for kind in ("plain", "packed")
     },
+    "zips": ("stored.zip", False, ["index {x} --format zips -o {o}.arrow"]),
     "catalog": (
         "c.arrow",
         False,

@@ -41,6 +41,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "scenes": ("annotations", "root"),
     "webdataset": ("root",),
     "webdataset:NAME": ("root",),
+    "zips": ("root",),
+    "zips:NAME": ("root",),
     "openimages": ("annotations", "root", "image_labels"),
     "oac-dicts": ("annotations", "root"),
     "arrow": ("split", "image_column", "label_column", "box_format", "keys"),

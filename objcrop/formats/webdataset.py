@@ -16,7 +16,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -28,11 +28,13 @@ from objcrop.formats.plain_values import ONE_CLASS, BadValue, number, plain_id, 
 from objcrop.formats.source import Source
 from objcrop.formats.tar_members import BadTar, Member, tar_members
 from objcrop.formats.visible_files import visible_files, visible_objects
+from objcrop.formats.zip_members import BadZip
 from objcrop.image_bytes import IN_FLIGHT, open_place, source_at
 from objcrop.object_storage import refuse_credentials
 from objcrop.place import Place, SourceFile, is_address, root_of, under
 from objcrop.progress import tracked
 
+MembersOf = Callable[[Callable[[int, int], bytes], int], Iterator[Member]]
 LABELS = ("cls", "json")  # endings of the members that are read unasked
 NO_IMAGES = (*LABELS, "txt")
 
@@ -53,14 +55,19 @@ def read_webdataset(source: Source) -> tuple[Catalog, IndexReport]:
         ObjcropError: there is no tar or no image in them, one is compressed or no tar, two hold the same image, the
             storage cannot be reached, or something is left out and the source is strict.
     """
+    return read_packs(source, ".tar", tar_members)
+
+
+def read_packs(source: Source, ending: str, members_of: MembersOf) -> tuple[Catalog, IndexReport]:
+    """Index the images in files whose names end so and whose members this function finds; see `read_webdataset`."""
     report = IndexReport(strict=source.strict)
-    root, names = tars_of(source, report)
+    root, names = packs_of(source, ending, report)
     endings = (source.argument.lstrip("."),) if source.argument else LABELS
     samples = _Samples(report, endings)
     files: list[SourceFile] = []
     with ThreadPoolExecutor(IN_FLIGHT if is_address(root) else 1) as pool:
-        walks = pool.map(lambda name: _walked(root, name, endings), names)
-        for file, members, trouble in tracked(walks, len(names), "tars"):
+        walks = pool.map(lambda name: _walked(root, name, endings, members_of), names)
+        for file, members, trouble in tracked(walks, len(names), f"{ending[1:]}s"):
             samples.add(len(files), file, members)
             files.append(file)
             if trouble:
@@ -68,23 +75,23 @@ def read_webdataset(source: Source) -> tuple[Catalog, IndexReport]:
     return samples.catalog(root, files, source), report
 
 
-def tars_of(source: Source, report: IndexReport) -> tuple[str, list[str]]:
-    """Return the root and the tars' names relative to it, sorted; errors as of `read_webdataset`."""
+def packs_of(source: Source, ending: str, report: IndexReport) -> tuple[str, list[str]]:
+    """Return the root and the names of such files relative to it, sorted; errors as of `read_webdataset`."""
     path = root_of(source.path)
     far = is_address(path)
     if far:
         refuse_credentials(path)
-    if path.endswith(".tar") and (far or not os.path.isdir(path)):
+    if path.endswith(ending) and (far or not os.path.isdir(path)):
         folder, _, pattern = path.rpartition("/")
         names = numbered(pattern)
         missing = [name for name in names if not far and not os.path.exists(f"{folder}/{name}")]
         if missing:
-            raise ObjcropError(f"The tar {folder}/{missing[0]} is not there; check the path.")
+            raise ObjcropError(f"The {ending[1:]} {folder}/{missing[0]} is not there; check the path.")
     else:
-        folder = folder_at(path, "folder of tars")
-        names = visible_objects(path, "", ending=".tar") if far else visible_files(path, path, report, ending=".tar")
+        folder = folder_at(path, f"folder of {ending[1:]}s")
+        names = visible_objects(path, "", ending=ending) if far else visible_files(path, path, report, ending=ending)
         if not names:
-            raise ObjcropError(f"{folder} holds no .tar; check the path.")
+            raise ObjcropError(f"{folder} holds no {ending}; check the path.")
     base = folder if source.root is None else folder_at(source.root, "root folder")
     inside = inside_of(base, folder)
     return base, [f"{inside}/{name}" if inside else name for name in names]
@@ -106,8 +113,10 @@ class _Found(NamedTuple):
     text: bytes | None
 
 
-def _walked(root: str, name: str, endings: Iterable[str]) -> tuple[SourceFile, list[_Found], str]:
-    """Return a tar as it is, its members with the text of labels, and what is wrong with its end.
+def _walked(
+    root: str, name: str, endings: Iterable[str], members_of: MembersOf
+) -> tuple[SourceFile, list[_Found], str]:
+    """Return a file as it is, its members with the text of labels, and what is wrong with its end.
 
     Raises:
         ObjcropError: nothing in it can be read.
@@ -122,10 +131,10 @@ def _walked(root: str, name: str, endings: Iterable[str]) -> tuple[SourceFile, l
             return file.read(length)
 
         try:
-            for member in tar_members(read, source.size):
+            for member in members_of(read, source.size):
                 label = _ending(member.name) in endings and not member.reason
                 found.append(_Found(member, read(member.offset, member.length) if label else None))
-        except BadTar as error:
+        except (BadTar, BadZip) as error:
             if not found:
                 raise ObjcropError(f"{path} cannot be indexed: {error}.") from None
             return source, found, str(error)
@@ -192,7 +201,6 @@ class _Samples:
         numbers, members = zip(*(self.file_of[key] for key in keys))
         ranges = Ranges(files, numbers, [m.offset for m in members], [m.length for m in members])
         labels: list[tuple[int, str]] = []
-        unlabelled = set(range(len(keys)))
         boxes: list[tuple[int, str, _Box, str]] = []
         for row, key in enumerate(keys):
             facts = self.facts.get(_sample(key), {})
@@ -200,14 +208,11 @@ class _Samples:
             for value in _labels(facts):
                 name = self._class(value, place)
                 labels += [(row, name)] if name is not None else []
-                unlabelled.discard(row)
             for i, value in enumerate(_list(facts, "boxes")):
                 try:
                     boxes.append((row, _class_of(value), _box_of(value), f"{place}, box {i + 1}"))
                 except BadValue as error:
                     self.report.leave_out_entry(f"{place}, box {i + 1}", str(error))
-        if labels:
-            labels += [(row, name) for row, name, *_ in boxes if row in unlabelled]
         classes = _in_order({name for _, name in labels} | {name for _, name, _, _ in boxes})
         number_of = {name: i for i, name in enumerate(classes)}
         flat_labels = FlatLabels([row for row, _ in labels], [number_of[name] for _, name in labels])

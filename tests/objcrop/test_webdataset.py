@@ -48,7 +48,7 @@ def test_labels_boxes_and_turned_images(tmp_path):
     assert catalog.root == str(tmp_path) and [s.name for s in catalog.sources] == ["a.tar", "more/b.tar"]
     assert catalog.classes == ["cat", "dog", "object"]
     labels = [[catalog.classes[i] for i in np.flatnonzero(row)] for row in catalog.label_matrix(range(5))]
-    assert labels == [["cat"], ["dog"], ["cat"], ["cat"], []]
+    assert labels == [["cat"], ["cat", "dog", "object"], ["cat"], ["cat"], []]
     assert catalog.sizes.tolist() == [[40, 30], [40, 30], [40, 30], [30, 40], [40, 30]]
     assert catalog.annotations(1).boxes.tolist() == [[4, 6, 14, 26], [0, 0, 40, 9]]
     assert catalog.annotations(1).crowd.tolist() == [True, False] and catalog.annotations(0).difficult.tolist() == [
