@@ -188,6 +188,11 @@ def _boxes(file: str, ids: dict[str, int], mids: dict[str, int], report: IndexRe
         wrong: dict[int, str] = {}
         image, label = (_numbered(block, name, known, wrong) for name, known in (("ImageID", ids), ("LabelName", mids)))
         corners = np.stack([block.numbers(name, wrong) for name in CORNERS], 1).astype(np.float32)
+        if len(corners) and np.median(corners) > 2:  # else millions of boxes are listed, all for one reason
+            at = f"{os.path.basename(file)} line {block.lines[0]}"
+            raise ObjcropError(
+                f"{at} has the box {corners[0].tolist()}, in pixels, not shares of 1; try --format list."
+            )
         crowd = _groups(block, wrong)
         good = block.good(wrong, report)
         parts.append((image[good], corners[good], label[good], crowd[good], block.lines[good]))

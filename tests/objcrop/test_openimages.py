@@ -228,6 +228,9 @@ def test_wrong_files_are_sentences(tmp_path):
     file.write_text(file.read_text().replace("XMin", "left"))
     assert error(tmp_path) == f"{file} lacks the column XMin in its first line; is it the CSV of boxes?"
     write(tmp_path, box("a"))
+    write(tmp_path, *[box("a", corners=(8, 20, 7.5, 30))] * 3)
+    assert "bbox.csv line 2 has the box [8.0, 7.5, 20.0, 30.0], in pixels, not shares of 1" in error(tmp_path)
+    write(tmp_path, box("a"))
     rotation = tmp_path / "train-images-boxable-with-rotation.csv"
     rotation.write_text("ImageID,Subset\na,train\n")
     assert "lacks the column Rotation in its first line; is it the CSV of rotations?" in error(tmp_path)

@@ -198,7 +198,7 @@ def test_lengths_and_numbers_take_no_memory(tmp_path):
 
 
 def test_deep_nesting_is_read_and_let_go(tmp_path):
-    deep = 300_000
+    deep = 60_000
     for pickled in (
         b"]" * deep + b"a" * (deep - 1),
         b")" + b"\x85" * deep,
@@ -218,7 +218,7 @@ def test_every_cut_and_change_is_data_or_a_sentence(tmp_path):
         with pytest.raises(ObjcropError):
             read_plain_npy(str(tmp_path / "b.npy"), "x")
     rng = random.Random(0)
-    for _ in range(3000):
+    for _ in range(800):
         data = bytearray(sound)
         for _ in range(rng.choice((1, 1, 2, 4))):
             data[rng.randrange(begin if rng.random() < 0.9 else 0, len(data))] = rng.randrange(256)
