@@ -6,6 +6,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import pyarrow.csv as pa_csv
 from objcrop.errors import ObjcropError
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.plain_values import BadValue, number
+from objcrop.progress import tracked
 
 BLOCK = 4 << 20  # bytes; a line must fit into one
 
@@ -110,13 +112,14 @@ def blocks(
     )
     convert = pa_csv.ConvertOptions(include_columns=picked, column_types=dict.fromkeys(picked, pa.string()))
     line = 2  # of the next row
+    size = os.path.getsize(path)
     try:
-        if os.path.getsize(path) == len(first):
+        if size == len(first):
             return
         with pa_csv.open_csv(path, read, parse, convert) as reader:
-            while True:
-                batch = next(reader, None)
-                rows = len(batch) if batch is not None else 0
+            # The end is a step too: rows may have been left out behind the last batch.
+            for batch in chain(tracked(reader, -(-size // BLOCK), f"reading {short}"), [None]):
+                rows = 0 if batch is None else len(batch)
                 skipped: list[int] = []
                 while odd and (batch is None or odd[0][0] <= line + rows + len(skipped)):
                     at, cells = odd.popleft()

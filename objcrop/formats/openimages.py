@@ -6,7 +6,7 @@ import csv
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,6 @@ from objcrop.formats.visible_files import visible_files, visible_objects
 from objcrop.place import is_address
 
 CORNERS = ("XMin", "YMin", "XMax", "YMax")
-SPLITS = ("train", "validation", "test")
 EXIF_OF_ROTATION = {0.0: 1, 90.0: 8, 180.0: 3, 270.0: 6}  # degrees counter-clockwise
 
 
@@ -33,10 +32,10 @@ def read_openimages(source: Source) -> tuple[Catalog, IndexReport]:
     An image is the file `ImageID.jpg` (or another ending), at any depth: all in one folder, or in `train_0` to
     `train_f` as the archives have them. Files that the CSVs do not name are no part of the data set.
 
-    **Frame.** Boxes are shares of the image as it is stored. A file `*rotation*.csv` beside the boxes, of the same
-    split, says by how many degrees counter-clockwise "the image and boxes should be rotated" to stand upright
-    (storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html); it becomes the orientation, in place
-    of the file's EXIF, which was lost where images were resized. Where Rotation is empty (the photo had gone from
+    **Frame.** Boxes are shares of the image as it is stored. `*rotation*.csv` beside the boxes say by how many degrees
+    counter-clockwise "the image and boxes should be rotated" to stand upright
+    (storage.googleapis.com/openimages/web/2018-05-17-rotation-information.html). That becomes the orientation, in place
+    of the file's EXIF, which is lost where images were resized. Where Rotation is empty (the photo had gone from
     Flickr), or there is no such file, EXIF rules as in all formats. Either way boxes are turned with their image.
 
     Boxes with IsGroupOf are crowd. The other flags and Confidence, which is 1 for published boxes, are not used.
@@ -76,8 +75,8 @@ def catalog_by_ids(
     source: Source,
     file: str,
     images: ImagesById,
-    ids: Iterable[str],
-    mids: Sequence[str] | dict[str, int],
+    ids: Collection[str],
+    mids: Collection[str],
     boxes: FlatBoxes | None,
     labels: FlatLabels | None,
     report: IndexReport,
@@ -149,7 +148,7 @@ class ImagesById:
         return name in self._key_of
 
     def keys_of(
-        self, ids: Iterable[str], short: str, limit: int | None, report: IndexReport
+        self, ids: Collection[str], short: str, limit: int | None, report: IndexReport
     ) -> tuple[list[str], npt.NDArray[np.int64]]:
         """Return the keys of the images of these ids, sorted, and of each id the position of its key.
 
@@ -253,9 +252,7 @@ def _groups(block: Block, wrong: dict[int, str]) -> npt.NDArray[np.bool_]:
     return flags[which]
 
 
-def named_classes(
-    mids: Sequence[str] | dict[str, int], beside: str, report: IndexReport
-) -> tuple[list[str], npt.NDArray[np.int64]]:
+def named_classes(mids: Collection[str], beside: str, report: IndexReport) -> tuple[list[str], npt.NDArray[np.int64]]:
     """Return the names of classes, in the order of their descriptions, and the class of each MID.
 
     Args:
@@ -311,19 +308,15 @@ def turns_beside(file: str, keys: Sequence[str], report: IndexReport) -> npt.NDA
     """Return the EXIF orientation of each image by the Rotation that files beside a CSV state, 0 where they state none.
 
     Args:
-        file: `*rotation*.csv` in its folder are read; not those of another split, where its name says which it is of.
+        file: `*rotation*.csv` in its folder are read.
         keys: (N,) of the images.
         report: gets rows that cannot be used.
     """
     at = {posixpath.splitext(posixpath.basename(key))[0]: i for i, key in enumerate(keys)}
     turns = np.zeros(len(keys), np.int8)
-    folder, short = os.path.split(os.path.abspath(file))
-    others = [split for split in SPLITS if split not in short.lower()]
+    folder = os.path.dirname(os.path.abspath(file))
     for name in sorted(os.listdir(folder)):
-        plain = name.lower()
-        if "rotation" not in plain or not plain.endswith(".csv"):
-            continue
-        if len(others) < len(SPLITS) and any(split in plain for split in others):
+        if "rotation" not in name.lower() or not name.lower().endswith(".csv"):
             continue
         for block in blocks(os.path.join(folder, name), "CSV of rotations", report, ("ImageID", "Rotation")):
             wrong: dict[int, str] = {}

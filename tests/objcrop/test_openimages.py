@@ -120,7 +120,7 @@ def test_turned_images(tmp_path, rotation, orientation):
     write(tmp_path, box("a", corners=(0.1, 0.35, 0.1, 0.35)), images=())
     picture.save(tmp_path / "a.png", exif=exif)
     (tmp_path / "train-images-boxable-with-rotation.csv").write_text(f"ImageID,Subset,Rotation\na,train,{rotation}\n")
-    (tmp_path / "validation-images-with-rotation.csv").write_text("ImageID,Rotation\na,180\n")
+    (tmp_path / "validation-images-with-rotation.csv").write_text("ImageID,Rotation\nb,180\na,\n")
     catalog, report = index(tmp_path, "openimages")
     stated = str(rotation) not in ("", "nan")
     degrees = float(rotation) if stated else {None: 0, 6: 270}[orientation]
