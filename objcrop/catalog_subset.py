@@ -25,7 +25,8 @@ def subset(
 
     Whatever falls short is taken out, and what is left is counted again, until both hold: the result is the largest
     part of which they do. A class that is taken out is no class of the result, and its labels and boxes go with it.
-    Keys, sizes and all else stay; the fingerprint is another, so boxes are to be made for the subset.
+    Keys, sizes and all else stay; the fingerprint is another, so boxes are to be made for the subset, or imported from
+    those of the whole (`propose` with import).
 
     OAC 2 draws its subset of OpenImages so, with 2 and 900, and has 212,753 images and 208 classes. The rule alone does
     not settle these numbers: the paper says neither of which images of OpenImages they are a sample, nor whether it

@@ -89,8 +89,12 @@ def propose(
         ),
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.", callback=TABLE)],
-    source: Annotated[Path | None, typer.Option(help="import: COCO results JSON, CSV or npy.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="import: instances JSON that names image_id.")] = None,
+    source: Annotated[
+        Path | None, typer.Option(help="import: COCO results JSON, CSV, npy, or boxes of another catalog.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="import: instances JSON that names image_id; or that catalog.")
+    ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="import: end at the first entry that cannot be used.")
     ] = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import SEEDS, TABLE, CatalogFile, RootOption, writes_folder
+from objcrop.cli_options import SEEDS, TABLE, RootOption, writes_folder
 from objcrop.errors import UsageError
 from objcrop.formats import FORMATS
 from objcrop.whole_file import refuse_overwriting
@@ -80,7 +80,7 @@ def join(
 
 
 def subset(
-    catalog: CatalogFile,
+    catalog: Annotated[Path, typer.Argument(help="File that `objcrop index` wrote.", metavar="CATALOG")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Catalog to write.", callback=TABLE)],
     min_classes: Annotated[int, typer.Option(min=1, help="Different classes that an image has at least.")] = 1,
     min_images: Annotated[int, typer.Option(min=1, help="Images that a class has at least.")] = 1,

@@ -24,6 +24,7 @@ from objcrop.formats.index_report import IndexReport
 from objcrop.formats.json_file import parsed_json, read_json
 from objcrop.formats.plain_values import BadValue, Id, id_table, number, plain_id
 from objcrop.formats.text_file import read_text
+from objcrop.proposals.carried_over import carried_over
 
 _COLUMNS = ("key", "x0", "y0", "x1", "y1")
 
@@ -51,9 +52,11 @@ def imported(
             mask (segmentation) may stand in for the bbox. `.csv`: a header with key, x0, y0, x1, y1 and, if wanted,
             score, between commas, semicolons or tabs; key as in the catalog; a line without corners is an image
             without boxes. `.npy`: float (M, 5) or (M, 6) of row, x0, y0, x1, y1, score; row is the catalog's. Corners
-            are half-open pixels of the upright image.
-        annotations: COCO instances JSON that says which file an image_id is; without it the id is the name of a file,
-            or the number in it (000000000139.jpg is 139, and so is COCO_val2014_000000000139.jpg).
+            are half-open pixels of the upright image. `.arrow` or `.parquet`: boxes of another catalog that has these
+            images too, see `carried_over`.
+        annotations: of a table, the catalog that it was made for. Of a JSON, COCO instances that say which file an
+            image_id is; without it the id is the name of a file, or the number in it (000000000139.jpg is 139, and so
+            is COCO_val2014_000000000139.jpg).
         strict: end at the first entry that cannot be used.
 
     Returns:
@@ -65,10 +68,13 @@ def imported(
         UsageError: another suffix.
     """
     path = Path(source)
+    if path.suffix.lower() in (".arrow", ".parquet"):
+        return carried_over(catalog, path, annotations)
     readers = {".json": _from_json, ".csv": _from_csv, ".npy": _from_npy}
     read = readers.get(path.suffix.lower())
     if read is None:
-        raise UsageError(f"boxes to import must be .json (COCO results), .csv or .npy, but '{path}' is none of these.")
+        kinds = ".json (COCO results), .csv, .npy or a table of boxes"
+        raise UsageError(f"boxes to import must be {kinds}, but '{path}' is none of these.")
     if not path.is_file():
         raise ObjcropError(f"the boxes to import, {path}, are not there; check --source.")
     report = IndexReport(strict=strict)
