@@ -94,9 +94,10 @@ def writes(*suffixes: str, beside: str | None = None) -> Callable[[Path | None],
     return tried
 
 
-def writes_folder(path: Path) -> Path:
+def writes_folder(path: Path | None) -> Path | None:
     """Be the callback of an option that names an output folder."""
-    refuse_unwritable_folder(path)
+    if path is not None:
+        refuse_unwritable_folder(path)
     return path
 
 
