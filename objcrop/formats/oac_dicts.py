@@ -22,6 +22,7 @@ from objcrop.formats.plain_pickle import read_plain_npy
 from objcrop.formats.plain_values import BadValue, number, yes_or_no
 from objcrop.formats.source import Source
 from objcrop.place import is_address
+from objcrop.progress import tracked
 
 LABELS, BOXES = "images_selected_new.npy", "images_selected_with_all_features.npy"
 WHAT = "dictionary of OAC"
@@ -110,7 +111,7 @@ def _boxes(
     short = os.path.basename(file)
     places, corners, labels, groups = [], array("f"), [], []
     others = 0
-    for name, rows in _entries(content, file):
+    for name, rows in tracked(_entries(content, file), len(content), f"reading {short}"):
         if known_only and name not in ids:
             others += len(rows)
             continue
