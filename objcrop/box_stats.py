@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from objcrop.dali_pipes.view_plan import ViewPlanner
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.objectness import area, box_union, object_mask, object_share, summed_area, zones
 from objcrop.option import cannot_act
+from objcrop.parts import run_parts
 from objcrop.progress import tracked
 from objcrop.recall import FOUND, best_overlaps, budgets
 
@@ -34,6 +37,7 @@ HISTOGRAM_BINS = 20  # of 5 % object share each
 AREA_EDGES = (np.arange(11) / 10) ** 2  # shares of the image's area: steps of a tenth of its side
 IOU_EDGES = np.arange(11) / 10
 _PLANNED = 1 << 16  # samples planned at a time: a plan holds colour decisions too, which are dropped here
+_MEASURED = 64  # images measured at a time
 _RESAMPLED = 1 << 22  # draws of images held at a time
 
 # What the screen calls each mean, and what it is.
@@ -252,11 +256,40 @@ def _measure(
     at: list[int],
 ) -> tuple[dict[str, NDArray], dict[str, int]]:
     """Walk the images once: one value a box, a window, a pair, an object, and what the ground truth is made of."""
-    parts: dict[str, list[NDArray]] = defaultdict(list)
+    parts = {}
+    for first in range(0, len(rows), _MEASURED):
+        of_part = begin[first : first + _MEASURED + 1]
+        parts[first] = first, rows[first : first + _MEASURED], windows[of_part[0] : of_part[-1]], of_part - of_part[0]
+    made = dict(tracked(run_parts(partial(_measurer, catalog, boxes, at), parts), len(parts), "measuring"))
+    found: dict[str, list[NDArray]] = defaultdict(list)
     truth = Counter(
         {"by_masks": 0, "by_boxes": 0, "without": 0, "crowd_regions": 0, "recall_objects": 0, "difficult": 0}
     )
-    for i, row in enumerate(tracked(rows.tolist(), len(rows), "measuring")):
+    for first in parts:
+        for name, values in made[first][0].items():
+            found[name] += values
+        truth.update(made[first][1])
+    return {name: np.concatenate(values) for name, values in found.items()}, dict(truth)
+
+
+def _measurer(catalog: Catalog, boxes: BoxTable | None, at: list[int]) -> Callable[[tuple], tuple]:
+    """Return what measures a part of the images: see `_measured`."""
+    return lambda part: _measured(catalog, boxes, at, *part)
+
+
+def _measured(
+    catalog: Catalog,
+    boxes: BoxTable | None,
+    at: list[int],
+    first: int,
+    rows: NDArray[np.int64],
+    windows: NDArray[np.int32],
+    begin: NDArray[np.int64],
+) -> tuple[dict[str, list[NDArray]], Counter[str]]:
+    """Measure some images, numbered from `first` on."""
+    parts: dict[str, list[NDArray]] = defaultdict(list)
+    truth: Counter[str] = Counter()
+    for i, row in enumerate(rows.tolist()):
         masked = object_mask(catalog, row)
         if masked is None:
             truth["without"] += 1
@@ -269,23 +302,23 @@ def _measure(
             drawn = outward(boxes[row], size[None])
             parts["box_share"].append(object_share(table, drawn))
             parts["box_area"].append(area(drawn) / pixels)
-            parts["box_image"].append(np.full(len(drawn), i))
+            parts["box_image"].append(np.full(len(drawn), first + i))
             single = known.boxes[~known.crowd & ~known.difficult]
             parts["best"].append(best_overlaps(single, boxes[row], at) if at else np.zeros((len(single), 0)))
-            parts["object_image"].append(np.full(len(single), i))
+            parts["object_image"].append(np.full(len(single), first + i))
             truth["recall_objects"] += len(single)
         truth["crowd_regions"] += int(known.crowd.sum())
         truth["difficult"] += int((known.difficult & ~known.crowd).sum())
         views = windows[begin[i] : begin[i + 1]]
         parts["view_share"].append(object_share(table, views))
         parts["view_area"].append(area(views) / pixels)
-        parts["view_image"].append(np.full(len(views), i))
+        parts["view_image"].append(np.full(len(views), first + i))
         if windows.shape[1] == 2:
             by_boxes = table if source == "boxes" else summed_area(box_union(known.boxes, size))
             objects = outward(known.boxes[~known.crowd], size[None])
             for name, values in pair_coverage(by_boxes, views, objects)._asdict().items():
                 parts[name].append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}, dict(truth)
+    return parts, truth
 
 
 def _objectness(share: NDArray, part: NDArray, image: NDArray, means: ImageMeans) -> dict[str, Any]:

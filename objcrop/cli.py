@@ -25,6 +25,7 @@ from objcrop.cli_options import (
     CatalogFile,
     Commands,
     JsonOption,
+    RayOption,
     RecipeOption,
     ResumeOption,
     RootOption,
@@ -111,6 +112,7 @@ def propose(
     proposals: Annotated[Path | None, typer.Option(help="discovery: boxes to choose from; EdgeBoxes if none.")] = None,
     neighbours: Annotated[int | None, typer.Option(help="discovery: images that each is matched with.")] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
+    ray: RayOption = None,
     root: RootOption = None,
 ) -> None:
     """Make boxes for a catalog; those that look at the images go on where a broken run stopped."""
@@ -118,6 +120,7 @@ def propose(
     from objcrop.proposals import propose as propose_boxes
     from objcrop.proposals import takes
     from objcrop.ranks import rank_and_world_size
+    from objcrop.ray_cluster import ray_cluster
 
     refuse_overwriting(output, catalog)
     given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
@@ -126,7 +129,12 @@ def propose(
     options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if takes(method, "parts"):
         options["parts"] = output.with_suffix(".parts")
-    boxes = propose_boxes(catalog_at(catalog, root), method, **options)
+    elif ray is not None:
+        raise UsageError(f"--ray cannot act here: method '{method}' works in one process; leave it out.")
+    if ray is not None and workers is not None:
+        raise UsageError("--workers cannot act beside --ray, whose cluster has its own; leave one out.")
+    with ray_cluster(ray):
+        boxes = propose_boxes(catalog_at(catalog, root), method, **options)
     if rank_and_world_size()[0] > 0:  # rank 0 puts the parts together
         return
     boxes.save(output)
@@ -168,6 +176,7 @@ def stats(
         Path | None,
         typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
     ] = None,
+    ray: RayOption = None,
     root: RootOption = None,
 ) -> None:
     """Objectness, coverage and recall of boxes and policies against ground truth."""
@@ -176,12 +185,14 @@ def stats(
     from objcrop.box_stats import stats as run_stats
     from objcrop.box_stats import stats_table
     from objcrop.catalog import catalog_at
+    from objcrop.ray_cluster import ray_cluster
     from objcrop.stats_picture import draw_stats
 
     asked = of_recipe(recipe, options)
     crops = asked.pop("crops", None)
     asked.pop("augment", None)  # windows are measured, whose colours are nobody's
-    result = run_stats(catalog_at(catalog, root), boxes, crops, seed=seed, images=images, draws=draws, **asked)
+    with ray_cluster(ray):
+        result = run_stats(catalog_at(catalog, root), boxes, crops, seed=seed, images=images, draws=draws, **asked)
     stats_table(result, console)
     if output is not None:
         with whole_file(output) as part:

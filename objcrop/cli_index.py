@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import SEEDS, TABLE, RootOption, writes_folder
+from objcrop.cli_options import SEEDS, TABLE, RayOption, RootOption, writes_folder
 from objcrop.errors import UsageError
 from objcrop.formats import FORMATS
 from objcrop.whole_file import refuse_overwriting
@@ -48,16 +48,19 @@ def index(
     strict: Annotated[
         bool, typer.Option("--strict", help="End at the first file, entry or mask that cannot be used.")
     ] = False,
+    ray: RayOption = None,
 ) -> None:
     """Read a source of photos into a catalog; what cannot be used is left out and listed with place and reason."""
     from objcrop.formats import index as run_index
+    from objcrop.ray_cluster import ray_cluster
 
     options: dict[str, Any] = {"annotations": annotations, "root": root}
     options |= {"split": split, "image_labels": image_labels}
     options |= {"classes": classes, "per_class": per_class, "seed": seed}
     options |= {"image_column": image_column, "label_column": label_column}
     options |= {"box_format": box_format, "keys": keys, "unpack": unpack}
-    catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
+    with ray_cluster(ray):
+        catalog, report = run_index(source, format, limit=limit, verify=verify, strict=strict, **options)
     catalog.save(output)
     for line in report.lines():
         console.print(line, markup=False, highlight=False)

@@ -25,6 +25,10 @@ CatalogFile = Annotated[
 ]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
+RayOption = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: HOST:PORT of its head, auto, or local."),
+]
 RESUMES: dict[str | None, Any] = {None: False, "last": True, "auto": "auto"}
 ResumeOption = Annotated[
     str | None,

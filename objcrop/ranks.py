@@ -9,12 +9,12 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from objcrop.errors import ObjcropError, way_out
 from objcrop.launcher import Place, launched
@@ -22,6 +22,8 @@ from objcrop.waiting import GIVE_UP_AFTER, SAY_AFTER, listed, wait_until_none_mi
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 def known_rank() -> tuple[int, int] | None:
@@ -262,3 +264,34 @@ def wait_for_ranks(until: str) -> None:
     )
     if number > 0:  # all are past the wait before this one
         store.delete_key(f"objcrop/wait/{number - 1}/{rank}")
+
+
+def share_of_ranks(items: Iterable[T], until: str) -> Iterator[T]:
+    """Walk this rank's share of the work; at its end rank 0 waits until all have walked theirs.
+
+    Args:
+        items: of the share; one that is done counts as progress of those who are waited for.
+        until: see `wait_for_ranks`.
+
+    Raises:
+        ObjcropError: the others have got nothing done for long.
+    """
+    import torch.distributed as dist
+
+    rank, world = rank_and_world_size()
+    store, name = dist.distributed_c10d._get_default_store(), f"objcrop/share/{next(_waits)}"
+    for done, item in enumerate(items, 1):
+        yield item
+        store.set(f"{name}/{rank}", str(done))
+    store.set(f"{name}/{rank}", "all")
+
+    def missing() -> list[int]:
+        """Ranks that are not done, plus a multiple of the world that changes with what they have done."""
+        told = {other: f"{name}/{other}" for other in range(world)}
+        done = {other: store.get(key).decode() if store.check([key]) else "0" for other, key in told.items()}
+        return [other + world * int(count) for other, count in done.items() if count != "all"]
+
+    if rank == 0:
+        wait_until_none_missing(
+            missing, lambda left: f"{listed(sorted(number % world for number in left))} of {world} until {until}"
+        )

@@ -68,10 +68,10 @@ def test_no_test_waits_by_the_clock():
 
 
 HEAVY = {
-    "objcrop": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools"),
-    "objcrop.dali_pipes.load_views": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools"),
-    "objcrop.dali_pipes.torch_loader": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools"),
-    "objcrop.cli": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools"),
+    "objcrop": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
+    "objcrop.dali_pipes.load_views": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
+    "objcrop.dali_pipes.torch_loader": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
+    "objcrop.cli": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
 }
 
 

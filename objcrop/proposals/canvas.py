@@ -32,6 +32,7 @@ from objcrop.proposals.from_images import (
     propose_from_images,
     read_images,
 )
+from objcrop.ray_cluster import cluster_at_hand
 
 ROWS = 256  # of a part
 # Canvases scored at once; a GPU is given a whole part, since BING launches some thousand operations a batch.
@@ -110,11 +111,13 @@ def propose_on_canvas(
         parameters: its options, for the table.
         proposer: makes the proposer from `arguments`, the device and whether it is alone in its process.
         arguments: picklable.
-        device: as in `resolve_device`.
+        device: as in `resolve_device`; "auto" is the CPU on a cluster.
         workers: processes on the CPU; None is the number of cores, 0 works in this one.
         parts: see `propose_from_images`.
     """
-    if device_kind(device) == "cpu":
+    if cluster_at_hand() and device not in ("auto", "cpu"):
+        raise UsageError(f"device is '{device}', but a Ray cluster proposes on its processors: leave one of them out.")
+    if cluster_at_hand() or device_kind(device) == "cpu":
         workers = (os.cpu_count() or 1) if workers is None else workers
         make = partial(proposer, *arguments, "cpu", workers > 0)
         return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)

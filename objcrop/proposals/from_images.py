@@ -1,4 +1,4 @@
-"""Proposals that look at the images: part by part, in worker processes, resumable, sharded over ranks.
+"""Proposals that look at the images: part by part, in worker processes or on a cluster, resumable, shared over ranks.
 
 The catalog is cut into parts of a fixed number of rows. A part is what a worker takes, what is written to disk at once
 and what a broken run goes on from; which worker, rank or day makes it does not change it. Images that cannot be read
@@ -13,10 +13,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
-from objcrop.errors import ObjcropError, way_out
-from objcrop.ranks import rank_and_world_size
-from objcrop.waiting import listed, wait_until_none_missing
+from objcrop.errors import ObjcropError
+from objcrop.parts import run_parts
+from objcrop.ranks import process_group, rank_and_world_size, share_of_ranks
+from objcrop.ray_cluster import cluster_at_hand
 from objcrop.whole_file import refuse_unwritable, regular_file, whole_file
 
 Image = npt.NDArray[np.uint8]
@@ -62,7 +62,7 @@ def propose_from_images(
         parts: folder for finished parts, kept when the run breaks and removed when it is done; None for a temporary
             one, which no other process sees, so that each rank makes all boxes for itself.
         rows: of a part.
-        workers: processes; 0 works in this one.
+        workers: processes; 0 works in this one. Inside `ray_cluster` the cluster's own do the work.
         walk: how the parts (rows of each) are read and given to the proposer where there are no workers; None reads
             with PIL.
 
@@ -71,10 +71,12 @@ def propose_from_images(
 
     Raises:
         ObjcropError: the folder holds parts of something else or cannot be written, a worker process died, or no more
-            parts came from other ranks.
+            parts came from other ranks, which are joined to a process group where they are in none.
     """
     rank, world = rank_and_world_size() if parts is not None else (0, 1)
     with ExitStack() as stack:
+        if world > 1:
+            stack.enter_context(process_group("gloo"))
         folder = Path(parts or stack.enter_context(tempfile.TemporaryDirectory(prefix="objcrop-parts-")))
         _open(folder, {"method": method, "parameters": parameters, "catalog": catalog.fingerprint, "rows": rows})
         parts_rows = [range(begin, min(begin + rows, len(catalog))) for begin in range(0, len(catalog), rows)]
@@ -84,31 +86,26 @@ def propose_from_images(
         bar = stack.enter_context(_bar(rank))
         total, left = (sum(map(len, cut)) for cut in ([parts_rows[part] for part in mine], missing.values()))
         task = bar.add_task(method, total=total, completed=total - left)
-        done = _in_workers(catalog, make, missing, workers, folder) if workers else None
-        for part in done or finished_parts(catalog, make, missing, walk or propose_with_pil, folder):
+        if workers or cluster_at_hand():
+            done = _kept(run_parts(partial(_Worker, catalog, make), missing, workers), folder)
+        else:
+            done = finished_parts(catalog, make, missing, walk or propose_with_pil, folder)
+        if world > 1:
+            done = share_of_ranks(
+                done,
+                f"their parts are in {folder} (what is done is kept, and a process without WORLD_SIZE in its "
+                "environment makes the rest)",
+            )
+        for part in done:
             bar.advance(task, len(missing[part]))
         if rank:
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
-        _wait_for_shares(folder, count, world)
         table, bad = _joined(catalog, folder, parts_rows, method, parameters)
         if bad:
             _list_bad(Path(parts) if parts else None, catalog, bad)
         if parts is not None:
             shutil.rmtree(folder, ignore_errors=True)
         return table
-
-
-def _wait_for_shares(folder: Path, count: int, world: int) -> None:
-    """Return when the parts of all ranks are there."""
-
-    def said(missing: Sequence[int]) -> str:
-        ranks = listed(sorted({part % world for part in missing}))
-        return (
-            f"the parts of {ranks} of {world} in {folder} ({len(missing)} of {count} parts are missing; what is done "
-            "is kept, and a process without WORLD_SIZE in its environment makes the rest)"
-        )
-
-    wait_until_none_missing(lambda: [part for part in range(count) if not _file(folder, part).exists()], said)
 
 
 def _bar(rank: int) -> Progress:
@@ -150,47 +147,21 @@ def propose_with_pil(catalog: Catalog, parts: Sequence[range], proposer: Propose
             yield found_in(proposer, batch)
 
 
-def _in_workers(
-    catalog: Catalog, make: Callable[[], Proposer], parts: dict[int, range], workers: int, folder: Path
-) -> Iterator[int]:
-    """Make the parts in processes, each written as soon as it is there; yield their numbers."""
-    if not parts:
-        return
-    with ProcessPoolExecutor(workers, get_context("spawn"), _begin, (catalog, make, folder)) as pool:
-        waiting: set[Future[int]] = set()
-        upcoming = iter(parts.items())
-        try:
-            while True:
-                for part, rows in upcoming:
-                    waiting.add(pool.submit(_part, part, rows))
-                    if len(waiting) >= 2 * workers:
-                        break
-                if not waiting:
-                    return
-                done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                yield from (future.result() for future in done)
-        except BrokenProcessPool:
-            way = way_out(
-                "give fewer --workers and run the same command again; what is done is kept", "end other programs"
-            )
-            raise ObjcropError(f"a worker process was killed, most often because memory ran out: {way}.") from None
-        finally:
-            pool.shutdown(cancel_futures=True)
+class _Worker:
+    """Proposes for the images of a part, in a process of its own."""
+
+    def __init__(self, catalog: Catalog, make: Callable[[], Proposer]) -> None:
+        self.catalog, self.proposer = catalog, make()
+
+    def __call__(self, rows: range) -> Outcome:
+        return found_in(self.proposer, read_images(self.catalog, rows))
 
 
-_mine: dict[str, Any] = {}  # a worker's own catalog and proposer
-
-
-def _begin(catalog: Catalog, make: Callable[[], Proposer], folder: Path) -> None:
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _mine.update(catalog=catalog, proposer=make(), folder=folder)
-
-
-def _part(part: int, rows: range) -> int:
-    _write(_mine["folder"], part, *found_in(_mine["proposer"], read_images(_mine["catalog"], rows)))
-    return part
+def _kept(made: Iterator[tuple[int, Outcome]], folder: Path) -> Iterator[int]:
+    """Write each part as soon as it is made; yield its number."""
+    for part, outcome in made:
+        _write(folder, part, *outcome)
+        yield part
 
 
 def read_images(catalog: Catalog, rows: range, over: Callable[..., Any] = map) -> list[Image | str]:
@@ -256,7 +227,7 @@ def _read(folder: Path, part: int, rows: range) -> tuple[npt.NDArray, npt.NDArra
     Raises:
         ObjcropError: the part is damaged.
     """
-    file = regular_file(_file(folder, part), "part", "run the same command again")
+    file = regular_file(_file(folder, part), "part", "run the same command again, on a disk that all ranks see")
     try:
         with np.load(file) as held:
             boxes, scores, counts, reasons = (held[name] for name in ("boxes", "scores", "counts", "reasons"))

@@ -1,12 +1,14 @@
 """Proposals that look at the images: what breaks a run, who does the work and in what order changes nothing."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import pytest
+from children import torchrun
 from PIL import Image
 
 from objcrop.boxes import BoxTable
@@ -79,15 +81,28 @@ def test_parts_of_another_run_are_refused(photos, tmp_path):
         run(photos[0], Brightest, tmp_path / "parts", parameters={"count": 3})
 
 
-def test_ranks_share_the_work(photos, expected, tmp_path, monkeypatch):
-    log = tmp_path / "log"
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "1")
-    run(photos[0], lambda: Brightest(log), tmp_path / "parts")
-    assert len(log.read_text().splitlines()) == 3
-    monkeypatch.setenv("RANK", "0")
-    assert same(run(photos[0], lambda: Brightest(log), tmp_path / "parts"), expected)
-    assert len(log.read_text().splitlines()) == 6
+SHARES = """
+import os, sys
+sys.path[:0] = sys.argv[1:]
+from test_from_images import Brightest, run
+from objcrop.catalog import Catalog
+
+log = f"log.{os.environ['RANK']}"
+table = run(Catalog.load("c.arrow"), lambda: Brightest(log), "b.parts")
+if os.environ["RANK"] == "0":
+    table.save("b.arrow")
+"""
+
+
+def test_ranks_share_the_work(photos, expected, tmp_path):
+    photos[0].save(tmp_path / "c.arrow")
+    (tmp_path / "shares.py").write_text(SHARES)
+    here = pathlib.Path(__file__).parent
+    ended = subprocess.run(torchrun("shares.py", here, here.parent), cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert same(BoxTable.load(tmp_path / "b.arrow", photos[0]), expected)
+    assert [len((tmp_path / f"log.{rank}").read_text().splitlines()) for rank in (0, 1)] == [3, 3]
+    assert not (tmp_path / "b.parts").exists()
 
 
 def test_a_full_disk_keeps_what_is_done(photos, expected, tmp_path, monkeypatch):

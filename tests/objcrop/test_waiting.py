@@ -1,17 +1,18 @@
 """Waits for other processes: said after ten seconds, reset by progress, given up in the end. The clock is pretended."""
 
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from children import free_port
 
-from objcrop import ranks, waiting
+from objcrop import parts, ranks, waiting
 from objcrop.errors import ObjcropError
 from objcrop.launcher import LAUNCHERS
 from objcrop.proposals import from_images
 from objcrop.proposals.from_images import propose_from_images
-from objcrop.ranks import process_group, wait_for_ranks
+from objcrop.ranks import process_group, share_of_ranks, wait_for_ranks
 from objcrop.waiting import GIVE_UP_AFTER, listed, wait_until_none_missing
 
 
@@ -66,28 +67,45 @@ def one_box(images):
     return [(np.array([[0, 0, 9, 9]], np.float32), np.ones(1, np.float32)) for _ in images]
 
 
-def propose(catalog, parts):
-    return propose_from_images(catalog, "one", {}, lambda: one_box, parts=parts, rows=4, workers=0)
+def propose(catalog, folder):
+    return propose_from_images(catalog, "one", {}, lambda: one_box, parts=folder, rows=4, workers=0)
 
 
-def test_propose_says_whose_parts_are_missing_and_where(photos, tmp_path, monkeypatch, clock, caplog):
-    monkeypatch.setenv("WORLD_SIZE", "3")
-    monkeypatch.setenv("RANK", "0")
-    parts = tmp_path / "b.parts"
-    with pytest.raises(ObjcropError, match=r"ranks 1 and 2 of 3 in .*b\.parts \(4 of 6 parts are missing"):
-        propose(photos[0], parts)
-    assert f"Waiting for the parts of ranks 1 and 2 of 3 in {parts}" in caplog.text
-    monkeypatch.setenv("RANK", "1")
-    propose(photos[0], parts)
-    monkeypatch.setenv("RANK", "0")
-    with pytest.raises(ObjcropError, match="the parts of rank 2 of 3"):
-        propose(photos[0], parts)
-    monkeypatch.delenv("RANK")
-    monkeypatch.delenv("WORLD_SIZE")
+def test_a_share_of_the_work_says_whose_is_missing_and_until_what(monkeypatch, clock, caplog):
+    """Rank 1 is done; rank 2 does an item three times just before it is given up, and then no more."""
+    import torch.distributed as dist
+
+    store = dist.HashStore()
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
+    monkeypatch.setattr(ranks, "_waits", iter([7, 7, 7]))
+    for rank, items in ((1, "abc"), (0, "ab")):
+        monkeypatch.setattr(ranks, "rank_and_world_size", lambda rank=rank: (rank, 3))
+        share = share_of_ranks(items, "their parts are there")
+        assert list(islice(share, 2)) == ["a", "b"]
+        assert list(share if rank else ()) == (["c"] if rank else [])
+
+    def slowly(second, looked=clock.append):
+        looked(second)
+        if len(clock) % (GIVE_UP_AFTER - 10) == 0 and len(clock) < 3 * GIVE_UP_AFTER:
+            store.set("objcrop/share/7/2", str(len(clock)))
+
+    monkeypatch.setattr(waiting.time, "sleep", slowly)
+    with pytest.raises(ObjcropError, match="gave up waiting for rank 2 of 3 until their parts are there"):
+        next(share)
+    assert "Waiting for rank 2 of 3 until their parts are there, 11 s so far." in caplog.text
+    assert len(clock) == pytest.approx(3 * (GIVE_UP_AFTER - 10) + GIVE_UP_AFTER, abs=5)
+
+
+def test_the_parts_of_ranks_that_are_gone_are_made_alone(photos, tmp_path, monkeypatch):
     made = []
     monkeypatch.setattr(from_images, "_write", lambda *a, write=from_images._write: (made.append(a[1]), write(*a)))
-    assert propose(photos[0], parts).counts(np.arange(24)).tolist() == [1] * 24
-    assert made == [2, 5]  # the rest, alone
+    monkeypatch.setattr(from_images.shutil, "rmtree", lambda *_, **__: None)
+    first = propose(photos[0], tmp_path / "parts")
+    for part in (2, 5):
+        (tmp_path / "parts" / f"{part:07d}.npz").unlink()
+    made.clear()
+    assert propose(photos[0], tmp_path / "parts").fingerprint == first.fingerprint
+    assert made == [2, 5]
 
 
 def test_without_a_folder_to_share_each_rank_makes_all(photos, monkeypatch, clock):
@@ -167,7 +185,7 @@ def test_a_killed_worker_of_propose_is_one_sentence(photos, tmp_path, monkeypatc
 
             return super().submit(die)
 
-    monkeypatch.setattr(from_images, "ProcessPoolExecutor", Killed)
+    monkeypatch.setattr(parts, "ProcessPoolExecutor", Killed)
     with pytest.raises(ObjcropError, match=r"was killed.*fewer --workers.*what is done is kept") as caught:
         propose_from_images(photos[0], "one", {}, None, parts=tmp_path / "parts", rows=4, workers=2)
     assert "\n" not in str(caught.value)
