@@ -183,10 +183,10 @@ def stats(
     import json
 
     from objcrop.box_stats import stats as run_stats
-    from objcrop.box_stats import stats_table
     from objcrop.catalog import catalog_at
     from objcrop.ray_cluster import ray_cluster
     from objcrop.stats_picture import draw_stats
+    from objcrop.stats_table import stats_table
 
     asked = of_recipe(recipe, options)
     crops = asked.pop("crops", None)

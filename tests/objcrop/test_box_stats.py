@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from objcrop.box_stats import ImageMeans, stats, stats_table
+from objcrop.box_stats import ImageMeans, stats
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import POLICIES
@@ -14,6 +14,7 @@ from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.proposals import propose
 from objcrop.stats_picture import draw_stats
+from objcrop.stats_table import stats_table
 
 
 @pytest.fixture(scope="module")
