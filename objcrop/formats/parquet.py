@@ -124,7 +124,7 @@ def _rows(file: pq.ParquetFile, path: str, column: str) -> Places:
         if facts.total_uncompressed_size > LARGEST:
             raise ObjcropError(
                 f"{path} compresses {facts.total_uncompressed_size / 1e9:.1f} GB of images together, all unpacked to "
-                "read one; give --unpack FOLDER, which writes them as Arrow files that are read at once."
+                "read one; give --unpack FOLDER, which writes Arrow files in which each is read by itself."
             )
         rows = file.metadata.row_group(group).num_rows
         if facts.is_stats_set and facts.statistics.has_null_count and facts.statistics.null_count == 0:
@@ -137,7 +137,7 @@ def _rows(file: pq.ParquetFile, path: str, column: str) -> Places:
 
 
 def _remark(root: str, files: list[ColumnFile], report: IndexReport) -> None:
-    packed = [file.source for file in files if file.source.column]
+    packed = [file.source for file in files if file.source.column and (file.offset >= 0).any()]
     if not packed:
         return
     rows, size = 0, 0
@@ -148,8 +148,8 @@ def _remark(root: str, files: list[ColumnFile], report: IndexReport) -> None:
             size = max(size, _facts(opened, group, source.column).total_uncompressed_size)
     report.remark(
         printable(root),
-        f"images are compressed together, up to {rows} or {size / 1e6:.0f} MB, all unpacked to read one; to train in "
-        "random order, index with --unpack FOLDER, which writes them as Arrow files that are read at once",
+        f"up to {rows} images or {size / 1e6:.1f} MB are compressed together, all unpacked to read one; to train in "
+        "random order, index with --unpack FOLDER, which writes Arrow files in which each is read by itself",
     )
 
 

@@ -15,11 +15,12 @@ from objcrop.errors import ObjcropError, UsageError, printable, shown
 from objcrop.formats.index_report import IndexReport
 from objcrop.formats.source import Source
 from objcrop.formats.visible_files import visible_files
+from objcrop.place import is_address, root_of
 from objcrop.read_file import read_file
 
 # Words of splits as `datasets` knows them by file names ("Structure your repository" in its documentation).
 _WORDS = ("train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-\d+-of-\d+(-[0-9a-f]+)?$")
 
 
 def table_files(source: Source, ending: str, report: IndexReport) -> tuple[str, list[str]]:
@@ -31,10 +32,12 @@ def table_files(source: Source, ending: str, report: IndexReport) -> tuple[str, 
         report: gets what is left out.
 
     Raises:
-        UsageError: there is no such split, or a file and a split are named.
+        UsageError: there is no such split, a file and a split are named, or the path is an address.
         ObjcropError: nothing is there, no file has the ending, or there are several splits and none is named.
     """
-    path = os.path.abspath(source.path)
+    path = root_of(source.path)
+    if is_address(path):
+        raise UsageError(f"{printable(path)} is far away, and {ending} files are read from a disk; copy it here.")
     if os.path.isfile(path):
         if source.split is not None:
             raise UsageError(f"--split takes files of a folder, but {printable(path)} is a file; leave it out.")
@@ -44,30 +47,41 @@ def table_files(source: Source, ending: str, report: IndexReport) -> tuple[str, 
     names = _as_saved(path, visible_files(path, path, report, ending=ending), report)
     if not names:
         raise ObjcropError(f"{printable(path)} holds no {ending} file; check the path, or take another --format.")
-    splits = {name: _split_words(name) for name in names}
+    splits = {name: _split_of(name) for name in names}
+    found = sorted(set(splits.values()), key=lambda split: (not _is_known(split), split != "train", split))
     if source.split is not None:
-        chosen = [name for name in names if source.split in splits[name]]
+        chosen = [name for name in names if source.split in (splits[name], *name.split("/")[:-1])]
         if not chosen:
-            known = ", ".join(sorted({words[0] for words in splits.values()}))
-            raise UsageError(f"--split is {shown(source.split)}, but {printable(path)} holds {printable(known)}.")
+            raise UsageError(
+                f"--split is {shown(source.split)}, but {printable(path)} holds {printable(', '.join(found))}."
+            )
         return path, chosen
-    found = sorted(
-        {words[0] for words in splits.values()}, key=lambda word: (word not in _WORDS, word != "train", word)
-    )
-    if len(found) > 1 and found[0] in _WORDS:
+    if len(found) > 1 and _is_known(found[0]):
         raise ObjcropError(
             f"{printable(path)} holds the splits {printable(', '.join(found))}; index each by itself, with "
-            f"--split {found[0]} the first."
+            f"--split {printable(found[0])} the first."
         )
     return path, names
 
 
-def _split_words(name: str) -> list[str]:
-    """Return what a file's split may be called, the likeliest first: of `a/train/data-00000-of-00001.arrow` train."""
+def _split_of(name: str) -> str:
+    """Return the split that a file belongs to: of `a/train/data-00000-of-00001.arrow` train."""
     *folders, stem = os.path.splitext(name)[0].split("/")
-    stem = _SHARD.sub("", stem)
-    words = [stem.rpartition("-")[2], stem, *reversed(folders)]
-    return sorted(words, key=lambda word: word not in _WORDS)  # stable: the known ones first
+    shard = _SHARD.search(stem)
+    if shard is not None:
+        stem = stem[: shard.start()].rpartition("-")[2]  # the name of the set may stand before it
+        if _is_known(stem):
+            return stem  # "train_1k" is none of "train"
+    words = (*reversed(_words(stem)), *reversed(folders))
+    return next((word for word in words if word.lower() in _WORDS), stem)
+
+
+def _is_known(split: str) -> bool:
+    return any(word.lower() in _WORDS for word in _words(split))
+
+
+def _words(text: str) -> list[str]:
+    return re.split(r"[-._ 0-9]+", text)
 
 
 def _as_saved(folder: str, names: list[str], report: IndexReport) -> list[str]:

@@ -208,6 +208,30 @@ def test_layouts_of_datasets(tmp_path):
     assert len(catalog) == 3 and report.left_out == [("c.arrow", "a table of objcrop's own")]
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001"], ["train", "test"]),
+        (["train-00000-of-00001-a09b74b3ef9c3b56", "validation-00000-of-00001-2b3c"], ["train", "validation"]),
+        (["default/train/0000", "default/train/0001", "default/test/0000"], ["train", "test"]),
+        (["food-101-train-00000-of-00002", "food-101-train-00001-of-00002", "food-101-dev"], ["train", "dev"]),
+        (["train_1k-00000-of-00001", "train-00000-of-00001", "all-00000-of-00001"], ["train", "train_1k", "all"]),
+        (["train_000", "train_001"], []),
+        (["a-00000-of-00002", "a-00001-of-00002", "b"], []),
+        (["x/part-0", "x/part-1", "y/part-0"], []),
+    ],
+)
+def test_splits_by_names(tmp_path, names, splits):
+    """As the hub, older and newer, `datasets` and others call files."""
+    for i, name in enumerate(names):
+        write(tmp_path / f"{name}.arrow", images(len(names)).slice(i, 1))
+    if not splits:
+        assert len(index(tmp_path, "arrow")[0]) == len(names)
+        return
+    assert f"holds the splits {', '.join(splits)}; index each by itself" in error(tmp_path, "arrow")
+    assert sum(len(index(tmp_path, "arrow", split=split)[0]) for split in splits) == len(names)
+
+
 def test_rows_of_a_path_alone_and_keys_twice(tmp_path):
     (tmp_path / "set" / "sub").mkdir(parents=True)
     elsewhere = tmp_path / "elsewhere.png"

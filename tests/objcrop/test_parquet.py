@@ -51,7 +51,7 @@ def test_the_same_catalog_as_of_files_and_coco(tmp_path, photos, layout, written
     assert [catalog.image_bytes(row) for row in range(12)] == [of_files.image_bytes(row) for row in range(12)]
     ranges = "compression" in WRITTEN[written] and WRITTEN[written] | PLAIN == WRITTEN[written]
     assert [source.column for source in catalog.sources] == ["" if ranges else "image.bytes"] * 3
-    assert bool(report.remarks) != ranges and ("up to 3 or" in str(report.remarks)) != ranges
+    assert bool(report.remarks) != ranges and ("up to 3 images or" in str(report.remarks)) != ranges
     assert index(tmp_path, "parquet", limit=5)[0].keys() == of_files.keys()[:5]
 
 
@@ -184,6 +184,12 @@ def test_what_is_no_parquet_file_of_images(tmp_path, monkeypatch):
     pq.write_table(pa.table({"x": [1, 2], "text": ["a", "b"]}), file)
     said = error(file, "parquet")
     assert "has no column of encoded images" in said and "(its columns: x, text); take --format list where" in said
+    assert "is far away, and .parquet files are read from a disk; copy it here." in error("s3://bucket/a", "parquet")
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    pq.write_table(pa.table({"image": pa.array([{"bytes": None, "path": str(tmp_path / "1.png")}], kind)}), file)
+    (tmp_path / "1.png").write_bytes(png(1))
+    catalog, report = index(file, "parquet")
+    assert catalog.image_bytes(0) == png(1) and not report.remarks
     pq.write_table(images(30), file)
     whole = file.read_bytes()
     for cut in (b"", whole[:-9], whole[:3], b"<html>" + whole[6:]):
