@@ -1,8 +1,10 @@
 """Every example runs, on a CPU, on a handful of pictures."""
 
+import importlib.util
 import json
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from contextlib import ExitStack
 import pytest
 import yaml
 from children import free_port, running, torchrun
+from torch.distributed import run as launcher
 
 from objcrop.ssl.training.checkpoint import load_checkpoint
 
@@ -94,19 +97,104 @@ def test_two_machines(data):
     assert "processes: 2" in (data / "two" / "recipe.yaml").read_text()
 
 
+def stub(folder, name, does):
+    """Put a program of this name where the system looks first."""
+    (folder / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
+    (folder / name).chmod(0o755)
+    return f"{folder}:{os.environ['PATH']}"
+
+
+# Starts the line on two nodes that share this machine, as srun would on two that do not, and ends as the worse of them.
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+wait $first && wait $second
+"""
+
+
 def test_slurm(data, tmp_path):
-    for name, does in {"scontrol": "echo 127.0.0.1; echo 127.0.0.2", "srun": 'exec "$@"'}.items():
-        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": sys.executable}
-    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "1", "SLURM_JOB_ID": "7", "PORT": str(free_port())}
-    command = ["bash", str(EXAMPLES / "slurm.sh"), *pretrain("slurm")]
-    for restart in "01":  # the second goes on from the first's checkpoint and finds it done
-        run = subprocess.run(
-            command, cwd=data, env={**environment, "SLURM_RESTART_COUNT": restart}, capture_output=True, text=True
-        )
+    stub(tmp_path, "scontrol", "echo 127.0.0.1; echo 127.0.0.2")
+    environment = {**os.environ, "PATH": stub(tmp_path, "srun", SRUN), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment |= {"SLURM_JOB_NODELIST": "n[1-2]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7", "PORT": str(free_port())}
+    for steps in ("3", "5"):  # the second goes on from the first's checkpoint
+        command = ["bash", str(EXAMPLES / "slurm.sh"), *pretrain("slurm"), "--steps", steps]
+        run = subprocess.run(command, cwd=data, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, run.stderr[-3000:]
-    assert load_checkpoint(data / "slurm" / "last.pt")["step"] == 3
+        assert load_checkpoint(data / "slurm" / "last.pt")["step"] == int(steps)
+    assert "processes: 2" in (data / "slurm" / "recipe.yaml").read_text()
+
+
+def test_slurm_gives_a_run_time_to_save_itself():
+    """It is told to stop before Slurm ends it, and torchrun waits meanwhile; torchrun has the options it is given."""
+    text = (EXAMPLES / "slurm.sh").read_text()
+    told = int(re.search(r"--signal=TERM@(\d+)", text)[1])
+    assert told > int(re.search(r"SHUTDOWN_TIMEOUT=(\d+)", text)[1]) > 30
+    for option in re.findall(r"--[a-z-]+", text[text.index("-m torch") :].split("-m objcrop")[0]):
+        assert any(option in action.option_strings for action in launcher.get_args_parser()._actions), option
+
+
+def test_kubernetes(data, tmp_path):
+    """The fields of a PyTorchJob that the operator asks for, and the container's own line, started as it starts it."""
+    job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())
+    assert (job["apiVersion"], job["kind"]) == ("kubeflow.org/v1", "PyTorchJob") and job["metadata"]["name"]
+    spec, policy = job["spec"], job["spec"]["elasticPolicy"]
+    assert set(spec) == {"nprocPerNode", "elasticPolicy", "runPolicy", "pytorchReplicaSpecs"}
+    assert set(spec["pytorchReplicaSpecs"]) == {"Worker"}  # a master would not be elastic
+    worker = spec["pytorchReplicaSpecs"]["Worker"]
+    pod = worker["template"]["spec"]
+    (container,) = pod["containers"]
+    assert policy["minReplicas"] <= worker["replicas"] <= policy["maxReplicas"] and isinstance(
+        spec["nprocPerNode"], str
+    )
+    assert worker["restartPolicy"] in ("Always", "OnFailure", "Never", "ExitCode") and container["name"] == "pytorch"
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == int(spec["nprocPerNode"])
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    kept = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert pod["terminationGracePeriodSeconds"] > int(kept["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+    assert not any(name == "torchrun" for name in container["command"][1:])
+
+    options = dict(word.removeprefix("--").split("=") for word in container["command"] if "=" in word)
+    for pods in range(policy["minReplicas"], policy["maxReplicas"] + 1):
+        assert int(options["batch-size"]) % (8 * pods) == int(options["bn-groups"]) % (8 * pods) == 0
+
+    given = {"device": "cpu", "batch-size": "8", "bn-groups": "2", "queue": "8", "output": str(tmp_path / "run")}
+    line = [word.replace("/data/", f"{data}/") for word in container["command"][1:]]
+    line = [next((f"--{o}={v}" for o, v in given.items() if word.startswith(f"--{o}=")), word) for word in line]
+    small = ("--steps", "2", "--arch", "timm/test_resnet", "--size", "16", "--dim", "8")
+    operator = {"PET_RDZV_BACKEND": policy["rdzvBackend"], "PET_RDZV_ENDPOINT": f"127.0.0.1:{free_port()}"}
+    operator |= {"PET_NNODES": "1:1", "PET_NPROC_PER_NODE": "2", "PET_MAX_RESTARTS": str(policy["maxRestarts"])}
+    run = subprocess.run(
+        [pathlib.Path(sys.executable).with_name(container["command"][0]), *line, *small],
+        cwd=tmp_path,
+        env={**os.environ, **kept, **operator, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert load_checkpoint(tmp_path / "run" / "last.pt")["step"] == 2
+
+
+def test_ray_machines(tmp_path):
+    """Ray gets lines that it reads, and objcrop the address: nobody answers there, so that it says."""
+    environment = {**os.environ, "PATH": stub(tmp_path, "ray", 'echo "$@"'), "HEAD": "127.0.0.1", "PORT": "1"}
+    environment["PYTHON"] = sys.executable
+
+    def says(*words):
+        command = ["bash", str(EXAMPLES / "ray_cluster.sh"), *words]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+    lines = [says(word).stdout.split() for word in ("head", "machine")]
+    assert lines[0][:4] == ["start", "--head", "--port", "1"] and lines[1][:3] == ["start", "--address", "127.0.0.1:1"]
+    ended = says("index", ".", "-o", "c.arrow")
+    assert ended.returncode == (1 if importlib.util.find_spec("ray") else 2)
+    assert "no Ray cluster to join at '127.0.0.1:1'" in ended.stderr or "ray is not installed" in ended.stderr
+    if importlib.util.find_spec("ray"):
+        from click.testing import CliRunner
+        from ray.scripts.scripts import cli
+
+        known = CliRunner().invoke(cli, ["start", "--help"]).output
+        assert all(word in known for line in lines for word in line if word.startswith("--"))
 
 
 def test_a_port_in_use_is_said(data):
