@@ -18,7 +18,7 @@ from objcrop.arrow_file import first_disorder
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError
 from objcrop.formats import IndexReport
-from objcrop.formats.columns import ColumnFile, catalog_of_columns
+from objcrop.formats.columns import ColumnFile, catalog_of_columns, refuse_unknown_words
 from objcrop.formats.image_columns import ImageColumns, image_columns
 from objcrop.formats.source import Source
 from objcrop.formats.table_files import table_files
@@ -40,9 +40,10 @@ def read_arrow(source: Source) -> tuple[Catalog, IndexReport]:
             label_column, box_format and keys as `Source` has them.
 
     Raises:
-        UsageError: a split or column that is not there.
+        UsageError: a split or column that is not there, or keys or box_format is none of its words.
         ObjcropError: nothing is there, a file is damaged, compressed or has no images, and as of `catalog_of_columns`.
     """
+    refuse_unknown_words(source)
     report = IndexReport(strict=source.strict)
     return index_arrow_files(source, *table_files(source, ".arrow", report), report)
 

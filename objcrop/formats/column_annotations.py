@@ -41,7 +41,7 @@ def named_classes(row: npt.NDArray[np.int64], values: pa.Array, names: Sequence[
 
     Args:
         row: (n,) whose they are.
-        values: (n,) integers or text; null and, of integers, -1 is none.
+        values: (n,) integers or text; null, -1 and "" are none.
         names: of the numbers 0, 1, …; None where a number is its own name.
     """
     if pa.types.is_dictionary(values.type):
@@ -54,7 +54,7 @@ def named_classes(row: npt.NDArray[np.int64], values: pa.Array, names: Sequence[
         return Named(
             row, np.where(numbers != -1, np.searchsorted(known, numbers), -1), [str(n) for n in known.tolist()]
         )
-    known = pc.unique(values.drop_null()).sort()
+    known = pc.unique(values.filter(pc.not_equal(values, ""))).sort()
     number = pc.index_in(values, known).fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     return Named(row, number, known.to_pylist())
 
@@ -215,7 +215,8 @@ def _fields(table: pa.Table, columns: ImageColumns) -> dict[str, tuple[npt.NDArr
     box = arrays[columns.box]
     if not _is_list(box.type.value_type):  # one box a row
         there = np.flatnonzero(box.is_valid().to_numpy(zero_copy_only=False))
-        return {name: (there, values.take(pa.array(there))) for name, values in arrays.items()}
+        one = {name: values for name, values in arrays.items() if name == columns.box or not _is_list(values.type)}
+        return {name: (there, values.take(pa.array(there))) for name, values in one.items()}
     return {name: flat(values) for name, values in arrays.items() if _is_list(values.type)}
 
 

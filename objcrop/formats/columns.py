@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import posixpath
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +39,12 @@ class ColumnFile(NamedTuple):
     annotations: pa.Table
 
 
+def refuse_unknown_words(source: Source) -> None:
+    """Raise a `UsageError` where keys or box_format is none of its words: before anything is read."""
+    one_of(source.keys or "path", ("path", "row"), "keys")
+    one_of(source.box_format or "xywh", ("xywh", "xyxy"), "box_format")
+
+
 def catalog_of_columns(
     source: Source,
     root: str,
@@ -60,11 +65,8 @@ def catalog_of_columns(
         report: filled in as rows are met.
 
     Raises:
-        UsageError: keys or box_format is none of its words.
         ObjcropError: two images have one key, files do not fit together, boxes fit two readings, or no image is left.
     """
-    one_of(source.keys or "path", ("path", "row"), "keys")
-    one_of(source.box_format or "xywh", ("xywh", "xyxy"), "box_format")
     ends = np.cumsum([len(file.offset) for file in files])
 
     def place(row: int) -> str:
@@ -82,7 +84,10 @@ def catalog_of_columns(
     ranges = Ranges([file.source for file in files], np.where(offset < 0, -1, number)[at], offset[at], length[at])
 
     table = _annotations(files).take(pa.array(at))
-    of_taken = partial(_at, place, at)
+
+    def of_taken(i: int) -> str:
+        return place(int(at[i]))
+
     labels, boxes = labels_of(table, columns, of_taken, report), boxes_of(table, columns, of_taken, report)
     found = read_headers(places_of(root, keys, ranges), source.verify)
     corners, sizes = None, stated_sizes(table, columns)
@@ -103,10 +108,6 @@ def catalog_of_columns(
         ranges=ranges,
         headers=found,
     )
-
-
-def _at(place: Callable[[int], str], rows: npt.NDArray[np.int64], i: int) -> str:
-    return place(int(rows[i]))
 
 
 def _keys(

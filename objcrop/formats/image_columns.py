@@ -81,9 +81,10 @@ def _found(schema: pa.Schema, file: str, source: Source, report: IndexReport) ->
     label = _label_column(schema, features, source.label_column, file, report)
     columns = ImageColumns(image, nested, label, _names(features.get(label or "")))
     for name, fields in _structs(schema):
-        box = next((field for field in _BOXES if field in fields and _is_list(fields[field])), None)
+        box = next((field for field in _BOXES if field in fields and _are_boxes(fields[field])), None)
         if box is not None:
-            category = next((field for field in _CATEGORIES if field in fields and field != label), None)
+            named = (field for field in _CATEGORIES if field in fields and _is_class(_flat(fields[field])))
+            category = next((field for field in named if name or field != label), None)
             of_boxes = features if name == "" else _inner(features.get(name, {}))
             names = _names(_inner(of_boxes).get(category or ""))
             stated = all(name in schema.names and pa.types.is_integer(schema.field(name).type) for name in _SIZES)
@@ -122,6 +123,9 @@ def _label_column(
     able = [field.name for field in schema if _is_class(_flat(field.type))]
     if named is not None:
         return one_of(named, able, "label_column")
+    for name in _LABELS:
+        if name in schema.names and name not in able:
+            report.remark(file, f"no labels are taken from '{name}', which is {schema.field(name).type}")
     usual = [name for name in _LABELS if name in able]
     stated = [name for name in able if _names(features.get(name)) is not None]
     found = [name for name in usual if name in stated] or stated or usual
@@ -175,6 +179,12 @@ def _names(feature: Any) -> tuple[str, ...] | None:
 
 def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _are_boxes(kind: pa.DataType) -> bool:
+    """Whether a type is a list of numbers, or a list of such lists."""
+    inner = _flat(_flat(kind))
+    return _is_list(kind) and bool(pa.types.is_integer(inner) or pa.types.is_floating(inner))
 
 
 def _flat(kind: pa.DataType) -> pa.DataType:

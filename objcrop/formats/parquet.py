@@ -18,7 +18,7 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, printable
 from objcrop.formats import IndexReport
 from objcrop.formats.arrow import index_arrow_files, path_of
-from objcrop.formats.columns import ColumnFile, catalog_of_columns
+from objcrop.formats.columns import ColumnFile, catalog_of_columns, refuse_unknown_words
 from objcrop.formats.image_columns import ImageColumns, image_columns
 from objcrop.formats.source import Source
 from objcrop.formats.table_files import table_files
@@ -40,10 +40,11 @@ def read_parquet(source: Source) -> tuple[Catalog, IndexReport]:
             the catalog's images then lie.
 
     Raises:
-        UsageError: a split or column that is not there.
+        UsageError: a split or column that is not there, or keys or box_format is none of its words.
         ObjcropError: nothing is there, a file is damaged or has no images, images are compressed in groups too large to
             unpack for one, `unpack` cannot be written, and as of `catalog_of_columns`.
     """
+    refuse_unknown_words(source)
     report = IndexReport(strict=source.strict)
     root, names = table_files(source, ".parquet", report)
     if source.unpack is not None:

@@ -164,9 +164,34 @@ def test_columns_of_boxes_without_a_struct_and_flags(tmp_path):
     catalog, report = index(tmp_path, "arrow", box_format="xywh")
     assert catalog.classes == ["7"] and catalog.all_annotations().crowd.tolist() == [True]
     assert report.bad_entries == [("a.arrow, row 2", "a box has the class None, which is none")]
-    unlike = pa.array([{"bbox": [[0, 0, 1, 1]], "category": []}] * 3)
+    kinds = pa.struct([("bbox", pa.list_(pa.list_(pa.int64()))), ("category", pa.list_(pa.string()))])
+    unlike = pa.array([{"bbox": [[0, 0, 1, 1]], "category": []}] * 3, kinds)
     write(tmp_path / "a.arrow", images(3, objects=unlike))
     assert "row 0 has not as many category as boxes" in error(tmp_path, "arrow", box_format="xywh")
+
+
+def test_columns_of_other_types_are_no_annotations(tmp_path):
+    """Boxes as text or structs, classes as numbers with a point, lists of lists: a remark or nothing, never a guess."""
+    corner = pa.array([[{"x": 1, "y": 2}], [], None])
+    one = pa.array([[0, 0, 1, 1]] * 3, pa.list_(pa.float32(), 4))
+    for columns, boxes in (
+        ({"label": [1.0, None, 2.0], "bbox": corner}, 0),
+        ({"label": [b"x", None, b"y"], "objects": pa.array([{"bbox": [["1", "2", "3", "4"]]}] * 3)}, 0),
+        ({"label": [True, False, None], "objects": pa.array([{"bbox": corner[0].as_py()}] * 3)}, 0),
+        ({"label": [[["a"]], [], None], "bbox": one, "category": [["a"], ["b"], []]}, 3),
+        ({"label": pa.array([{"name": "a"}] * 3), "bbox": one, "category": [1.5, 2.5, None]}, 3),
+    ):
+        write(tmp_path / "a.arrow", images(3, **columns))
+        catalog, report = index(tmp_path, "arrow", image_column="image", box_format="xywh")
+        assert len(catalog) == 3 and report.boxes == boxes and catalog.classes == ["object"] * bool(boxes)
+        assert "no labels are taken from 'label', which is" in report.remarks[0][1]
+    write(tmp_path / "a.arrow", images(3, label=["", "a", "b"], boxes=pa.array([[1, 2], [3], None])))
+    catalog, report = index(tmp_path, "arrow")
+    assert label_names(catalog) == [[], ["a"], ["b"]] and report.boxes == 0
+    assert [reason for _, reason in report.bad_entries] == [
+        "a box is of 2 numbers, not 4",
+        "a box is of 1 numbers, not 4",
+    ]
 
 
 def test_layouts_of_datasets(tmp_path):

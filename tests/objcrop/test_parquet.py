@@ -97,6 +97,19 @@ def test_unpack_writes_arrow_files_of_the_same_images(tmp_path, photos):
         index(tmp_path / "a", "arrow", unpack=tmp_path / "b")
 
 
+def test_dictionaries_that_differ_from_group_to_group(tmp_path):
+    """pandas' categories, and images that repeat, as a table that says dictionary of itself."""
+    names, shades = ["b", "a", "b", "c", "c", "a", None, "d"], [1, 1, 2, 3, 3, 3, 4, 4]
+    table = pa.table({"image": [png(i) for i in shades], "label": pa.array(names).dictionary_encode()})
+    table = table.set_column(0, "image", table["image"].dictionary_encode())
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    for unpack in (None, tmp_path / "new"):
+        catalog, _ = index(tmp_path / "a.parquet", "parquet", unpack=unpack)
+        assert [catalog.image_bytes(row) for row in range(8)] == [png(i) for i in shades]
+        found = [[catalog.classes[c] for c in np.flatnonzero(row)] for row in catalog.label_matrix(range(8))]
+        assert found == [[name] if name else [] for name in names]
+
+
 @pytest.fixture
 def compressed(tmp_path):
     """A file of ten groups of four images, its catalog, and the images."""
