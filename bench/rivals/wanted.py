@@ -18,6 +18,8 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.errors import ObjcropError
+from objcrop.place import is_address
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,13 @@ class Wanted:
         return {**by_name, "catalog_images": len(self.catalog), "data": self.data}
 
     def paths(self) -> list[str]:
-        """Return the images' paths."""
+        """Return the images' paths.
+
+        Raises:
+            ObjcropError: they are no files of this machine, which is what rivals read.
+        """
+        if self.catalog.sources or is_address(self.catalog.root):
+            raise ObjcropError(f"rivals are measured on files, and {self.catalog.path(0)} is none; index a folder.")
         return [self.catalog.path(row) for row in range(len(self.catalog))]
 
     def loader(self, **options: Any) -> ViewLoader:

@@ -1,12 +1,19 @@
 """The same views, rows and resumption from a folder, a tar of it, a bucket and a cache of the bucket; a bad network."""
 
 import io
+import json
+import os
+import signal
+import subprocess
+import sys
 import tarfile
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import source_walk
+from children import running, until
 from PIL import Image
 
 from objcrop.bench.s3_server import Network, s3_server, weed
@@ -125,36 +132,44 @@ def test_proposals_from_images_are_the_same(catalogs):
         assert table.fingerprint == tables[0].fingerprint
 
 
-def test_kills_and_resumptions_lose_and_repeat_no_row(catalogs):
-    """A hundred times: a random source, 1 to 3 ranks, some batches; then all ranks are gone and others go on."""
-    rng, options = np.random.default_rng(1), {**SMALL, "backend": "torch", "workers": 0, "size": 8}
-    options |= {"crops": "centre", "augment": "none", "shuffle": True}
-    names = [name for name in catalogs if name != "cached"]
-    state, seen = None, []
-    for _ in range(100):
-        world, count = int(rng.integers(1, 4)), int(rng.integers(1, 5))
-        ranks = []
-        for rank in range(world):
-            loader = load_views(
-                catalogs[names[int(rng.integers(len(names)))]], **{**options, "rank": rank, "world_size": world}
-            )
-            if state is not None:
-                loader.load_state_dict(state)
-            ranks.append((loader, iter(loader)))
-        for _ in range(count):
-            parts = [next(walk, None) for _, walk in ranks]
-            if parts[0] is None:
-                ranks = [(loader, iter(loader)) for loader, _ in ranks]
-                parts = [next(walk) for _, walk in ranks]
-            seen.append(np.stack([part.index.numpy() for part in parts], 1).reshape(-1).tolist())
-        state = ranks[0][0].state_dict()
-        for loader, _ in ranks:
-            loader.close()
+def lines_of(told):
+    """What a child told, but for a last line that its end cut off."""
+    whole, _, _ = (told.read_text() if told.exists() else "").rpartition("\n")
+    return [json.loads(line) for line in whole.split("\n") if line]
+
+
+@pytest.mark.parametrize("kills", [8, pytest.param(100, marks=pytest.mark.slow)])
+def test_kills_and_resumptions_lose_and_repeat_no_row(catalogs, tmp_path, kills):
+    """Each time 1 to 3 ranks, each with a source of its own, are killed somewhere; others go on from the last state."""
+    rng, state, seen = np.random.default_rng(1), None, []
+    options = {**SMALL, "backend": "torch", "workers": 0, "size": 8, "crops": "centre", "augment": "none"}
+    for name, catalog in catalogs.items():
+        catalog.save(tmp_path / f"{name}.arrow")
+    with running([sys.executable, source_walk.__file__], stdin=subprocess.PIPE) as parent:
+        for kill in range(kills):
+            world, batches, children = int(rng.integers(1, 4)), int(rng.integers(1, 9)), []
+            files = [tmp_path / f"{kill}-{rank}" for rank in range(world)]
+            for rank, told in enumerate(files):
+                name = sorted(catalogs)[int(rng.integers(len(catalogs)))]
+                place, disk = {**options, "rank": rank, "world_size": world}, catalogs[name].disk_cache
+                asked = [f"{tmp_path / name}.arrow", disk and str(disk.folder), place, state, str(told)]
+                parent.stdin.write(json.dumps(asked) + "\n")
+                parent.stdin.flush()
+                children.append(int(parent.stdout.readline()))
+            until(lambda files=files, batches=batches: min(len(lines_of(told)) for told in files) >= batches, parent)
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+            until(lambda children=children: not any(Path(f"/proc/{child}").exists() for child in children), parent)
+            parts = [lines_of(told) for told in files]
+            done = min(map(len, parts))  # what all have seen is in the checkpoint; what some saw beyond is not
+            for lines in zip(*(part[:done] for part in parts)):
+                seen.append(np.stack([rows for rows, _ in lines], 1).reshape(-1).tolist())
+            state = parts[0][done - 1][1]
+    unbroken = []
     with load_views(catalogs["folder"], **options) as loader:
-        unbroken = []
         while len(unbroken) < len(seen):
             unbroken += [views.index.tolist() for views in loader]
-    assert seen == unbroken[: len(seen)]
+    assert len(seen) >= kills and seen == unbroken[: len(seen)]
 
 
 # ---- a network that fails
