@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from objcrop.ssl.export import export
     from objcrop.ssl.training.recipe import Recipe
     from objcrop.ssl.training.trainer import pretrain
+    from objcrop.ssl.transfer.transfer import transfer
 
 __version__ = "0.1.0"
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "propose",
     "stats",
     "subset",
+    "transfer",
 ]
 _HOMES = {
     "Augment": "objcrop.dali_pipes.augment",
@@ -78,6 +80,7 @@ _HOMES = {
     "propose": "objcrop.proposals",
     "stats": "objcrop.box_stats",
     "subset": "objcrop.catalog_subset",
+    "transfer": "objcrop.ssl.transfer.transfer",
 }
 
 

@@ -40,6 +40,7 @@ from objcrop.cli_options import (
     writes,
     writes_folder,
 )
+from objcrop.cli_transfer import transfer
 from objcrop.dali_pipes.crops import Crops
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
@@ -331,6 +332,9 @@ def probe(
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     for line in in_lines(result):
         console.print(line, markup=False, highlight=False)
+
+
+app.command()(transfer)
 
 
 @app.command()

@@ -15,8 +15,10 @@ from objcrop.dali_pipes.loading import Loading, ViewOptions
 from objcrop.option import Option, home_of, options_of
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
-from objcrop.ssl.training.options import Training
+from objcrop.ssl.training.options import Training, Watched
 from objcrop.ssl.training.recipe import Recipe, groups_of
+from objcrop.ssl.transfer.by_name import TASKS
+from objcrop.ssl.transfer.options import Transfer
 from objcrop.whole_file import whole_file
 
 HEAD = """# Options
@@ -48,6 +50,13 @@ def option_page() -> str:
     measured = [each for name, each in options_of(ProbeOptions).items() if name not in options_of(Recipe)]
     says = "Of `probe`, beside `size`, `single_label`, `backend` and `device`."
     parts += _section("Probe", says, measured)
+    shared = set(options_of(Watched)) | set(options_of(Loading))
+    learnt = [each for name, each in options_of(Transfer).items() if name not in shared]
+    says = "Of `transfer`, whatever the task, beside those of loading and what a run writes (`precision`, …)."
+    parts += _section("Transfer", says, learnt)
+    for name, task in TASKS.items():
+        own = [each for key, each in options_of(task.options).items() if key not in options_of(Transfer)]
+        parts += _section(f"Task {name}", "Of `transfer`.", own)
     return "\n".join(parts)
 
 

@@ -26,6 +26,7 @@ SIGNATURES = {
     "propose": "catalog method **options",
     "stats": "catalog boxes crops *seed *images *draws *bootstrap **options",
     "subset": "catalog *min_classes *min_images *classes_of",
+    "transfer": "checkpoint task train test output *preset *resume **options",
 }
 OPTIONS = (
     "crops size augment local_views local_size local_scale local_from local_overlap random_crop scale scale_min "

@@ -82,8 +82,9 @@ def features(
     backend: str = "dali",
     device: str = "auto",
     batch_size: int = 64,
+    max_bad: float = 0.01,
 ) -> Features:
-    """Encode every image's centre crop; unreadable images are left out."""
+    """Encode every image's centre crop; unreadable images are left out, up to the share `max_bad`."""
     here = resolve_device(device)
     network = network.eval().to(here)
     found, labels, rows = [], [], []
@@ -99,6 +100,7 @@ def features(
         world_size=1,
         shuffle=False,
         drop_last=False,
+        max_bad=max_bad,
     )
     with loader:
         for batch in loader:

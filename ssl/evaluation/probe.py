@@ -69,8 +69,8 @@ def probe(
     if not train.classes:
         raise ObjcropError(f"the catalog of {train.root} has no labels to learn; index it with its annotations.")
     if single:
-        _refuse_several(train)
-        _refuse_several(test)
+        refuse_several(train)
+        refuse_several(test)
     network, side = frozen_backbone(checkpoint, how.size)
     where: dict[str, Any] = {"backend": how.backend, "device": how.device}
     x, y, _ = features(network, train, side, **where)
@@ -138,7 +138,8 @@ def _figures(
     }
 
 
-def _refuse_several(catalog: Catalog) -> None:
+def refuse_several(catalog: Catalog) -> None:
+    """Raise a `UsageError` where an image has no class, or several."""
     count = catalog.label_matrix(np.arange(len(catalog))).sum(1)
     if (count != 1).any():
         row = int((count != 1).argmax())

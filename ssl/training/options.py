@@ -43,7 +43,24 @@ def _has_batch_norm(at: Training) -> str | None:
 
 
 @dataclass(frozen=True)
-class Training(Options):
+class Watched(Options):
+    """What is computed in, and what is written while steps are taken: the options of every `Loop`."""
+
+    group: ClassVar[str] = "training"
+
+    precision: str | None = option(
+        None,
+        word("bf16", "fp32"),
+        "bf16 (autocast) or fp32; default: bf16 on a GPU that has it (Ampere and later), else fp32",
+    )
+    tensorboard: bool = option(False, flag, "write TensorBoard's files into the run folder")
+    wandb: str | None = option(None, text(), "project of Weights & Biases to report to; default: none")
+    checkpoint_every_steps: int | None = option(None, COUNT, "beside each epoch's end; default: epochs only")
+    log_every_steps: int = option(10, COUNT, "steps between two lines in metrics.jsonl")
+
+
+@dataclass(frozen=True)
+class Training(Watched):
     """How a network is trained, whatever the method; the defaults are MoCo-v2's."""
 
     group: ClassVar[str] = "training"
@@ -98,19 +115,10 @@ class Training(Options):
         "parts that a step is taken in, to save memory; the numbers stay the same",
         idle=_in_parts,
     )
-    precision: str | None = option(
-        None,
-        word("bf16", "fp32"),
-        "bf16 (autocast) or fp32; default: bf16 on a GPU that has it (Ampere and later), else fp32",
-    )
     compile: bool = option(False, flag, "let torch.compile work on the encoder and the momentum encoder")
     online_probe: bool = option(
         False, flag, "train a linear classifier on the labels alongside, without touching the encoder"
     )
-    tensorboard: bool = option(False, flag, "write TensorBoard's files into the run folder")
-    wandb: str | None = option(None, text(), "project of Weights & Biases to report to; default: none")
-    checkpoint_every_steps: int | None = option(None, COUNT, "beside each epoch's end; default: epochs only")
-    log_every_steps: int = option(10, COUNT, "steps between two lines in metrics.jsonl")
     rescore_every: int | None = option(
         None, whole(1, 10**6), "epochs between two scorings of `--boxes online:anchors`; default: 10"
     )

@@ -292,7 +292,7 @@ def _read(recipe: str | os.PathLike[str]) -> dict[Any, Any]:
     return content
 
 
-def acting(recipe: Recipe) -> dict[str, Any]:
+def acting(recipe: Options) -> dict[str, Any]:
     """Return the options that act in a recipe, by name, as YAML and checkpoints can hold them."""
     held = {name: getattr(recipe, name) for name in options_of(type(recipe)) if recipe.acts(name)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in held.items()}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -32,19 +31,18 @@ from objcrop.devices import resolve_device
 from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.option import options_of
-from objcrop.ranks import any_rank, average_over_ranks, process_group, rank_and_world_size, wait_for_ranks
+from objcrop.ranks import any_rank, process_group, rank_and_world_size
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.methods.method import Batch, Data, Method
 from objcrop.ssl.networks.backbones import width_at
-from objcrop.ssl.training.checkpoint import load_newest, read_by_all, restoring, save_checkpoint
+from objcrop.ssl.training.loop import Loop
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.optimisers import optimiser_of
+from objcrop.ssl.training.options import Watched
 from objcrop.ssl.training.recipe import Queue, Recipe, acting, as_dict, resolve
 from objcrop.ssl.training.run_folder import RunFolder, holds_run
 from objcrop.ssl.training.schedules import cosine_rate
-from objcrop.ssl.training.stop_signal import Stopped, StopSignal
-from objcrop.ssl.training.watch import Watch
 
 
 def pretrain(
@@ -120,7 +118,7 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def precision_of(recipe: Recipe, device: torch.device) -> str:
+def precision_of(recipe: Watched, device: torch.device) -> str:
     """Return what a step on this device, the current one, computes in: "bf16" (autocast) or "fp32".
 
     Raises:
@@ -165,13 +163,10 @@ def views_for(
     )
 
 
-class Run:
-    """One run: model, optimiser, loader and folder, and the step they are at.
+class Run(Loop):
+    """One run: model, optimiser, loader and folder, and the step they are at."""
 
-    Attributes:
-        step: steps taken.
-        total: steps to take.
-    """
+    fixed = ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe")
 
     def __init__(
         self,
@@ -197,11 +192,10 @@ class Run:
                 f"crops '{recipe.crops}' make {local.count(False)} large and {sum(local)} local views, but "
                 f"{recipe.method} takes 2 large ones and then local ones."
             )
-        self.recipe, self.loader, self.folder, self.device, self.online = recipe, loader, folder, device, online
-        self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
+        super().__init__(recipe, loader, folder, device)
+        self.recipe, self.online = recipe, online
         self.batches = len(loader)  # of an epoch; later boxes may make it another number, but not the schedule
         self.total = recipe.steps or recipe.epochs * self.batches
-        self.step = 0
         self.precision = precision_of(recipe, device)
         torch.manual_seed(recipe.seed)
         policy, planner = loader.policy, loader.planner
@@ -220,12 +214,9 @@ class Run:
         self.probe = None
         if recipe.online_probe:
             self.probe = OnlineProbe(self.method.encoder.width, len(loader.classes), recipe.single_label).to(device)
+        self.learns = {"method": self.method, "probe": self.probe}
         self.optimiser = self._optimiser()
-        saved = self._restore() if resume else None
-        self.watch = Watch(recipe, folder, self.total, self.step)
-        if saved is not None:
-            with restoring(folder.checkpoint):
-                self.watch.load_state_dict(saved["watch"], device)
+        self.begin_watch(resume, "pretrain", "base_lr")
         if recipe.compile:
             for part in self.method.parts_to_compile():
                 part.compile()
@@ -300,42 +291,6 @@ class Run:
             boxes = tuple(each.moved(torch.from_numpy(np.argsort(order))) for each in boxes)
         return Batch(views, labels, row, plan, boxes)
 
-    def train(self) -> Path:
-        """Take all steps that are left; return the last checkpoint's path."""
-        recipe, saved_at = self.recipe, self.step
-        with self.watch, StopSignal() as stop:
-            while self.step < self.total:
-                self._rescore()
-                asked_for = time.perf_counter()
-                for batch in self.loader:
-                    self.watch.waited += time.perf_counter() - asked_for
-                    try:
-                        self.watch.add(self.take_step(batch), torch.from_numpy(batch.plan.row))
-                    except torch.OutOfMemoryError as error:
-                        raise self._too_large(saved_at) from error
-                    looks = self.step % recipe.log_every_steps == 0 or self.step == self.total
-                    if looks:
-                        more = self.probe.report() if self.probe is not None else {}
-                        self.watch.report(self.step, self.loader.epoch, self.optimiser.param_groups[0]["lr"], more)
-                    # Asking the others costs a wait for the device, so on a GPU it is done where one waits anyway.
-                    if (looks or self.device.type == "cpu") and any_rank(bool(stop.asked), self.device):
-                        self._save()
-                        way = way_out("go on with --resume", "run the same command again")
-                        raise Stopped(
-                            f"stopped after step {self.step} of {self.total} as asked and saved it; {way}.",
-                            stop.asked or 15,
-                        )
-                    if recipe.checkpoint_every_steps and self.step % recipe.checkpoint_every_steps == 0:
-                        self._save()
-                        saved_at = self.step
-                    if self.step == self.total:
-                        break
-                    asked_for = time.perf_counter()
-                if saved_at != self.step:
-                    self._save()
-                    saved_at = self.step
-        return self.folder.checkpoint
-
     def take_step(self, batch: Views) -> dict[str, torch.Tensor]:
         """Learn from a batch.
 
@@ -351,7 +306,7 @@ class Run:
         self._schedule()
         rows = self._dealt(batch)
         self.optimiser.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self.autocast():
             targets = self.method.targets(rows, self.step)
         many = len(rows.labels)
         length = many // recipe.accumulate
@@ -361,7 +316,7 @@ class Run:
             last = begin + length == many
             sync = nullcontext() if last or self.world == 1 else self.model.no_sync()  # type: ignore[operator]
             with sync:
-                with self._autocast():
+                with self.autocast():
                     output = self.model(rows.part(part), [t[part] for t in targets], self.step)
                 (output.loss / recipe.accumulate).backward()
             outputs.append(output)
@@ -374,10 +329,7 @@ class Run:
         watched = [{"loss": o.loss.detach(), **o.watch} for o in outputs]
         return {name: torch.stack([w[name] for w in watched]).mean() for name in watched[0]}
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-    def _too_large(self, saved_at: int) -> ObjcropError:
+    def too_large(self, saved_at: int) -> ObjcropError:
         """Return what to say where a step does not fit into the GPU's memory."""
         recipe, here = self.recipe, self.method.devices.here
         ways = [f"a smaller batch_size than {recipe.batch_size}"]
@@ -391,57 +343,18 @@ class Run:
             f"else runs on it{kept}."
         )
 
-    def _rescore(self) -> None:
+    def before_epoch(self) -> None:
         """Draw from new boxes where an epoch is about to begin that they are due before."""
         at = self.loader.state_dict()
         if self.online is not None and at["batch"] == 0 and self.online.due(at["epoch"]):
-            self._average_norms()
+            self.average_norms()
             self.loader.set_boxes(self.online.rescored(self.method, at["epoch"]))
 
-    def _average_norms(self) -> None:
-        """Make BatchNorm's running statistics the same on every rank."""
-        modules = [self.method] if self.probe is None else [self.method, self.probe]
-        norms = [m for module in modules for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
-        average_over_ranks([b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None])
-
-    def _save(self) -> None:
-        """Write the checkpoint; returns on every rank once it lies there whole."""
-        self.watch.settle(self.step)
-        self._average_norms()
-        if self.leads:
-            content = {
-                "step": self.step,
-                "method": self.method.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
-                "loader": self.loader.state_dict(),
-                "watch": self.watch.state_dict(),
-                "probe": None if self.probe is None else self.probe.state_dict(),
-                "recipe": acting(self.recipe),
-            }
-            save_checkpoint(self.folder.checkpoint, content)
-        wait_for_ranks("the checkpoint is written")
-
-    def _restore(self) -> dict[str, Any]:
-        saved = load_newest(self.folder.checkpoint)
-        for name in ("method", "arch", "size", "dim", "hidden", "queue", "heads", "online_probe"):
-            now = acting(self.recipe).get(name)
-            if name in acting(self.recipe) and saved["recipe"].get(name) != now:
-                raise ObjcropError(
-                    f"{self.folder.checkpoint} was trained with {name}={saved['recipe'].get(name)}, not {now}; resume "
-                    "with what the run began with."
-                )
-        with restoring(self.folder.checkpoint):
-            self.method.load_state_dict(saved["method"])
-            self.optimiser.load_state_dict(saved["optimiser"])
-            if self.probe is not None:
-                self.probe.load_state_dict(saved["probe"])
-            at = {name: int(saved["loader"][name]) for name in ("epoch", "batch")}
+    def before_batches(self, epoch: int, batch: int) -> None:
+        """Draw from the boxes that the run drew from there."""
         if self.online is not None:
-            self.loader.set_boxes(self.online.of_checkpoint(at["epoch"], at["batch"]))
-        self.loader.load_state_dict(saved["loader"])
-        self.step = int(saved["step"])
-        read_by_all(self.folder.checkpoint, self.step, self.device)
-        if self.leads:
-            self.folder.remove_unfinished()
-            self.folder.cut_metrics(self.step)
-        return saved
+            self.loader.set_boxes(self.online.of_checkpoint(epoch, batch))
+
+    def figures(self) -> dict[str, float]:
+        """Return what the online probe has to say."""
+        return {} if self.probe is None else self.probe.report()

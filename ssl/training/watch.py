@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
-from objcrop.ssl.training.recipe import Embedding, Recipe, acting
+from objcrop.ssl.training.options import Watched
+from objcrop.ssl.training.recipe import Embedding, acting
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.whole_file import whole_file
 
@@ -37,14 +38,25 @@ class Watch:
         folder: the run's.
         total: steps of the run.
         step: the step it is at.
+        what: the run's name beside its bar.
+        rate: the name of the option that is its learning rate.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder, total: int, step: int) -> None:
-        self.recipe, self.folder, self.total = recipe, folder, total
+    def __init__(
+        self,
+        recipe: Watched,
+        folder: RunFolder,
+        total: int,
+        step: int,
+        *,
+        what: str = "pretrain",
+        rate: str = "base_lr",
+    ) -> None:
+        self.recipe, self.folder, self.total, self.rate = recipe, folder, total, rate
         self.leads = rank_and_world_size()[0] == 0
         self.console = Console()
         self.bar = Progress(
-            TextColumn("pretrain"),
+            TextColumn(what),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[line]}"),
@@ -52,7 +64,7 @@ class Watch:
             console=self.console,
             disable=not (self.leads and self.console.is_terminal),
         )
-        self.task = self.bar.add_task("pretrain", total=total, completed=step, line="")
+        self.task = self.bar.add_task(what, total=total, completed=step, line="")
         self.writers = _writers(recipe, folder, step) if self.leads else []
         self.warned = False
         self.losses: list[torch.Tensor] = []
@@ -113,9 +125,10 @@ class Watch:
             kept = {f"step {begin + i}": r for i, r in enumerate(rows)}
             with whole_file(self.folder.path / "nan_rows.json") as part:
                 part.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        loss, rate = float(self.losses[first - 1 - step + len(self.losses)]), getattr(self.recipe, self.rate)
         raise ObjcropError(
-            f"the loss is {float(self.losses[first - 1 - step + len(self.losses)])} at step {first}; lower base_lr "
-            f"({self.recipe.base_lr}), or look at the images, whose rows are in {self.folder.path / 'nan_rows.json'}."
+            f"the loss is {loss} at step {first}; lower {self.rate} ({rate}), or look at the images, whose rows are in "
+            f"{self.folder.path / 'nan_rows.json'}."
         )
 
     def report(self, step: int, epoch: int, rate: float, more: dict[str, float]) -> None:
@@ -184,7 +197,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
+    def __init__(self, recipe: Watched, folder: RunFolder) -> None:
         try:
             import wandb
         except ImportError:
@@ -236,7 +249,7 @@ def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _writers(recipe: Recipe, folder: RunFolder, step: int) -> list[_TensorBoard | _WeightsAndBiases]:
+def _writers(recipe: Watched, folder: RunFolder, step: int) -> list[_TensorBoard | _WeightsAndBiases]:
     writers: list[_TensorBoard | _WeightsAndBiases] = []
     if recipe.tensorboard:
         writers.append(_TensorBoard(folder, step))

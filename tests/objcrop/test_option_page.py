@@ -12,6 +12,7 @@ from objcrop.option_value import whole
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.recipe import Recipe
+from objcrop.ssl.transfer.by_name import TASKS
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
         for name, each in options_of(made_of).items():
             assert f"| `{name}`" in page and each.says.replace("|", "\\|") in page, name
     once = {*options_of(ViewOptions), *options_of(Recipe), *options_of(ProbeOptions)}
-    assert all(page.count(f"| `{name}`") == 1 for name in once)
+    before, transfer = page.split("## Transfer")  # whose options have the names of pretraining's
+    assert all(before.count(f"| `{name}`") == 1 for name in once)
+    for task in TASKS.values():
+        assert all(f"| `{name}`" in before + transfer for name in options_of(task.options))
     assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
     assert "Other defaults than above: `base_lr` `0.125`." in page
     assert "`backend`, `--loader`" in page and "`crops`, `policy` in a recipe" in page

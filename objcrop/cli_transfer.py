@@ -1,0 +1,51 @@
+"""The command that measures a checkpoint by transfer: `objcrop transfer`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from objcrop.cli_options import RESUMES, ResumeOption, takes, writes_folder
+from objcrop.option import Options
+
+console = Console(soft_wrap=True)
+
+
+def every_task() -> type[Options]:
+    """Return the options of all tasks, put together."""
+    from objcrop.ssl.transfer.by_name import TASKS
+
+    groups = tuple(dict.fromkeys(task.options for task in TASKS.values()))
+    return dataclass(frozen=True)(type("EveryTask", groups, {}))
+
+
+@takes(every_task)
+def transfer(
+    checkpoint: Annotated[
+        str, typer.Argument(help="last.pt of a run, a state dict of torchvision, or 'untrained:ARCH' for the floor.")
+    ],
+    task: Annotated[str, typer.Option(help="classification.")],
+    train: Annotated[Path, typer.Option(help="Catalog that is learnt from.")],
+    test: Annotated[Path, typer.Option(help="Catalog that is measured on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],
+    options: dict[str, Any],
+    preset: Annotated[
+        str | None, typer.Option(help="A name in ssl/transfer/presets, or a YAML file of one's own.")
+    ] = None,
+    resume: ResumeOption = None,
+) -> None:
+    """Let a checkpoint learn a task and measure it; also under torchrun."""
+    from objcrop.ranks import rank_and_world_size
+    from objcrop.ssl.transfer.transfer import EVALUATION
+    from objcrop.ssl.transfer.transfer import transfer as run_transfer
+
+    found = run_transfer(checkpoint, task, train, test, output, preset=preset, resume=RESUMES[resume], **options)
+    if rank_and_world_size()[0] > 0:
+        return
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+    console.print(f"{checkpoint}, {task}: {figures}", markup=False, highlight=False)
+    console.print(f"→ {output / EVALUATION}", highlight=False)
