@@ -38,6 +38,8 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "mit-indoor": ("split", "per_class", "classes", "seed"),
     "coco": ("annotations", "root"),
     "voc": ("annotations", "root"),
+    "voc-segmentation": ("split", "annotations"),
+    "cityscapes": ("split",),
     "scenes": ("annotations", "root"),
     "webdataset": ("root",),
     "webdataset:NAME": ("root",),
