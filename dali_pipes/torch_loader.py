@@ -51,7 +51,7 @@ class TorchLoader(ViewLoader):
 
     def _stream(self, start: Position) -> Iterator[Views]:
         on_gpu = self.device.type != "cpu"
-        made = _Batches(self.batches, self.colour, self.dtype)
+        made = self._made()
         batches = DataLoader(
             made,
             sampler=_From(self._positions(start)),
@@ -70,6 +70,9 @@ class TorchLoader(ViewLoader):
                 yield self._transformed(views)
         finally:
             _end(arriving)
+
+    def _made(self) -> Batches:
+        return Batches(self.batches, self.colour, self.dtype)
 
     def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:
         try:
@@ -94,7 +97,7 @@ class TorchLoader(ViewLoader):
                 raise said from None
 
 
-def _spawned(batches: _Batches) -> str:
+def _spawned(batches: Batches) -> str:
     """Return how workers begin that fetch from far away: anew, since a forked one has none of obstore's threads."""
     try:
         pickle.dumps(batches)
@@ -178,8 +181,8 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-class _Batches(Dataset):
-    """Position to one rank's batch and the rows found bad on the way."""
+class Batches(Dataset):
+    """Position to one rank's batch and the rows found bad on the way; what a batch is stands in the last methods."""
 
     def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype) -> None:
         self.batches, self.colour, self.dtype = batches, colour, dtype
@@ -193,8 +196,7 @@ class _Batches(Dataset):
     def _made(self, position: Position) -> Made:
         planner = self.batches.planner
         plan = asked = self.batches.plan(position)
-        kind = torch.float32 if planner.transform is None else torch.uint8
-        out = [torch.empty(len(plan), size, size, 3, dtype=kind) for size in planner.sizes]
+        out = self.blank(len(plan))
         bad: list[tuple[int, str]] = []
         pending = np.arange(len(plan))
         for attempt in count():
@@ -208,15 +210,30 @@ class _Batches(Dataset):
                     bad.append((row, str(error)))
                     failed.append(i)
                     continue
-                for v in range(len(out)):
-                    out[v][i] = _view(image, planner, plan, int(i), v, self.colour)
+                self.put(out, int(i), image, plan)
             if not failed:
                 break
             pending = np.array(failed)
             plan = stand_in(plan, asked, pending, planner, position[0], attempt)
+        batch = self.together(plan, asked, out)
+        return batch if get_worker_info() is None else batch.map(_shared), bad
+
+    def blank(self, n: int) -> list[torch.Tensor]:
+        """Return room for n samples."""
+        planner = self.batches.planner
+        kind = torch.float32 if planner.transform is None else torch.uint8
+        return [torch.empty(n, size, size, 3, dtype=kind) for size in planner.sizes]
+
+    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: ViewPlan) -> None:
+        """Fill in sample i, which is of this image."""
+        for v in range(len(out)):
+            out[v][i] = _view(image, self.batches.planner, plan, i, v, self.colour)
+
+    def together(self, plan: ViewPlan, asked: ViewPlan, out: list[torch.Tensor]) -> Views:
+        """Return the batch, filled in."""
+        planner = self.batches.planner
         kind = self.dtype if planner.transform is None else torch.uint8
-        views = assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(kind) for o in out])
-        return views if get_worker_info() is None else views.map(_shared), bad
+        return assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(kind) for o in out])
 
 
 def _view(image: Image.Image, planner: ViewPlanner, plan: ViewPlan, i: int, v: int, colour: str) -> torch.Tensor:

@@ -78,16 +78,22 @@ def object_mask(catalog: Catalog, row: int) -> tuple[NDArray[np.uint8], str] | N
     known = [mask for mask in masks if mask is not None]
     if len(known) < len(masks):
         return box_union(catalog.annotations(row).boxes, size), "boxes"
-    for mask in known:
-        if mask["size"] != [size[1], size[0]]:
+    refuse_misfits(catalog, row, known)
+    return mask_union(known), "masks"
+
+
+def refuse_misfits(catalog: Catalog, row: int, masks: list[dict[str, Any]]) -> None:
+    """Raise an `ObjcropError` where one of an image's masks has another size than it, or does not fill it."""
+    width, height = catalog.sizes_of([row])[0].tolist()
+    for mask in masks:
+        if mask["size"] != [height, width]:
             raise ObjcropError(
-                f"{catalog.path(row)} is {size[0]}×{size[1]} pixels, but one of its masks is "
+                f"{catalog.path(row)} is {width}×{height} pixels, but one of its masks is "
                 f"{mask['size'][1]}×{mask['size'][0]}: make the catalog again with `objcrop index`."
             )
-    for reason in why_broken(known, [(int(size[0]), int(size[1]))] * len(known)).values():
+    for reason in why_broken(masks, [(width, height)] * len(masks)).values():
         # pycocotools would write past its memory
         raise ObjcropError(f"{catalog.path(row)}: {reason}; make the catalog again with `objcrop index`.")
-    return mask_union(known), "masks"
 
 
 def summed_area(mask: NDArray[np.uint8]) -> NDArray[np.int32]:

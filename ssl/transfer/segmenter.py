@@ -35,18 +35,19 @@ class Segmenter(nn.Module):
         """Return the logits."""
         return _to_size_of(images, self.classifier(self.backbone(images)[1]))
 
-    def loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Return the mean cross entropy of the pixels that have a class, of both heads.
+    def losses(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return each head's mean cross entropy of the pixels that have a class, the second's weighted.
 
         Args:
             images: (N, 3, H, W), normalised.
             labels: integers (N, H, W), class ids or `IGNORED`.
         """
         c4, c5 = self.backbone(images)
-        loss = cross_entropy(_to_size_of(images, self.classifier(c5)), labels)
+        losses = {"pixel": cross_entropy(_to_size_of(images, self.classifier(c5)), labels)}
         if self.aux_classifier is not None:
-            loss = loss + self.aux_weight * cross_entropy(_to_size_of(images, self.aux_classifier(c4)), labels)
-        return loss
+            aux = cross_entropy(_to_size_of(images, self.aux_classifier(c4)), labels)
+            losses["aux"] = self.aux_weight * aux
+        return losses
 
 
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

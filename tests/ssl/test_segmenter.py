@@ -46,7 +46,7 @@ def test_fcn_is_torchvision_s():
     images, labels = images_and_labels(size=(33, 48))
     out = theirs(images)
     losses = [F.cross_entropy(out[name], labels, ignore_index=IGNORED) for name in ("out", "aux")]
-    wanted, loss = losses[0] + 0.5 * losses[1], ours.loss(images, labels)
+    wanted, loss = losses[0] + 0.5 * losses[1], sum(ours.losses(images, labels).values())
     assert abs(float(loss.detach() - wanted.detach())) < 1e-12
     wanted.backward()
     loss.backward()
@@ -146,10 +146,10 @@ def test_every_head_learns_from_labelled_pixels_alone(head):
             module.p = 0.0
     images, labels = images_and_labels()
     assert segmenter(images).shape == (2, 5, 40, 56)
-    loss = segmenter.loss(images, labels)
+    loss = sum(segmenter.losses(images, labels).values())
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in segmenter.parameters())
-    nothing = segmenter.loss(images, torch.full_like(labels, IGNORED))
+    nothing = sum(segmenter.losses(images, torch.full_like(labels, IGNORED)).values())
     assert float(nothing.detach()) == 0
 
 

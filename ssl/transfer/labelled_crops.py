@@ -1,0 +1,115 @@
+"""Batches of crops with their label maps, by the rules of every loader: pure order, state, ranks, bad images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from objcrop.dali_pipes.torch_loader import Batches, TorchLoader
+from objcrop.dali_pipes.view_loader import GlobalBatches
+from objcrop.dali_pipes.view_plan import ViewPlan
+from objcrop.ssl.transfer.label_map import label_map
+from objcrop.ssl.transfer.scaled_crops import ScaledCrops, scaled_crop
+
+
+@dataclass
+class LabelledCrops:
+    """One rank's part of a global batch.
+
+    Attributes:
+        images: (N, 3, h, w), normalised, channels_last.
+        labels: uint8 (N, h, w), class ids or `IGNORED`.
+        index: int64 (N,) catalog row shown.
+        requested: int64 (N,) catalog row that the epoch asked for.
+        substituted: bool (N,), where another sample stands in for a bad image.
+        plan: the decisions behind the crops.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
+    requested: torch.Tensor
+    substituted: torch.Tensor
+    plan: ViewPlan
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Return the crops and what comes with them."""
+        return self.images, self.labels, self.index, self.requested, self.substituted
+
+    def to(self, device: str | torch.device, non_blocking: bool = True) -> LabelledCrops:
+        """Return the batch with its tensors on `device`."""
+        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> LabelledCrops:
+        """Return the batch with its tensors in page-locked memory."""
+        return self.map(lambda t: t.pin_memory())
+
+    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> LabelledCrops:
+        """Return the batch with `f` of each tensor."""
+        images, labels, index, requested, substituted = map(f, self.tensors())
+        return replace(self, images=images, labels=labels, index=index, requested=requested, substituted=substituted)
+
+
+class CropLoader(TorchLoader):
+    """Yields `LabelledCrops`, decoded by PIL in worker processes.
+
+    Args:
+        planner: of the crops.
+        *arguments: as of `TorchLoader`.
+        background: whether pixels of no mask have a class.
+        **contract: as of `TorchLoader`.
+    """
+
+    planner: ScaledCrops
+
+    def __init__(self, planner: ScaledCrops, *arguments: Any, background: bool, **contract: Any) -> None:
+        self.background = background
+        super().__init__(planner, *arguments, **contract)
+
+    def _made(self) -> Batches:
+        return _CropBatches(self.batches, self.colour, self.dtype, self.background)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "crops": f"{self.planner.crop} × {self.planner.scales}"}
+
+
+class _CropBatches(Batches):
+    def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype, background: bool) -> None:
+        super().__init__(batches, colour, dtype)
+        self.background = background
+
+    @property
+    def _planner(self) -> ScaledCrops:
+        planner = self.batches.planner
+        assert isinstance(planner, ScaledCrops)
+        return planner
+
+    def blank(self, n: int) -> list[torch.Tensor]:
+        """Return room for n crops and their labels."""
+        height, width = self._planner.crop
+        return [torch.empty(n, height, width, 3), torch.empty(n, height, width, dtype=torch.uint8)]
+
+    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: ViewPlan) -> None:
+        """Fill in sample i."""
+        labels = label_map(self._planner.catalog, int(plan.row[i]), self.background)
+        crop, classes = scaled_crop(image, labels, plan, i, self._planner.augment[0])
+        out[0][i], out[1][i] = crop.permute(1, 2, 0), classes
+
+    def together(self, plan: ViewPlan, asked: ViewPlan, out: list[torch.Tensor]) -> Any:
+        """Return the batch."""
+        return LabelledCrops(
+            images=out[0].permute(0, 3, 1, 2).to(self.dtype),
+            labels=out[1],
+            index=torch.from_numpy(plan.row),
+            requested=torch.from_numpy(asked.row),
+            substituted=torch.from_numpy(np.asarray(plan.sample != asked.sample)),
+            plan=plan,
+        )
