@@ -27,7 +27,7 @@ def write(path, members=MEMBERS, before=b"", comment=b"", **how):
         out.write(before)
         with zipfile.ZipFile(out, "w", **how) as file:
             file.comment = comment
-            file.mkdir("folder")
+            file.writestr("folder/", b"")
             for name, data in members.items():
                 info = zipfile.ZipInfo(name)
                 info.extra = b"\x99\x99\x02\x00ab"  # the local header and the directory may have different ones
