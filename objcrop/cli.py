@@ -159,7 +159,7 @@ def train_bing(
 
     model = run_training(catalog_at(catalog, root), canvas=canvas, images=images, seed=seed)
     options = f"--canvas {canvas} --images {images} --seed {seed}"
-    model.save(output, f"objcrop train-bing {catalog.name} {options} -o {output.name}")
+    model.save(output, f"objcrop train-bing {Path(catalog).name} {options} -o {output.name}")
     console.print(f"BING, canvas of {canvas} px → {output}", highlight=False)
 
 
@@ -198,7 +198,7 @@ def stats(
     if output is not None:
         with whole_file(output) as part:
             part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        name = " ".join(part for part in (boxes.stem if boxes else None, crops) if part) or catalog.stem
+        name = " ".join(part for part in (boxes.stem if boxes else None, crops) if part) or Path(catalog).stem
         draw_stats({name: result}, output.with_suffix(".png"))
         console.print(f"→ {output}, {output.with_suffix('.png')}", highlight=False)
 
@@ -242,7 +242,7 @@ def pretrain(
     options: dict[str, Any],
     recipe: RecipeOption = None,
     catalog: Annotated[
-        Path | None, typer.Option(help="File that `objcrop index` wrote, or a folder of photos.")
+        str | None, typer.Option(help="File that `objcrop index` wrote, or a folder of photos or its address.")
     ] = None,
     boxes: Annotated[str | None, typer.Option(help="File that `objcrop propose` wrote, or online:anchors.")] = None,
     root: RootOption = None,
@@ -315,8 +315,8 @@ def sweep(
 @takes(probe_options)
 def probe(
     checkpoint: Annotated[str, typer.Argument(help="last.pt of a run, or 'untrained:ARCH' for the floor.")],
-    train: Annotated[Path, typer.Option(help="Catalog that classifiers learn from.")],
-    test: Annotated[Path, typer.Option(help="Catalog they are measured on.")],
+    train: Annotated[str, typer.Option(help="Catalog that classifiers learn from.")],
+    test: Annotated[str, typer.Option(help="Catalog they are measured on.")],
     options: dict[str, Any],
     output: JsonOption = None,
 ) -> None:

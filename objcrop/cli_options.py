@@ -20,8 +20,10 @@ from objcrop.option import Option, Options, home_of, in_words, options_of
 from objcrop.option_value import flag
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
 
+# Text, since it may be an address, which a Path would spoil.
 CatalogFile = Annotated[
-    Path, typer.Argument(help="File that `objcrop index` wrote, or a folder of photos.", metavar="CATALOG")
+    str,
+    typer.Argument(help="File that `objcrop index` wrote, or a folder of photos or its address.", metavar="CATALOG"),
 ]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
 RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]

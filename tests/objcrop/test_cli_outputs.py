@@ -13,11 +13,11 @@ from objcrop.whole_file import refuse_overwriting, refuse_unwritable, refuse_unw
 # Every option and argument that takes a path, of every command: what it is.  A new one must be put here.
 READS = {
     *("index.annotations", "index.image_labels", "subset.catalog", "subset.classes_of", "join.catalogs"),
-    *("propose.catalog", "propose.source", "propose.annotations", "propose.proposals", "train-bing.catalog"),
-    *("stats.catalog", "stats.boxes", "show.catalog", "show.boxes", "pretrain.catalog", "probe.train"),
-    *("probe.test", "export.checkpoint", "plot.runs", "reconstruct.checkpoint", "reconstruct.catalog"),
+    *("propose.source", "propose.annotations", "propose.proposals"),
+    *("stats.boxes", "show.boxes"),
+    *("export.checkpoint", "plot.runs", "reconstruct.checkpoint", "reconstruct.catalog"),
     *("bench loader.catalog", "bench loader.boxes", "bench train.catalog", "bench train.boxes"),
-    *("bench policies.train", "bench policies.test", "bench proposals.catalog", "bench proposals.opencv_bing"),
+    *("bench policies.train", "bench policies.test", "bench proposals.opencv_bing"),
     *("bench gpu.catalog", "bench gpu.boxes", "bench sources.catalog", "sweep.catalog", "sweep.boxes"),
     *("sweep.train", "sweep.test"),
 }
