@@ -54,6 +54,7 @@ def draw_scenes(
     size: tuple[int, int] = (500, 375),
     classes: int = 10,
     workers: int | None = None,
+    masks: bool = False,
 ) -> None:
     """Draw `n` scenes into `folder`: images/00000.jpg and so on, and last of all instances.json (COCO's format).
 
@@ -67,6 +68,7 @@ def draw_scenes(
         size: (width, height) in pixels, at least 64 each.
         classes: use the first so many of `CLASSES`, 2 to 10.
         workers: processes; all cores for 200 scenes and more when left out, else this process alone.
+        masks: whether instances.json holds the visible pixels of each object too, as RLE.
 
     Raises:
         UsageError: an option is out of range.
@@ -85,7 +87,7 @@ def draw_scenes(
         raise ObjcropError(f"{images} cannot be made ({error.strerror}); choose another folder.") from error
     if workers is None:
         workers = (os.cpu_count() or 1) if n >= 200 else 1
-    write = partial(_write_scene, images, seed, size, classes)
+    write = partial(_write_scene, images, seed, size, classes, masks)
     with ExitStack() as stack:
         if workers > 1:
             spawn = multiprocessing.get_context("spawn")
@@ -117,6 +119,14 @@ def draw_scene(
         image uint8 (H, W, 3) RGB; boxes int64 (k, 4) x0,y0,x1,y1 half-open, tight around the visible pixels; classes
         int64 (k,); visible int64 (k,) visible pixels of each object.
     """
+    image, owner, boxes, labels = _draw(seed, index, size, classes)
+    return image, boxes, labels, np.bincount(owner.reshape(-1), minlength=len(labels) + 1)[1:]
+
+
+def _draw(
+    seed: int, index: int, size: tuple[int, int], classes: int
+) -> tuple[Picture, Picture, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return a scene's image, which object (from 1) each pixel shows (H, W), and the objects' boxes and classes."""
     import cv2
 
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
@@ -153,28 +163,42 @@ def draw_scene(
     grain = np.frombuffer(rng.bytes(width * height), np.uint8).reshape(height, width) % np.uint8(rng.integers(1, 16))
     image = cv2.add(image, cv2.merge((grain, grain, grain)))
     boxes = [_visible_box(owner, patch, i) for i, patch in enumerate(patches, 1)]
-    return image, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64), shown
+    return image, owner, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def _write_scene(folder: str, seed: int, size: tuple[int, int], classes: int, index: int) -> tuple[Any, ...]:
+def _write_scene(
+    folder: str, seed: int, size: tuple[int, int], classes: int, masks: bool, index: int
+) -> tuple[Any, ...]:
     import cv2
 
     cv2.setNumThreads(1)
-    image, boxes, labels, visible = draw_scene(seed, index, size, classes)
+    image, owner, boxes, labels = _draw(seed, index, size, classes)
     name = f"{index:05d}.jpg"
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     with open(os.path.join(folder, name), "wb") as stream:
         stream.write(data.tobytes())
-    return name, image.shape[1], image.shape[0], boxes.tolist(), labels.tolist(), visible.tolist()
+    visible = [owner == i for i in range(1, len(labels) + 1)]
+    areas = [int(np.count_nonzero(pixels)) for pixels in visible]
+    rles = [_rle(pixels) if masks else None for pixels in visible]
+    return name, image.shape[1], image.shape[0], boxes.tolist(), labels.tolist(), areas, rles
+
+
+def _rle(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    """Return a mask (H, W) as COCO has it: lengths of runs down the columns, the first of pixels outside."""
+    flat = np.concatenate([[False], mask.reshape(-1, order="F")])
+    changes = np.flatnonzero(np.diff(flat))
+    counts = np.diff(np.concatenate([[0], changes, [mask.size]]))
+    return {"size": list(mask.shape), "counts": counts.tolist()}
 
 
 def _write_instances(file: str, drawn: list[Any], classes: int, seed: int) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, (name, width, height, boxes, labels, visible) in enumerate(drawn, 1):
+    for number, (name, width, height, boxes, labels, areas, rles) in enumerate(drawn, 1):
         images.append({"id": number, "file_name": name, "width": width, "height": height})
-        for (x0, y0, x1, y1), label, area in zip(boxes, labels, visible):
+        for (x0, y0, x1, y1), label, area, rle in zip(boxes, labels, areas, rles):
             place = {"bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": 0}
+            place |= {} if rle is None else {"segmentation": rle}
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": label + 1} | place)
     categories = [{"id": c, "name": name} for c, name in enumerate(CLASSES[:classes], 1)]
     content: dict[str, Any] = {"info": {"description": f"objcrop sample scenes, seed {seed}"}, "images": images}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 import objcrop.sample_scenes as sample_scenes
 from objcrop.errors import UsageError
@@ -103,3 +104,20 @@ def test_sizes_and_context():
 def test_wrong_options(tmp_path, bad):
     with pytest.raises(UsageError, match=r"draw_scenes|seed is -1"):
         draw_scenes(tmp_path, **({"n": 3} | bad))
+
+
+def test_masks_are_what_shows_of_each_object(tmp_path):
+    draw_scenes(tmp_path / "with", 4, seed=2, size=(160, 120), masks=True)
+    draw_scenes(tmp_path / "without", 4, seed=2, size=(160, 120))
+    catalog, report = index(tmp_path / "with", "scenes", strict=True)
+    assert report.boxes > 8 and set(index(tmp_path / "without", "scenes")[0].masks(0)) == {None}
+    for row in range(4):
+        name = f"{row:05d}.jpg"
+        drawn = [(tmp_path / folder / "images" / name).read_bytes() for folder in ("with", "without")]
+        assert drawn[0] == drawn[1]
+        _, boxes, _, visible = draw_scene(2, row, (160, 120))
+        masks = [coco_mask.decode({**m, "counts": m["counts"].encode()}) for m in catalog.masks(row)]
+        assert max(sum(masks).flat) == 1 and [int(mask.sum()) for mask in masks] == visible.tolist()
+        for mask, box in zip(masks, boxes.tolist(), strict=True):
+            rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            assert box == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
