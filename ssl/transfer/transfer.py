@@ -52,7 +52,7 @@ def transfer(
     Args:
         checkpoint: a last.pt, a state dict of torchvision (`arch` says of which network), or "untrained:ARCH" for the
             floor.
-        task: "classification".
+        task: "classification" or "segmentation".
         train: images to learn from, a `Catalog` or its file.
         test: images to be measured on; it has no class that `train` lacks.
         output: the run folder.
@@ -148,6 +148,8 @@ class TransferRun(Loop):
         for group in self.optimiser.param_groups:
             group["lr"] = self.how.rate(self.step, self.total)
         self.optimiser.zero_grad(set_to_none=True)
+        # What a step draws (dropout, regions) is its own and its rank's, wherever the run was resumed.
+        torch.manual_seed((self.how.seed + (self.step << 20) + rank_and_world_size()[0]) % 2**63)
         with self.autocast():
             losses = self.model(batch.to(self.device))
             loss = torch.stack([each.float() for each in losses.values()]).sum()

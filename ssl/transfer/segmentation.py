@@ -1,0 +1,166 @@
+"""Semantic segmentation: the class of every pixel, by FCN, PSPNet or PSANet on a dilated ResNet (CIB Table 6).
+
+Training sees random crops of images scaled at random (`scaled_crops`), testing the images as they are, whole or by
+windows. The classes are the catalog's; pixels of no mask are left out of learning and measuring, or with `background`,
+for catalogs of objects such as COCO's, are a class of their own. The figures are mIoU, mean accuracy and accuracy.
+
+mmsegmentation, whose 40k schedule CIB's presets follow, differs: its rate falls to 1e-4 and not to 0, crops of which
+one class fills three quarters are drawn anew, and its photometric distortion draws each step's happening by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+from torchvision.transforms.v2 import functional as tv
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.augment import Augment
+from objcrop.dali_pipes.bad_images import BadImages
+from objcrop.dali_pipes.load_views import TENSOR_TYPES
+from objcrop.dali_pipes.read_image import BadImage, open_upright
+from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.launcher import cores_here
+from objcrop.option import cannot_act, option
+from objcrop.option_value import flag, number, pair, whole, word
+from objcrop.progress import tracked
+from objcrop.ssl.transfer.confusion import confusion, segmentation_scores
+from objcrop.ssl.transfer.dilated_resnet import DilatedResNet
+from objcrop.ssl.transfer.fcn import fcn_head
+from objcrop.ssl.transfer.label_map import label_map, pixel_classes
+from objcrop.ssl.transfer.labelled_crops import CropLoader, LabelledCrops
+from objcrop.ssl.transfer.options import Transfer
+from objcrop.ssl.transfer.origin import Origin
+from objcrop.ssl.transfer.pictures import draw_confusion
+from objcrop.ssl.transfer.psanet import psanet_head
+from objcrop.ssl.transfer.pspnet import pspnet_head
+from objcrop.ssl.transfer.scaled_crops import ScaledCrops
+from objcrop.ssl.transfer.segmented_sheet import draw_segmented
+from objcrop.ssl.transfer.segmenter import Segmenter
+from objcrop.ssl.transfer.task import Task
+from objcrop.ssl.transfer.windows import by_windows
+
+MIRRORED = Augment(flip_p=0.5)
+SHOWN = 8  # test images in the picture
+# The ranges of the photometric distortion that SSD and mmsegmentation have.
+JITTERED = Augment(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, jitter_p=0.5, flip_p=0.5)
+
+
+@dataclass(frozen=True)
+class SegmentationOptions(Transfer):
+    """What is learnt of pixels."""
+
+    group: ClassVar[str] = "segmentation"
+
+    backend: str = option("torch", word("torch"), "PIL in worker processes", flag="loader")
+    head: str = option(
+        "fcn",
+        word("fcn", "fcn-moco", "pspnet", "psanet"),
+        "fcn is torchvision's; fcn-moco has two dilated convolutions and maps of stride 16, not 8 (He et al. 2020)",
+    )
+    aux_weight: float = option(0.4, number(0, 10), "of a second head's loss, on the last map but one; 0 for none")
+    crop: tuple[int, int] = option((512, 1024), pair(whole(16, 8192)), "height and width of the crops, pixels")
+    scales: tuple[float, float] = option(
+        (0.5, 2.0), pair(number(0, 16, above=True)), "smallest and largest scale of an image before it is cropped"
+    )
+    jitter: bool = option(False, flag, "jitter brightness, contrast, saturation and hue of half of the crops")
+    background: bool = option(False, flag, "pixels of no mask are a class of their own; false leaves them out")
+    test_by: str = option("whole", word("whole", "windows"), "whole images, or windows of the crop's size")
+
+
+class Segmentation(Task):
+    """A dilated ResNet and its heads; see `Task`."""
+
+    options = SegmentationOptions
+    how: SegmentationOptions
+
+    def __init__(self, how: Transfer, origin: Origin, train: Catalog, test: Catalog) -> None:
+        super().__init__(how, origin, train, test)
+        self.classes = pixel_classes(train, self.how.background)
+        pixel_classes(test, self.how.background)
+        if self.how.colour != "float":
+            raise cannot_act("colour", self.how.colour, "crops are jittered in floating point alone")
+        backbone = DilatedResNet(origin.network, origin.arch, 16 if self.how.head == "fcn-moco" else 8)
+        (c4, c5), many = backbone.channels, len(self.classes)
+        match self.how.head:
+            case "fcn":
+                head = fcn_head(c5, many)
+            case "fcn-moco":
+                head = fcn_head(c5, many, width=256, convolutions=2, dilation=6)
+            case "pspnet":
+                head = pspnet_head(c5, many)
+            case _:
+                head = psanet_head(c5, many, _cells(backbone, self.how.crop))
+        aux = fcn_head(c4, many) if self.how.aux_weight else None
+        self.network = Segmenter(backbone, head, aux, self.how.aux_weight)
+
+    def loader(self, device: torch.device, dtype: str, bad_images: Path) -> ViewLoader:
+        """Return crops with their label maps, decoded by PIL; see `Task`."""
+        how = self.how
+        augment = JITTERED if how.jitter else MIRRORED
+        images = self.train_images
+        if how.disk_cache is not None:
+            images = images.cached_on_disk(how.disk_cache, how.disk_cache_gb)
+        return CropLoader(
+            ScaledCrops(images, how.crop, how.scales, augment, how.seed),
+            BadImages(images, how.max_bad, bad_images),
+            background=how.background,
+            workers=cores_here() if how.workers is None else how.workers,
+            prefetch=how.prefetch,
+            colour="float",
+            device=str(device),
+            dtype=TENSOR_TYPES[dtype],
+            batch_size=how.batch_size,
+            shuffle=True,
+            drop_last=True,
+        )
+
+    def forward(self, batch: LabelledCrops) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch; see `Task`."""
+        return self.network.losses(batch.images, batch.labels)
+
+    @torch.no_grad()
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Return mIoU, mean accuracy and accuracy, and each class's IoU; see `Task`."""
+        images, many = self.test_images, len(self.classes)
+        matrix, bad = torch.zeros(many, many, dtype=torch.int64), 0
+        shown: list[tuple[Any, Any, Any]] = []
+        for row in tracked(range(len(images)), len(images), "segmenting"):
+            try:
+                predicted = self.predict(images, row)
+            except BadImage:
+                bad += 1
+                continue
+            labels = torch.from_numpy(label_map(images, row, self.how.background))
+            matrix += confusion(predicted, labels, many)
+            if len(shown) < SHOWN:
+                shown.append((open_upright(images, row), labels.numpy(), predicted.numpy()))
+        if shown:
+            draw_segmented(shown, folder / "segmented.png")
+        draw_confusion(matrix, self.classes, folder / "confusion.png")
+        figures = segmentation_scores(matrix.numpy(), self.classes)
+        return figures | {"tested": len(images) - bad, "bad_images": bad}
+
+    def predict(self, images: Catalog, row: int) -> torch.Tensor:
+        """Return the class of every pixel of an image, int64 (H, W), on the host.
+
+        Raises:
+            BadImage: it cannot be decoded.
+        """
+        pixels = torch.from_numpy(np.array(open_upright(images, row))).permute(2, 0, 1)
+        image = tv.normalize(pixels.float() / 255, list(MIRRORED.mean), list(MIRRORED.std))[None].to(self.device)
+        windows = self.how.test_by == "windows"
+        scores = by_windows(self.network, image, self.how.crop) if windows else self.network(image)
+        return scores[0].argmax(0).cpu()
+
+
+def _cells(backbone: nn.Module, crop: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the last map of a crop."""
+    last = copy.deepcopy(backbone).to("meta").eval()(torch.empty(1, 3, *crop, device="meta"))[1]
+    return last.shape[2], last.shape[3]
