@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, TypeVar
 
 from objcrop.errors import ObjcropError, way_out
+from objcrop.heartbeat import heartbeat
 from objcrop.launcher import Place, launched
 from objcrop.waiting import GIVE_UP_AFTER, SAY_AFTER, listed, wait_until_none_missing
 
@@ -82,10 +83,11 @@ def process_group(backend: str) -> Iterator[None]:
         return
     # The default, 10 minutes of NCCL, is over while one rank compiles or writes to a slow disk.
     patience = timedelta(seconds=GIVE_UP_AFTER)
-    store = _meet(place)
+    store, beats = _meet(place)
     dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world, timeout=patience)
     try:
-        yield
+        with heartbeat(beats, place.rank, place.world):
+            yield
         _leave(store, place)
     except RuntimeError as error:
         if _is_a_lost_peer(str(error)):
@@ -96,8 +98,8 @@ def process_group(backend: str) -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _meet(place: Place) -> torch.distributed.Store:
-    """Return the store through which the processes find each other, once all have come to it."""
+def _meet(place: Place) -> tuple[torch.distributed.Store, torch.distributed.Store]:
+    """Return the store through which the processes find each other, once all have come to it; twice connected."""
     import torch.distributed as dist
 
     where, rank, world = meeting_point(place), place.rank, place.world
@@ -126,13 +128,13 @@ def _meet(place: Place) -> torch.distributed.Store:
     wait_until_none_missing(alone, said)
     assert store is not None
     store.set_timeout(timedelta(seconds=GIVE_UP_AFTER))
-    return _together(store, rank, world, said)
+    name = _together(store, rank, world, said)
+    second = dist.TCPStore(*where, world, False, timedelta(seconds=SAY_AFTER), wait_for_workers=False)
+    return dist.PrefixStore(name, store), dist.PrefixStore(name, second)
 
 
-def _together(
-    store: torch.distributed.Store, rank: int, world: int, said: Callable[[Sequence[int]], str]
-) -> torch.distributed.Store:
-    """Return the part of a store that these processes have to themselves, once all have come to it.
+def _together(store: torch.distributed.Store, rank: int, world: int, said: Callable[[Sequence[int]], str]) -> str:
+    """Return the name of the part of a store that these processes have to themselves, once all have come to it.
 
     A store of torchrun's outlives its processes, and TORCHELASTIC_RESTART_COUNT is not the same on all machines. So
     rank 0 names each meeting anew, and the others wait until it has seen them there, not only those who came before.
@@ -140,25 +142,27 @@ def _together(
     import torch.distributed as dist
 
     mine = secrets.token_hex(8)
+    name = f"objcrop/{mine}"
     if rank == 0:
-        store.set("objcrop/meeting", mine)
-        meeting = dist.PrefixStore(f"objcrop/{mine}", store)
+        store.set("objcrop/meeting", name)
+        meeting = dist.PrefixStore(name, store)
         _all_come(meeting, "met", rank, world, said)
         meeting.set("all", " ".join(meeting.get(f"met/{other}").decode() for other in range(world)))
-        return meeting
+        return name
 
     def missing() -> list[int]:
-        nonlocal meeting
+        nonlocal name
         if not store.check(["objcrop/meeting"]):
             return [0]
-        meeting = dist.PrefixStore(f"objcrop/{store.get('objcrop/meeting').decode()}", store)
+        name = store.get("objcrop/meeting").decode()
+        meeting = dist.PrefixStore(name, store)
         meeting.set(f"met/{rank}", mine)
         if meeting.check(["all"]):
             return [] if mine in meeting.get("all").decode().split() else [0]
         return [other for other in range(world) if not meeting.check([f"met/{other}"])] or [0]
 
     wait_until_none_missing(missing, said)
-    return meeting
+    return name
 
 
 def _leave(store: torch.distributed.Store, place: Place) -> None:

@@ -61,9 +61,9 @@ def torchrun(*script, ranks=2):
     return [sys.executable, "-m", "torch.distributed.run", *launch, *map(str, script)]
 
 
-def machine(port, *script, host="127.0.0.1", here="127.0.0.1"):
+def machine(port, *script, host="127.0.0.1", here="127.0.0.1", known=""):
     """Return the command of one machine, of one rank, in a run of one or two; they meet at `host`, and come and go."""
-    quick = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
+    quick = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3" + known
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{port}", "--rdzv-conf", quick, "--rdzv-id", "1"]
     launch = ["--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", here]
     return [sys.executable, "-m", "torch.distributed.run", *launch, *meet, *map(str, script)]

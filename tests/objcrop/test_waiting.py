@@ -141,7 +141,7 @@ def test_a_slow_rank_is_no_dead_rank(monkeypatch):
     store.set("left/1", "")
     monkeypatch.setattr(dist, "init_process_group", lambda backend, **given: options.update(given))
     monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
-    monkeypatch.setattr(ranks, "_meet", lambda place: store)
+    monkeypatch.setattr(ranks, "_meet", lambda place: (store, store))
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with process_group("nccl"):

@@ -1,104 +1,23 @@
 """Under torchrun a run goes on by itself: a rank dies, a machine goes or comes, and every step has its rows, once."""
 
-import json
-import os
-import signal
 import subprocess
 import threading
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 import pytest
 import torch
 from children import free_port, machine, running, torchrun, until
+from elastic_runs import ENVIRONMENT, check_rows, command, end_all_of, prepare, taken
 
 from objcrop.bench.stopwatch import descendants
-from objcrop.dali_pipes.load_views import load_views
 from objcrop.launcher import LAUNCHERS, Place
 from objcrop.ranks import _meet
-from objcrop.ssl.training.checkpoint import load_checkpoint
-from objcrop.ssl.training.run_folder import read_metrics
-
-VIEWS = dict(size=16, batch_size=8, workers=0, crops="obj-scene")
-SMALL = {**VIEWS, "arch": "timm/test_resnet", "loader": "torch", "queue": 16, "dim": 16, "hidden": 64, "bn_groups": 2}
-SMALL |= {"checkpoint_every_steps": 2, "log_every_steps": 1}
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-# With the store that torchrun shares, its agents of torch 2.15 do not find each other in a second round.
-ENVIRONMENT["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-# Pretrains, and notes the rows of every step. What is to happen stands in WHAT, as attempt:rank:step:how.
-SCRIPT = """
-import json, os, signal, sys, time
-import torch
-from objcrop.cli import main
-from objcrop.ssl.training.trainer import Run
-
-rank, world, attempt = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
-happens = [what.split(":") for what in os.environ.get("WHAT", "").split()]
-now = {int(step): how for when, who, step, how in happens if (int(when), int(who)) == (attempt, rank)}
-step, save = Run.take_step, torch.save
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def noted(self, batch):
-    how = now.get(self.step)
-    if how == "step":
-        die()
-    watched = step(self, batch)
-    with open(f"rows.{os.environ.get('MACHINE', rank)}.jsonl", "a") as file:
-        line = {"step": self.step, "rank": rank, "world": world, "rows": batch.index.tolist(), "at": time.time()}
-        file.write(json.dumps(line) + "\\n")
-    stop = signal.getsignal(signal.SIGTERM).__self__
-    while os.path.exists(f"hold.{world}.{self.step}") and not stop.asked:
-        time.sleep(0.05)
-    return watched
-
-def half(content, file):
-    if now.get(content["step"]) == "checkpoint":
-        file.write(bytes(100_000))
-        file.flush()
-        die()
-    save(content, file)
-
-Run.take_step, torch.save = noted, half
-main(sys.argv[1:])
-"""
 
 
 @pytest.fixture
 def data(photos, tmp_path):
-    catalog, boxes = photos
-    catalog.save(tmp_path / "c.arrow")
-    boxes.save(tmp_path / "b.arrow")
-    (tmp_path / "run.py").write_text(SCRIPT)
+    prepare(photos, tmp_path)
     return tmp_path
-
-
-def command(steps, resume="auto"):
-    options = [word for name, value in {**SMALL, "steps": steps}.items() for word in ("--set", f"{name}={value}")]
-    return ["pretrain", "--catalog", "c.arrow", "--boxes", "b.arrow", "-o", "run", *options, f"--resume={resume}"]
-
-
-def check_rows(folder, photos, steps):
-    """Each step's last rows are those of one process, and its line of metrics is there once; return its worlds."""
-    catalog, boxes = photos
-    alone = []
-    with load_views(catalog, boxes=boxes, backend="torch", rank=0, world_size=1, **VIEWS) as loader:
-        while len(alone) < steps:
-            alone += [batch.index.tolist() for batch in loader]
-    said = [json.loads(line) for file in folder.glob("rows.*.jsonl") for line in file.read_text().splitlines()]
-    worlds = []
-    for step in range(1, steps + 1):
-        of_step = sorted((line for line in said if line["step"] == step), key=lambda line: line["at"])
-        world = of_step[-1]["world"]
-        last = {line["rank"]: line["rows"] for line in of_step[-world:]}
-        assert sorted(last) == list(range(world)), of_step
-        rows = [row for together in zip(*(last[rank] for rank in range(world)), strict=True) for row in together]
-        assert rows == alone[step - 1], step
-        worlds.append(world)
-    assert [line["step"] for line in read_metrics(folder / "run" / "metrics.jsonl")] == list(range(1, steps + 1))
-    assert load_checkpoint(folder / "run" / "last.pt")["step"] == steps
-    assert not list((folder / "run").glob(".*"))
-    return worlds
 
 
 @pytest.mark.parametrize(
@@ -117,13 +36,6 @@ def test_a_rank_that_dies_is_started_again_and_no_row_is_lost(data, photos, what
     assert set(check_rows(data, photos, 10)) == {ranks}
 
 
-def end_all_of(agent):
-    """Kill a machine's agent and ranks as if it lost its power."""
-    for pid in (agent.pid, *descendants(agent.pid)):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
 @pytest.mark.slow
 def test_machines_go_and_come(data, photos):
     """One machine begins, another joins, dies, and a third takes its place; each waits at its step for that."""
@@ -132,23 +44,18 @@ def test_machines_go_and_come(data, photos):
         (data / f"hold.{hold}").touch()
     line = machine(free_port(), "run.py", *command(steps))
 
-    def taken(name, step, world):
-        file = data / f"rows.{name}.jsonl"
-        lines = [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.exists() else []
-        return any((line["step"], line["world"]) == (step, world) for line in lines)
-
     with ExitStack() as stack:
 
         def starts(name):
             return stack.enter_context(running(line, cwd=data, env={**ENVIRONMENT, "MACHINE": name}))
 
         first = starts("first")
-        until(lambda: taken("first", 4, 1), first)
+        until(lambda: taken(data, "first", 4, 1), first)
         second = starts("second")
-        until(lambda: taken("second", 10, 2) and taken("first", 10, 2), first)
+        until(lambda: taken(data, "second", 10, 2) and taken(data, "first", 10, 2), first)
         end_all_of(second)
         (data / "hold.2.10").unlink()
-        until(lambda: taken("first", 20, 1), first)
+        until(lambda: taken(data, "first", 20, 1), first)
         third = starts("third")
         _, errors = third.communicate()
         assert third.returncode == 0, errors[-3000:]
@@ -175,5 +82,5 @@ def test_processes_meet_in_a_store_that_others_met_in_before(monkeypatch):
             rank.join(0.2 if rank is not ranks[-1] else None)
         for rank in ranks:
             rank.join()
-        met[0].set("attempt", str(attempt))
-        assert [met[rank].get("attempt") for rank in range(3)] == [str(attempt).encode()] * 3
+        met[0][0].set("attempt", str(attempt))
+        assert [met[rank][1].get("attempt") for rank in range(3)] == [str(attempt).encode()] * 3
