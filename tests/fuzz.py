@@ -117,6 +117,11 @@ def seeds(folder: Path) -> None:
     listed = "path,label,x0,y0,x1,y1\n0.png,cat,1,2,20.5,20\n1.png,dog,,,,\n2.png,cat,0,0,5,5\n2.png,dog,5,5,40,30\n"
     (folder / "list.csv").write_text(listed)
     pyarrow.parquet.write_table(pyarrow.csv.read_csv(folder / "list.csv"), folder / "list.parquet")
+    for kind, ending in (("leftImg8bit", "leftImg8bit"), ("gtFine", "gtFine_labelIds")):
+        (folder / "city" / kind / "val" / "ulm").mkdir(parents=True)
+        for i in range(2):
+            pixels = np.full((9, 14, 3), 7, np.uint8) if kind == "leftImg8bit" else np.eye(9, 14, dtype=np.uint8) * 7
+            Image.fromarray(pixels).save(folder / "city" / kind / "val" / "ulm" / f"ulm_{i}_{ending}.png")
     (folder / "cub").mkdir()
     shutil.copytree(folder / "images", folder / "cub" / "images")
     lists = {"images": "{0}.png", "image_class_labels": "1", "train_test_split": "0", "bounding_boxes": "1 2 20 9"}
@@ -159,6 +164,11 @@ FORMATS = {
     },
     "list": ("list.csv", True, ["index {x} --format list --root {0}/images -o {o}.arrow"]),
     "list-parquet": ("list.parquet", False, ["index {x} --format list --root {0}/images -o {o}.arrow"]),
+    "cityscapes": (
+        "city/gtFine/val/ulm/ulm_1_gtFine_labelIds.png",
+        False,
+        ["index {0}/city --format cityscapes -o {o}.arrow"],
+    ),
     "cub200": ("cub/bounding_boxes.txt", True, ["index {0}/cub --format cub200 -o {o}.arrow"]),
     **{
         f"arrow-{kind}": (f"{kind}.arrow", False, ["index {x} --format arrow --box-format xyxy -o {o}.arrow"])
@@ -217,7 +227,9 @@ def fuzz(folder: Path, count: int, first: int, formats: list[str]) -> None:
         file, text, commands = FORMATS[name]
         sound = folder / file
         data = sound.read_bytes()
-        in_place = name in ("voc", "cub200", "run") or name.startswith("openimages")  # the command finds it by itself
+        in_place = name in ("voc", "cityscapes", "cub200", "run") or name.startswith(
+            "openimages"
+        )  # the command finds it by itself
         target = sound if in_place else folder / f"x{sound.suffix}"
         for seed in range(first, first + count):
             rng = random.Random(f"{name} {seed}")

@@ -56,8 +56,9 @@ def read_cityscapes(source: Source) -> tuple[Catalog, IndexReport]:
     folder = folder_at(source.path, "folder of Cityscapes")
     split = "" if source.split is None else one_of(source.split, ("train", "val", "test"), "--split")
     for name in ("leftImg8bit", "gtFine"):
-        if not os.path.isdir(os.path.join(folder, name, split)):
-            raise ObjcropError(f"{os.path.join(folder, name, split)} is not there; give the folder of Cityscapes.")
+        part = os.path.normpath(os.path.join(folder, name, split))
+        if not os.path.isdir(part):
+            raise ObjcropError(f"{part} is not there; give the folder of Cityscapes.")
     report = IndexReport(strict=source.strict)
     images = visible_files(os.path.join(folder, "leftImg8bit", split), folder, report, ending=_IMAGE.lower())
     maps = visible_files(os.path.join(folder, "gtFine", split), folder, report, ending=_MAP.lower())

@@ -46,8 +46,8 @@ class PointwiseSpatialAttention(nn.Module):
         size = tuple(shrunk(side) for side in x.shape[-2:])
         if size[0] > self.largest[0] or size[1] > self.largest[1]:
             raise UsageError(
-                "PSANet takes images of at most the crop that it was trained with; test with windows of that size, "
-                "test_by='windows'."
+                f"a map of {x.shape[-1]}×{x.shape[-2]} cells is larger than those that PSANet was made for; give it "
+                "windows of the size of its crops."
             )
         collecting = F.interpolate(self.reduce(x), size, mode="bilinear", align_corners=True)
         sending = F.interpolate(self.reduce_p(x), size, mode="bilinear", align_corners=True)

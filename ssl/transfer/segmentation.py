@@ -26,6 +26,7 @@ from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.load_views import TENSOR_TYPES
 from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.errors import UsageError
 from objcrop.launcher import cores_here
 from objcrop.option import cannot_act, option
 from objcrop.option_value import flag, number, pair, whole, word
@@ -86,6 +87,8 @@ class Segmentation(Task):
         pixel_classes(test, self.how.background)
         if self.how.colour != "float":
             raise cannot_act("colour", self.how.colour, "crops are jittered in floating point alone")
+        if self.how.head == "psanet" and self.how.test_by == "whole":
+            _refuse_larger(test, self.how.crop)
         backbone = DilatedResNet(origin.network, origin.arch, 16 if self.how.head == "fcn-moco" else 8)
         (c4, c5), many = backbone.channels, len(self.classes)
         match self.how.head:
@@ -158,6 +161,16 @@ class Segmentation(Task):
         windows = self.how.test_by == "windows"
         scores = by_windows(self.network, image, self.how.crop) if windows else self.network(image)
         return scores[0].argmax(0).cpu()
+
+
+def _refuse_larger(test: Catalog, crop: tuple[int, int]) -> None:
+    """Raise a `UsageError` where an image is larger than what PSANet has weights for, before it learns."""
+    width, height = test.sizes.max(0).tolist()
+    if height > crop[0] or width > crop[1]:
+        raise UsageError(
+            f"test_by is 'whole', but images of {width}×{height} pixels are tested and PSANet takes no larger ones "
+            f"than its crops of {crop[1]}×{crop[0]}; take test_by='windows', or larger crops."
+        )
 
 
 def _cells(backbone: nn.Module, crop: tuple[int, int]) -> tuple[int, int]:

@@ -131,7 +131,7 @@ def test_psanet_sees_the_whole_map_and_refuses_a_larger_one():
     x = torch.randn(1, 8, 9, 9, dtype=torch.float64, requires_grad=True)
     attention(x)[0, 8:, 0, 0].sum().backward()
     assert (x.grad[0].abs().sum(0)[::2, ::2] > 0).all()  # halved with its corners, of an odd side every second stays
-    with pytest.raises(UsageError, match="at most the crop that it was trained with"):
+    with pytest.raises(UsageError, match="a map of 11×9 cells is larger than those that PSANet was made for"):
         attention(torch.zeros(1, 8, 9, 11, dtype=torch.float64))
 
 
