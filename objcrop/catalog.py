@@ -131,7 +131,7 @@ class Catalog:
 
     def cached_on_disk(self, folder: str | os.PathLike[str], gigabytes: float) -> Catalog:
         """Return this catalog, its images kept in a folder once they are read: for what lies far away."""
-        cached = Catalog(self.table, self.root, self.classes, self.fingerprint, self.sources)
+        cached = self.with_table(self.table, self.fingerprint)
         cached._file, cached.disk_cache = self._file, DiskCache(folder, gigabytes)
         return cached
 
@@ -276,7 +276,13 @@ class Catalog:
         sizes = np.stack([some[name].to_numpy() for name in ("width", "height")], 1)
         keys = some["key"].chunk(0) if len(some) else pa.array([], pa.string())
         fingerprint = fingerprint_of(keys, sizes, some["orientation"].to_numpy())
-        return Catalog(some, self.root, self.classes, fingerprint, self.sources)
+        return self.with_table(some, fingerprint)
+
+    def with_table(self, table: pa.Table, fingerprint: str, classes: Sequence[str] | None = None) -> Catalog:
+        """Return a catalog of other rows or annotations of the same images, which lie where they lie."""
+        made = Catalog(table, self.root, self.classes if classes is None else classes, fingerprint, self.sources)
+        made.disk_cache = self.disk_cache
+        return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write `.arrow` (uncompressed, to be memory-mapped) or `.parquet` (compact), whole or not at all."""

@@ -88,4 +88,4 @@ def _with_only(catalog: Catalog, stays: npt.NDArray[np.bool_]) -> Catalog:
         column = pa.ListArray.from_arrays(pa.array(before[lists.offsets.to_numpy()].astype(np.int32)), values)
         table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), column)
     classes = [name for name, stay in zip(catalog.classes, stays) if stay]
-    return Catalog(table, catalog.root, classes, catalog.fingerprint, catalog.sources)
+    return catalog.with_table(table, catalog.fingerprint, classes)

@@ -42,7 +42,7 @@ def _with_classes(catalog: Catalog, classes: list[str]) -> Catalog:
             values = values[np.lexsort((values, rows))]
         column = pa.ListArray.from_arrays(pa.array(offsets - begin), pa.array(values))
         table = table.set_column(table.schema.get_field_index(name), name, column)
-    return Catalog(table, catalog.root, classes, catalog.fingerprint)
+    return catalog.with_table(table, catalog.fingerprint, classes)
 
 
 def _some(catalog: Catalog) -> str:

@@ -5,7 +5,8 @@
 Labels lie beside an image: `.cls` holds a class, a name or a number; `.json` an object of which these keys are read,
 all of them optional: `label` (a class) or `labels` (a list of them), and `boxes`, a list of objects with `box` ([x0,
 y0, x1, y1], half-open pixels of the stored frame), `label`, `difficult` and `crowd`. Another member's text is the label
-where the format names its ending (`webdataset:txt`); most `.txt` are captions, so that they are not read unasked.
+where the format names its ending (`webdataset:txt`); most `.txt` are captions, so that they are not read unasked. The
+classes of its boxes are an image's labels too.
 
 Only headers are read, of the tar and of the images in it; nothing is unpacked.
 """

@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 
 from objcrop.catalog import Catalog
+from objcrop.catalog_table import Ranges
 from objcrop.errors import UsageError
+from objcrop.place import SourceFile
 from objcrop.same_classes import same_classes
 
 
@@ -13,7 +15,10 @@ def catalog(root, classes, seed, single=False):
         rows, ids = np.arange(6), ids[:6]
     labels = {"label_rows": rows, "label_classes": ids} if single else {}
     boxes = {} if single else {"boxes": [[0, 0, 5, 5]] * 15, "box_rows": rows, "box_classes": ids}
-    return Catalog.build(root, [f"{i}.jpg" for i in range(6)], [(9, 9)] * 6, classes=classes, **labels, **boxes)
+    tar = Ranges([SourceFile("a.tar", 99, "1")], [0, 0, 0, -1, 0, 0], range(6), [2] * 6)
+    keys = [f"{i}.jpg" for i in range(6)]
+    made = Catalog.build(root, keys, [(9, 9)] * 6, classes=classes, ranges=tar, **labels, **boxes)
+    return made.cached_on_disk(root / "cache", 1)
 
 
 @pytest.mark.parametrize("single", [False, True])
@@ -32,6 +37,8 @@ def test_names_stay_with_their_images(tmp_path, one, other, joined, single):
     after = same_classes(*before)
     for old, new in zip(before, after):
         assert new.classes == joined and new.fingerprint == old.fingerprint
+        assert [new.place(row) for row in range(6)] == [old.place(row) for row in range(6)]
+        assert new.disk_cache is old.disk_cache
         labels = new.label_matrix(range(6))
         assert np.array_equal(labels[:, [joined.index(name) for name in old.classes]], old.label_matrix(range(6)))
         assert labels.sum() == old.label_matrix(range(6)).sum()
