@@ -44,6 +44,7 @@ PURPOSES = {
     "shared_box": 18,
     "box_jitter": 19,
     "cutout": 20,
+    "scene_side": 21,
 }
 
 

@@ -44,6 +44,24 @@ def bench_plan(
         write_result(output, result)
 
 
+@bench_app.command("scenes")
+def bench_scenes(
+    catalog: CatalogFile,
+    output: JsonOption = None,
+    batches: Annotated[int, typer.Option(min=1, help="Batches in each measurement.")] = 8,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each, taken in turn.")] = 5,
+) -> None:
+    """How fast whole images with boxes and masks come, beside torchvision's reference transforms."""
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.scenes import bench_scenes as run_bench
+    from objcrop.bench.table import print_table
+
+    result = run_bench(catalog, batches=batches, repeats=repeats)
+    print_table(result["rows"], "whole images", console)
+    if output is not None:
+        write_result(output, result)
+
+
 @bench_app.command("sources")
 def bench_sources(
     output: JsonOption = None,

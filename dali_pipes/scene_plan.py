@@ -1,0 +1,92 @@
+"""The plan of whole images for detection: how large each comes and whether it is mirrored, before any pixel is touched.
+
+As a `ViewPlan` it is a pure function of (seed, epoch, sample). An image keeps its aspect: its shorter side becomes one
+of `sides`, unless its longer one would then exceed `longest` (Detectron2's ResizeShortestEdge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.philox import uniforms
+from objcrop.option_value import seed_of
+
+STEP = 32  # pixels between two sides that are drawn from
+
+
+@dataclass
+class ScenePlan:
+    """Decisions for N whole images.
+
+    Attributes:
+        sample: int64 (N,) position in the sample space of the epoch.
+        row: int64 (N,) catalog row.
+        windows: int32 (N, 1, 4) the image's frame, x0, y0, x1, y1 in upright pixels.
+        size: int32 (N, 2) width and height that it comes in.
+        flip: bool (N,) mirrored left to right.
+    """
+
+    sample: NDArray[np.int64]
+    row: NDArray[np.int64]
+    windows: NDArray[np.int32]
+    size: NDArray[np.int32]
+    flip: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    def replace_rows(self, where: NDArray[np.int64], other: ScenePlan) -> ScenePlan:
+        """Return a plan in which `other`'s rows stand at the positions `where`."""
+        arrays: dict[str, Any] = {field.name: getattr(self, field.name).copy() for field in fields(self)}
+        for name, array in arrays.items():
+            array[where] = getattr(other, name)
+        return ScenePlan(**arrays)
+
+
+class ScenePlanner:
+    """Catalog and sizes, bound together: samples in, `ScenePlan` out.
+
+    Args:
+        catalog: the images, every one a sample.
+        sides: smallest and largest shorter side, pixels; drawn are the first and what is 32, 64, … pixels larger.
+        longest: the most that a longer side may be, pixels.
+        flip_p: how often an image is mirrored.
+        seed: the run's seed.
+    """
+
+    def __init__(self, catalog: Catalog, sides: tuple[int, int], longest: int, flip_p: float, seed: int = 0) -> None:
+        self.catalog, self.longest, self.flip_p, self.seed = catalog, longest, flip_p, seed_of(seed)
+        self.sides = np.arange(sides[0], sides[1] + 1, STEP)
+        self.samples = len(catalog)
+
+    def plan(self, samples: NDArray[np.int64], epoch: int) -> ScenePlan:
+        """Make every decision for these samples of this epoch."""
+        sizes = self.catalog.sizes_of(samples).astype(np.int64)
+        turn = uniforms(self.seed, epoch, samples, 0, "scene_side")[..., 0] * len(self.sides)
+        return ScenePlan(
+            sample=samples,
+            row=samples,
+            windows=np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)[:, None],
+            size=scaled(sizes, self.sides[turn.astype(np.int64)], self.longest),
+            flip=uniforms(self.seed, epoch, samples, 0, "flip")[..., 0] < self.flip_p,
+        )
+
+    def substitute(self, samples: NDArray[np.int64], epoch: int, attempt: int) -> NDArray[np.int64]:
+        """Return the samples shown instead of these when their files are bad: a pure draw, one per attempt."""
+        return (uniforms(self.seed, epoch, samples, attempt, "substitute")[..., 0] * self.samples).astype(np.int64)
+
+
+def scaled(sizes: NDArray[np.int64], sides: NDArray[np.int64], longest: int) -> NDArray[np.int32]:
+    """Return (width, height), int32 (N, 2), whose shorter is `sides` (N,) or whose longer is `longest`, rounded.
+
+    All in whole numbers, so that no processor rounds otherwise.
+    """
+    short, long = sizes.min(1), sizes.max(1)
+    fits = long * sides <= longest * short
+    top, bottom = np.where(fits, sides, longest)[:, None], np.where(fits, short, long)[:, None]
+    return np.maximum((2 * sizes * top + bottom) // (2 * bottom), 1).astype(np.int32)
