@@ -13,7 +13,7 @@ float32 in a common frame, which both leave to where the network computes.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog, catalog_at
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
 from objcrop.dali_pipes.epoch_order import permute
-from objcrop.dali_pipes.scene_loader import SceneLoader, load_scenes
+from objcrop.dali_pipes.scene_loader import load_scenes
 from objcrop.dali_pipes.scene_plan import ScenePlanner
 from objcrop.dali_pipes.scenes import normalised
 
@@ -52,7 +52,7 @@ def bench_scenes(
     return {"batch_size": batch_size, "masks": masks, "rows": {name: w.summary() for name, w in watches.items()}}
 
 
-def _ours(loader: SceneLoader) -> Iterator[Any]:
+def _ours(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
 

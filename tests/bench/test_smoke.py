@@ -19,6 +19,7 @@ from objcrop.bench.proposing import DECODING, PROPOSERS, bench_proposing
 from objcrop.bench.rival_steps import bench_rival
 from objcrop.bench.rivals.lightly_steps import STEPS
 from objcrop.bench.s3_server import weed
+from objcrop.bench.scenes import bench_scenes
 from objcrop.bench.sources import bench_sources
 from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
 from objcrop.bench.train import bench_train
@@ -47,6 +48,14 @@ def test_sources(tmp_path):
     assert list(result["sources"])[:3] == ["folder", "tar", "bucket"] and len(result["sources"]) == 5
     assert all(row["images_per_s"] > 0 for row in result["sources"].values())
     assert "AWS_ENDPOINT_URL" not in os.environ and os.sched_getaffinity(0) == cores
+
+
+def test_scenes(tmp_path):
+    draw_scenes(tmp_path, 4, masks=True)
+    catalog, _ = index(tmp_path, "scenes")
+    result = bench_scenes(catalog, batches=1, batch_size=2, repeats=1)
+    assert result["masks"] and len(result["rows"]) == 4
+    assert all(row["images"] == 2 for row in result["rows"].values())
 
 
 class DiesAtSolo(Child):

@@ -18,7 +18,7 @@ from objcrop.dali_pipes.philox import uniforms
 from objcrop.dali_pipes.read_image import open_upright
 from objcrop.dali_pipes.scene_loader import load_scenes
 from objcrop.dali_pipes.scene_plan import ScenePlanner, scaled
-from objcrop.dali_pipes.scenes import follow_boxes, follow_masks
+from objcrop.dali_pipes.scenes import follow_boxes, follow_masks, normalised
 from objcrop.errors import ObjcropError
 
 SMALL = dict(sides=(64, 160), longest=192, batch_size=4, threads=2)
@@ -206,3 +206,14 @@ def test_a_bad_image_is_replaced_with_its_objects(catalog, tmp_path):
     truth = broken.annotations(int(batch.index[1]))
     assert len(batch.boxes[1]) == (~truth.crowd).sum() and broken.key(1) in listing.read_text()
     assert batch.boxes[3].shape == (0, 4) and batch.to("cpu").images.shape == batch.images.shape
+
+
+def test_normalised_is_what_torchvision_does_in_a_common_frame():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (2, 3, 32, 64), np.uint8))
+    sizes = torch.tensor([[32, 40], [17, 64]])
+    found = normalised(images, sizes)
+    for image, out, (height, width) in zip(images, found, sizes.tolist()):
+        inside = image[:, :height, :width].float() / 255
+        expected = v2.functional.normalize(inside, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+        torch.testing.assert_close(out[:, :height, :width], expected, rtol=0, atol=1e-5)
+        assert not out[:, height:].any() and not out[:, :, width:].any()

@@ -40,6 +40,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "reconstruct.output": ("missing.pt", "missing.arrow"),
     "demo.output": ("--scenes", "64"),
     "bench plan.output": (),
+    "bench scenes.output": ("missing.arrow",),
     "bench sources.output": ("--catalog", "missing.arrow"),
     "bench loader.output": ("--catalog", "missing.arrow"),
     "bench train.output": ("--catalog", "missing.arrow"),
