@@ -29,8 +29,8 @@ def transfer(
         str, typer.Argument(help="last.pt of a run, a state dict of torchvision, or 'untrained:ARCH' for the floor.")
     ],
     task: Annotated[str, typer.Option(help="classification or segmentation.")],
-    train: Annotated[Path, typer.Option(help="Catalog that is learnt from.")],
-    test: Annotated[Path, typer.Option(help="Catalog that is measured on.")],
+    train: Annotated[str, typer.Option(help="Catalog that is learnt from.")],
+    test: Annotated[str, typer.Option(help="Catalog that is measured on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],
     options: dict[str, Any],
     preset: Annotated[

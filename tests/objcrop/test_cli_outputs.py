@@ -35,6 +35,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "recipes.output": (),
     "sweep.output": ("oac-table9-dilate", "--catalog", "missing.arrow"),
     "probe.output": ("missing.pt", "--train", "missing.arrow", "--test", "missing.arrow"),
+    "transfer.output": ("missing.pt", "--task", "classification", "--train", "a.arrow", "--test", "b.arrow"),
     "export.output": ("missing.pt",),
     "plot.output": ("missing-run",),
     "reconstruct.output": ("missing.pt", "missing.arrow"),
@@ -51,7 +52,15 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench gpu.output": ("--dry-run", "--only", "kernels"),
     "bench readme.readme": (),
 }
-FOLDERS = {"index.unpack", "pretrain.output", "sweep.output", "demo.output", "bench policies.runs", "bench gpu.output"}
+FOLDERS = {
+    "index.unpack",
+    "transfer.output",
+    "pretrain.output",
+    "sweep.output",
+    "demo.output",
+    "bench policies.runs",
+    "bench gpu.output",
+}
 
 
 def paths_of(command, name=""):
