@@ -81,6 +81,12 @@ def _where(result: Result) -> tuple[str, str]:
     return f"one loader by stage, {_data(result)}: milliseconds of processor time an image", stages
 
 
+def _sources(result: Result) -> tuple[str, str]:
+    parts = ", ".join(f"{name} {row['share_of_folder']:.2f}" for name, row in result["sources"].items())
+    what = f"{result['images']} images, a bucket {1000 * result['delay_s']:.0f} ms away, {result['loader_cores']} core"
+    return f"the same views by source, {what} for the loader: speed as a share of a folder's", parts
+
+
 def _plan(result: Result) -> tuple[str, str]:
     rate = result["policies"]["obj-obj+dilate"]["images_per_cpu_s"]
     return "planning alone, `obj-obj+dilate`, two views: images a processor second", f"{rate:,.0f}"
@@ -132,6 +138,7 @@ ROWS: dict[str, Callable[[Result], tuple[str, str]]] = {
     "kernels": _kernels,
     "proposals_rate": _proposing,
     "where": _where,
+    "sources": _sources,
     "plan": _plan,
     "densecl_step": _step,
     "swav_step": _step,

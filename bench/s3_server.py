@@ -44,9 +44,9 @@ class Server:
 
     port: int
 
-    def environment(self, port: int | None = None, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
-        """Return the variables by which a program finds the server, at this port, with these credentials."""
-        where = f"http://127.0.0.1:{port or self.port}"
+    def environment(self, at: int | str | None = None, key: str = KEY, secret: str = SECRET) -> dict[str, str]:
+        """Return the variables by which a program finds the server, at a port or HOST:PORT, with these credentials."""
+        where = f"http://{at}" if isinstance(at, str) else f"http://127.0.0.1:{at or self.port}"
         return {
             **{"AWS_ENDPOINT_URL": where, "AWS_REGION": "us-east-1"},
             **{"AWS_ACCESS_KEY_ID": key, "AWS_SECRET_ACCESS_KEY": secret},
@@ -133,12 +133,17 @@ class Network:
         upstream: the server's port.
         delay: seconds.
         fault: gets a request's first line and its number, from 0; returns one of `FAULTS`, or None for a sound answer.
+        host: the address that it listens at.
     """
 
     def __init__(
-        self, upstream: int, delay: float = 0.0, fault: Callable[[str, int], str | None] = lambda line, number: None
+        self,
+        upstream: int,
+        delay: float = 0.0,
+        fault: Callable[[str, int], str | None] = lambda line, number: None,
+        host: str = "127.0.0.1",
     ) -> None:
-        self.upstream, self.delay, self.fault = upstream, delay, fault
+        self.upstream, self.delay, self.fault, self.host = upstream, delay, fault, host
         self.port = 0
         self.lines: list[str] = []
         self.most_at_once = 0
@@ -164,7 +169,7 @@ class Network:
         self._loop.close()
 
     async def _listen(self) -> None:
-        server = await asyncio.start_server(self._connection, "127.0.0.1", self.port)
+        server = await asyncio.start_server(self._connection, self.host, self.port)
         self.port = server.sockets[0].getsockname()[1]
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

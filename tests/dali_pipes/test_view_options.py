@@ -118,6 +118,8 @@ LOADERS = [
     ("cache", "host", dict(backend="torch")),
     ("cache_side", 64, dict(backend="dali")),
     ("cache_side", 64, dict(backend="torch")),
+    ("disk_cache_gb", 5, dict(backend="torch")),
+    ("disk_cache_gb", 5, dict(backend="dali")),
 ]
 
 
@@ -143,7 +145,7 @@ def test_all_pairs_of_a_setting_are_decided():
                     expected = {"threads", "cache"} | decoding if backend == "torch" else {"workers", "colour"}
                     if backend == "dali" and (device == "cpu" or cache):
                         expected |= decoding
-                    expected |= set() if cache else {"cache_side"}
+                    expected |= {"disk_cache_gb"} | (set() if cache else {"cache_side"})
                     assert loads == expected
                     assert idle & set(CROPS) == {name for name in CROPS if policy.name not in ACTS[name]}
 
