@@ -14,6 +14,7 @@ import os
 import threading
 import time
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from objcrop.errors import ObjcropError
@@ -72,10 +73,12 @@ class DiskCache:
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
         try:
             path.parent.mkdir(exist_ok=True)
-            self._reserve(size)
             unfinished.write_bytes(zlib.crc32(data).to_bytes(HEAD, "little") + data)
+            self._reserve(size, unfinished)
             unfinished.replace(path)
         except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink(missing_ok=True)
             self._full = True
             logging.getLogger("objcrop").warning(
                 "disk_cache: %s cannot be written (%s); this process keeps no more there.", self.folder, error.strerror
@@ -86,22 +89,25 @@ class DiskCache:
         name = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()[:40]
         return self.folder / name[:2] / name[2:]
 
-    def _reserve(self, size: int) -> None:
-        """Enter so many bytes into the ledger, images removed where they are too many."""
+    def _reserve(self, size: int, unfinished: Path) -> None:
+        """Enter the bytes of an unfinished file into the ledger, images removed where they are too many.
+
+        The file is there before: whoever counts meanwhile counts it.
+        """
         ledger = os.open(self._ledger, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(ledger, fcntl.LOCK_EX)
             said = os.pread(ledger, 8, 0)
             used = int.from_bytes(said, "little") if len(said) == 8 else self.limit  # none yet: count them
             if used + size > self.limit:
-                used = self._make_room(int(self.limit * (1 - ROOM)))
+                used = self._make_room(int(self.limit * (1 - ROOM)), str(unfinished))
             os.pwrite(ledger, (used + size).to_bytes(8, "little"), 0)
         finally:
             os.close(ledger)
 
-    def _make_room(self, most: int) -> int:
-        """Remove images, the longest unread first, until they take at most so many bytes; return how many they take."""
-        found, now = [], time.time()
+    def _make_room(self, most: int, but: str) -> int:
+        """Remove images, the longest unread first, until all but one file take at most so many bytes; return these."""
+        found, being_written, now = [], 0, time.time()
         for group in os.scandir(self.folder):
             for entry in os.scandir(group.path) if group.is_dir() else ():
                 try:
@@ -109,11 +115,13 @@ class DiskCache:
                     unfinished = entry.name.startswith(".")
                     if unfinished and now - facts.st_mtime > FORGOTTEN:
                         os.unlink(entry.path)
-                    elif not unfinished:
+                    elif unfinished:
+                        being_written += facts.st_size if entry.path != but else 0
+                    else:
                         found.append((facts.st_mtime_ns, facts.st_size, entry.path))
                 except FileNotFoundError:
                     continue
-        used = sum(size for _, size, _ in found)
+        used = being_written + sum(size for _, size, _ in found)
         for _, size, path in sorted(found):
             if used <= most:
                 break
