@@ -149,7 +149,12 @@ class DaliLoader(ViewLoader):
     def _planned_ahead(self, start: Position) -> Generator[tuple[Position, ViewPlan], None, None]:
         """Yield positions and plans as asked for, so early that images which lie far away are there in time."""
         planned = ((position, self.batches.plan(position)) for position in self._positions(start))
-        yield from self.catalog.image_bytes.ahead_of(planned, lambda batch: batch[1].row.tolist())
+
+        def rows_of(batch: tuple[Position, ViewPlan]) -> list[int]:
+            position, asked = batch  # a row known to be bad is asked for by nobody
+            return without_bad(asked, self.planner, position[0], self.bad_images.reasons).row.tolist()
+
+        yield from self.catalog.image_bytes.ahead_of(planned, rows_of)
 
     # ---- files
 

@@ -6,13 +6,13 @@ of `sides`, unless its longer one would then exceed `longest` (Detectron2's Resi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.batch import SamplePlan
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.option_value import seed_of
 
@@ -20,7 +20,7 @@ STEP = 32  # pixels between two sides that are drawn from
 
 
 @dataclass
-class ScenePlan:
+class ScenePlan(SamplePlan):
     """Decisions for N whole images.
 
     Attributes:
@@ -36,16 +36,6 @@ class ScenePlan:
     windows: NDArray[np.int32]
     size: NDArray[np.int32]
     flip: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.sample)
-
-    def replace_rows(self, where: NDArray[np.int64], other: ScenePlan) -> ScenePlan:
-        """Return a plan in which `other`'s rows stand at the positions `where`."""
-        arrays: dict[str, Any] = {field.name: getattr(self, field.name).copy() for field in fields(self)}
-        for name, array in arrays.items():
-            array[where] = getattr(other, name)
-        return ScenePlan(**arrays)
 
 
 class ScenePlanner:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
+from objcrop.dali_pipes.batch import Batch
 from objcrop.dali_pipes.scene_plan import ScenePlan
 
 
 @dataclass
-class Scenes:
+class Scenes(Batch):
     """One rank's part of a global batch: N images of the sizes of the plan, upper left in a common frame.
 
     Attributes:
@@ -42,21 +43,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def to(self, device: str | torch.device) -> Scenes:
-        """Return the batch with its tensors on `device`."""
-        return self.map(lambda t: t.to(device, non_blocking=True))
-
-    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> Scenes:
-        """Return the batch with `f` of each tensor."""
-        changed: dict[str, Any] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, torch.Tensor):
-                changed[field.name] = f(value)
-            elif isinstance(value, list):
-                changed[field.name] = [f(each) for each in value]
-        return replace(self, **changed)
 
 
 def follow_boxes(

@@ -51,7 +51,7 @@ class TorchLoader(ViewLoader):
 
     def _stream(self, start: Position) -> Iterator[Views]:
         on_gpu = self.device.type != "cpu"
-        made = self._made()
+        made = self._dataset()
         batches = DataLoader(
             made,
             sampler=_From(self._positions(start)),
@@ -71,7 +71,7 @@ class TorchLoader(ViewLoader):
         finally:
             _end(arriving)
 
-    def _made(self) -> Batches:
+    def _dataset(self) -> Batches:
         return Batches(self.batches, self.colour, self.dtype)
 
     def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:

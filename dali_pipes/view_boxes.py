@@ -6,7 +6,7 @@ arithmetic on arrays, and no pixel is looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from objcrop.boxes import BoxTable
+from objcrop.dali_pipes.batch import Batch
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +29,7 @@ class Plan(Protocol):
 
 
 @dataclass
-class ViewBoxes:
+class ViewBoxes(Batch):
     """The M boxes that show in one view of a batch, in the order of its samples and of their boxes.
 
     Attributes:
@@ -46,14 +47,6 @@ class ViewBoxes:
 
     def __len__(self) -> int:
         return len(self.box)
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return all four."""
-        return self.corners, self.sample, self.box, self.visible
-
-    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> ViewBoxes:
-        """Return these boxes with `f` of each tensor."""
-        return ViewBoxes(*map(f, self.tensors()))
 
     def moved(self, place: torch.Tensor) -> ViewBoxes:
         """Return the boxes of the batch whose sample i now stands at place[i], int64 (N,) on the CPU."""

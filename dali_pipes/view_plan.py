@@ -7,7 +7,7 @@ which is why loaders can be swapped, runs resumed and bad files stepped over wit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.augment import Augment, augment_recipe
+from objcrop.dali_pipes.batch import SamplePlan
 from objcrop.dali_pipes.crop_policy import (
     centre_square,
     dilate,
@@ -39,7 +40,7 @@ _SCALE_SAMPLE = 20_000  # images that the mean box share is taken over: enough f
 
 
 @dataclass
-class ViewPlan:
+class ViewPlan(SamplePlan):
     """Decisions for N samples of V views each.
 
     Attributes:
@@ -70,24 +71,9 @@ class ViewPlan:
     sigma: NDArray[np.float32]
     solarise: NDArray[np.bool_]
 
-    def __len__(self) -> int:
-        return len(self.sample)
-
     def decisions(self, i: int, v: int) -> Decisions:
         """Return what happens to the colours of sample i's view v."""
         return Decisions(*(getattr(self, name)[i, v] for name in Decisions._fields))
-
-    def take(self, order: NDArray[np.int64]) -> ViewPlan:
-        """Return the plan of these of its samples, in this order."""
-        return ViewPlan(**{field.name: getattr(self, field.name)[order] for field in fields(self)})
-
-    def replace_rows(self, where: NDArray[np.int64], other: ViewPlan) -> ViewPlan:
-        """Return a plan in which `other`'s rows stand at the positions `where`."""
-        arrays = {}
-        for field in fields(self):
-            arrays[field.name] = getattr(self, field.name).copy()
-            arrays[field.name][where] = getattr(other, field.name)
-        return ViewPlan(**arrays)
 
 
 class ViewPlanner:

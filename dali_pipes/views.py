@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from objcrop.dali_pipes.batch import Batch
 from objcrop.dali_pipes.view_boxes import ViewBoxes
 from objcrop.dali_pipes.view_plan import ViewPlan
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Views:
+class Views(Batch):
     """One rank's part of a global batch: N samples, V views; all tensors lie on the loader's device.
 
     Attributes:
@@ -37,28 +37,3 @@ class Views:
 
     def __len__(self) -> int:
         return len(self.index)
-
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the views and what comes with them."""
-        of_boxes = (tensor for boxes in self.boxes for tensor in boxes.tensors())
-        return (*self.views, self.index, self.requested, self.labels, self.substituted, *of_boxes)
-
-    def to(self, device: str | torch.device, non_blocking: bool = True) -> Views:
-        """Return the batch with its tensors on `device`."""
-        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Views:
-        """Return the batch with its tensors in page-locked memory (PyTorch's DataLoader calls this by name)."""
-        return self.map(lambda t: t.pin_memory())
-
-    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> Views:
-        """Return the batch with `f` of each tensor."""
-        return replace(
-            self,
-            views=tuple(f(v) for v in self.views),
-            index=f(self.index),
-            requested=f(self.requested),
-            labels=f(self.labels),
-            substituted=f(self.substituted),
-            boxes=tuple(boxes.map(f) for boxes in self.boxes),
-        )

@@ -1,8 +1,9 @@
-"""A cache of encoded images on a local disk, for what lies far away: filled as it is read, never larger than it may be.
+"""A cache of encoded images on a local disk, for what lies far away: filled as it is read, within a number of bytes.
 
 An image is a file, which appears whole (by a rename) and is read only where its checksum holds; so a process or a
 machine may stop at any moment. A ledger, locked while it is changed, says how much there is; when that would be too
-much, the images that were not read for the longest time go. Several processes may share a folder.
+much, the images that were not read for the longest time go. Several processes may share a folder. What is being written
+lies there beside the limit until it is whole.
 """
 
 from __future__ import annotations

@@ -121,15 +121,16 @@ def read_place(place: Place) -> bytes:
         from objcrop.object_storage import fetch
 
         return fetch(place)
-    if place.source is None:
+    source = place.source
+    if source is None:
         return read_file(place.path)
-    if place.source.column:
+    if source.column:
         from objcrop.parquet_values import read_value
 
         return read_value(place)
 
     def read() -> bytes:
-        descriptor = open_source(place.path, place.source)
+        descriptor = open_source(place.path, source)
         try:
             data = os.pread(descriptor, place.length, place.offset)
         finally:
@@ -203,7 +204,7 @@ class RangeFile(io.RawIOBase):
         super().close()
 
 
-def open_source(path: str, source: SourceFile | None) -> int:
+def open_source(path: str, source: SourceFile) -> int:
     """Open a file of many images, which must be the one that was indexed, and return its descriptor."""
     try:
         descriptor = open_file(path)
@@ -211,7 +212,7 @@ def open_source(path: str, source: SourceFile | None) -> int:
         way = way_out("say with --root where it is now", "move it back, or index it where it is now")
         raise ObjcropError(f"{path}, which holds images of the catalog, is not there; {way}.") from None
     found = os.fstat(descriptor)
-    if source is not None and (found.st_size, changed(found)) != (source.size, source.changed):
+    if (found.st_size, changed(found)) != (source.size, source.changed):
         os.close(descriptor)
         raise another_file(path)
     return descriptor
@@ -220,12 +221,16 @@ def open_source(path: str, source: SourceFile | None) -> int:
 def source_at(root: str, name: str) -> SourceFile:
     """Return a file of many images as it is now; `name` is relative to the root, errors as of `ImageBytes`."""
     path = under(root, name)
-    if is_address(path):
-        from objcrop.object_storage import facts_of
+    try:
+        if is_address(path):
+            from objcrop.object_storage import facts_of
 
-        return SourceFile(name, *facts_of(path))
-    found = patiently(path, lambda: os.stat(path))
-    return SourceFile(name, found.st_size, changed(found))
+            return SourceFile(name, *facts_of(path))
+        found = patiently(path, lambda: os.stat(path))
+        return SourceFile(name, found.st_size, changed(found))
+    except OSError as error:
+        said = "is not there" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise ObjcropError(f"{path} {said}; check the path or address.") from None
 
 
 def changed(found: os.stat_result) -> str:

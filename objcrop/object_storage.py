@@ -115,6 +115,11 @@ def _read(address: str, at: int, length: int, source: SourceFile | None = None) 
         if source is None:
             raise
         raise ObjcropError(f"{address}, which holds images of the catalog, is not there any more.") from None
+    except OSError as error:
+        if source is None:
+            raise
+        way = "copy it to this machine, or to a server that gives ranges of bytes"
+        raise ObjcropError(f"{address} cannot be read in parts ({error.strerror}); {way}.") from None
     if source is not None and len(data) < length:
         raise another_file(address)
     return data
@@ -147,7 +152,7 @@ def _tried(address: str, ask: Callable[[], T]) -> T:
         try:
             return ask()
         except (exceptions.BaseError, FileNotFoundError, ValueError) as error:
-            said = str(error)
+            said = str(error).replace(address.split("/", 3)[-1], "…")  # a name may hold any word
             if re.search("NoSuchBucket|ContainerNotFound", said):
                 raise ObjcropError(f"the bucket of {address} is not there; check the address.") from None
             if isinstance(error, FileNotFoundError):
@@ -158,7 +163,7 @@ def _tried(address: str, ask: Callable[[], T]) -> T:
                 raise _refused(address) from None
             if isinstance(error, (exceptions.InvalidPathError, ValueError)):
                 raise OSError(22, f"no name of an object ({_reason(error)})", address) from None
-            if re.search(r"status code: 4(?!08|29)\d\d|upport", said):
+            if isinstance(error, exceptions.NotSupportedError) or re.search(r"status code: 4(?!08|29)\d\d", said):
                 raise OSError(22, _reason(error), address) from None
             if not left:
                 raise ObjcropError(

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from objcrop.catalog import Catalog
-from objcrop.errors import ObjcropError, printable, shown
+from objcrop.errors import ObjcropError, shown
 from objcrop.formats import FlatBoxes, FlatLabels, IndexReport, catalog_of, folder_at
 from objcrop.formats.csv_rows import csv_rows
 from objcrop.formats.image_names import key_finder
-from objcrop.formats.plain_values import ONE_CLASS, BadValue, number, plain_id
+from objcrop.formats.plain_values import ONE_CLASS, BadValue, class_name, number
 from objcrop.formats.source import Source
 
 _CORNERS = ("x0", "y0", "x1", "y1")
@@ -178,10 +178,7 @@ def _label(value: Any) -> str | None:
     """Return a class name; None for none."""
     if value is None or value != value or (isinstance(value, str) and not value.strip()):
         return None
-    try:
-        return printable(value.strip() if isinstance(value, str) else str(plain_id(value)))
-    except BadValue:
-        raise BadValue(f"the label is {shown(value)}") from None
+    return class_name(value)
 
 
 def _corners(entry: dict[str, Any]) -> tuple[float, ...] | None:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, TypeVar
 
-from objcrop.errors import shown
+from objcrop.errors import printable, shown
 
 T = TypeVar("T", bound=Hashable)
 Id = int | str
@@ -95,6 +95,18 @@ def text_id(value: Any) -> Id:
     """Return an id as text, so that "01" and "1" differ; else as `plain_id`."""
     read = plain_id(value)
     return value.strip() if isinstance(value, str) else str(read)
+
+
+def class_name(value: Any) -> str:
+    """Return a class as text: the name that it is, or its number.
+
+    Raises:
+        BadValue: neither.
+    """
+    try:
+        return printable(value.strip() if isinstance(value, str) and value.strip() else str(plain_id(value)))
+    except BadValue:
+        raise BadValue(f"the label {shown(value)} is no class") from None
 
 
 class AmbiguousId(BadValue):

@@ -25,7 +25,7 @@ from objcrop.catalog import Catalog
 from objcrop.catalog_table import Ranges
 from objcrop.errors import ObjcropError, printable, shown
 from objcrop.formats import FlatBoxes, FlatLabels, IndexReport, catalog_of, folder_at, inside_of
-from objcrop.formats.plain_values import ONE_CLASS, BadValue, number, plain_id, yes_or_no
+from objcrop.formats.plain_values import ONE_CLASS, BadValue, class_name, number, yes_or_no
 from objcrop.formats.source import Source
 from objcrop.formats.tar_members import BadTar, Member, tar_members
 from objcrop.formats.visible_files import visible_files, visible_objects
@@ -261,18 +261,6 @@ def _list(facts: dict[str, Any], name: str) -> list[Any]:
 def _labels(facts: dict[str, Any]) -> Iterator[Any]:
     yield from ([facts["label"]] if facts.get("label") not in (None, "") else [])
     yield from _list(facts, "labels")
-
-
-def class_name(value: Any) -> str:
-    """Return a class as text: its name, or its number.
-
-    Raises:
-        BadValue: neither.
-    """
-    try:
-        return printable(str(plain_id(value)))
-    except BadValue:
-        raise BadValue(f"the label {shown(value)} is no class") from None
 
 
 def _class_of(value: Any) -> str:

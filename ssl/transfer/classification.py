@@ -32,6 +32,7 @@ from objcrop.ssl.evaluation.frozen_features import features
 from objcrop.ssl.evaluation.probe import refuse_several
 from objcrop.ssl.methods.supervised import label_loss
 from objcrop.ssl.networks.backbones import width_at
+from objcrop.ssl.transfer.confusion import confusion_of
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.pictures import draw_bars, draw_confusion
@@ -112,11 +113,6 @@ class Classification(Task):
         mean_11, _ = average_precision_11_point(scores, torch.from_numpy(judged_labels(self.test_images, rows.numpy())))
         draw_bars(of_each, classes, "average precision", folder / "average_precision.png")
         return {"map": mean, "map_11_point": mean_11} | _per_class(classes, of_each) | {"tested": len(rows)}
-
-
-def confusion_of(truth: torch.Tensor, found: torch.Tensor, classes: int) -> torch.Tensor:
-    """Return how often each class (rows) was taken for each (columns), int64 (C, C), of class ids (N,)."""
-    return torch.bincount(truth * classes + found, minlength=classes**2).reshape(classes, classes)
 
 
 def _per_class(classes: list[str], figures: list[float]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The confusion matrix of pixels, and what semantic segmentation is judged by: mIoU, mAcc, aAcc.
+"""The confusion matrix, of images and of pixels, and what semantic segmentation is judged by: mIoU, mAcc, aAcc.
 
 Source: Long et al. 2015, section 5 ("mean IU", "mean accuracy", "pixel accuracy"); over the whole set, not by image.
 """
@@ -16,6 +16,11 @@ import torch
 from objcrop.ssl.transfer.segmenter import IGNORED
 
 
+def confusion_of(truth: torch.Tensor, found: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return how often each class (rows) was taken for each (columns), int64 (C, C), of class ids (N,)."""
+    return torch.bincount(truth.long() * classes + found.long(), minlength=classes**2).view(classes, classes)
+
+
 def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Return how many pixels of each class (row) were taken for each (column), int64 (classes, classes).
 
@@ -27,8 +32,7 @@ def confusion(predicted: torch.Tensor, labels: torch.Tensor, classes: int) -> to
         classes: how many.
     """
     known = labels != IGNORED
-    pairs = labels[known].long() * classes + predicted[known].long()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    return confusion_of(labels[known], predicted[known], classes)
 
 
 def segmentation_scores(matrix: npt.ArrayLike, classes: Sequence[str]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from objcrop.dali_pipes.batch import Batch
 from objcrop.dali_pipes.torch_loader import Batches, TorchLoader
 from objcrop.dali_pipes.view_loader import GlobalBatches
 from objcrop.dali_pipes.view_plan import ViewPlan
@@ -18,7 +18,7 @@ from objcrop.ssl.transfer.scaled_crops import ScaledCrops, scaled_crop
 
 
 @dataclass
-class LabelledCrops:
+class LabelledCrops(Batch):
     """One rank's part of a global batch.
 
     Attributes:
@@ -40,23 +40,6 @@ class LabelledCrops:
     def __len__(self) -> int:
         return len(self.index)
 
-    def tensors(self) -> tuple[torch.Tensor, ...]:
-        """Return the crops and what comes with them."""
-        return self.images, self.labels, self.index, self.requested, self.substituted
-
-    def to(self, device: str | torch.device, non_blocking: bool = True) -> LabelledCrops:
-        """Return the batch with its tensors on `device`."""
-        return self.map(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> LabelledCrops:
-        """Return the batch with its tensors in page-locked memory."""
-        return self.map(lambda t: t.pin_memory())
-
-    def map(self, f: Callable[[torch.Tensor], torch.Tensor]) -> LabelledCrops:
-        """Return the batch with `f` of each tensor."""
-        images, labels, index, requested, substituted = map(f, self.tensors())
-        return replace(self, images=images, labels=labels, index=index, requested=requested, substituted=substituted)
-
 
 class CropLoader(TorchLoader):
     """Yields `LabelledCrops`, decoded by PIL in worker processes.
@@ -74,7 +57,7 @@ class CropLoader(TorchLoader):
         self.background = background
         super().__init__(planner, *arguments, **contract)
 
-    def _made(self) -> Batches:
+    def _dataset(self) -> Batches:
         return _CropBatches(self.batches, self.colour, self.dtype, self.background)
 
     def _identity(self) -> dict[str, Any]:

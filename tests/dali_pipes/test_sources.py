@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,8 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError
 from objcrop.formats import index
+from objcrop.object_storage import fetch
+from objcrop.place import Place
 from objcrop.proposals import propose
 
 KINDS = {"folder": "folder", "tar": "webdataset", "bucket": "folder", "far-tar": "webdataset", "cached": "folder"}
@@ -226,6 +231,11 @@ def test_objects_replaced_and_deleted_are_listed(server, network, tmp_path):
     for options in ({"backend": "torch", "workers": 0}, {}):
         with load_views(catalog, max_bad=0.5, bad_images=tmp_path / "bad.txt", **{**SMALL, **options}) as loader:
             assert sum(len(views) for views in loader) == 12
+            walk = iter(loader)
+            for _ in range(2):
+                next(walk)
+            waiting = {catalog.key(row) for row in list(catalog.image_bytes._coming)}
+            assert not waiting & {"a/02.png", "a/00.jpeg", "b/01.jpeg"}  # once it was asked for and kept, for nobody
         said = dict(line.split("\t") for line in (tmp_path / "bad.txt").read_text().splitlines())
         (tmp_path / "bad.txt").unlink()
         assert said["a/02.png"] == "the file is missing" and "7×9" in said["a/00.jpeg"]
@@ -266,6 +276,59 @@ def test_what_is_refused_is_a_sentence_without_secrets(server, network, monkeypa
         assert "abc" not in str(caught.value) and "p@" not in str(caught.value)
     catalog.save(tmp_path / "c.arrow")
     assert b"AKTESTKEY" not in (tmp_path / "c.arrow").read_bytes()
+
+
+def test_a_word_in_a_name_says_nothing_of_the_answer(network, server):
+    """A name once was taken for the server's word that credentials are wrong."""
+    server.put("credentials/NoSuchBucket/status code: 403.jpg", b"an image")
+    place = Place("s3://bucket/credentials/NoSuchBucket/status code: 403.jpg", "key")
+    network.fault = lambda line, number: "503" if number == 0 else None
+    assert fetch(place) == b"an image"
+    with pytest.raises(FileNotFoundError):
+        fetch(place._replace(path="s3://bucket/credentials/NoSuchBucket/none.jpg"))
+
+
+@pytest.fixture(params=["ranges", "whole"])
+def web(request, places):
+    """A web server beside the folder of the tar, with parts of files or without."""
+    folder = Path(places["tar"]).parent
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            asked = self.headers.get("Range")
+            path = Path(self.translate_path(self.path))
+            if request.param == "whole" or asked is None or not path.is_file():
+                return super().do_GET()
+            data = path.read_bytes()
+            begin, end = (int(n) for n in asked.removeprefix("bytes=").split("-"))
+            end = min(end, len(data) - 1)
+            self.send_response(206)
+            self.send_header("Content-Range", f"bytes {begin}-{end}/{len(data)}")
+            self.send_header("Content-Length", str(end - begin + 1))
+            self.send_header("Last-Modified", self.date_time_string(int(path.stat().st_mtime)))
+            self.end_headers()
+            self.wfile.write(data[begin : end + 1])
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder))) as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield request.param, f"http://127.0.0.1:{serving.server_address[1]}"
+        serving.shutdown()
+
+
+def test_a_tar_on_a_web_server(web, catalogs):
+    kind, address = web
+    if kind == "whole":
+        with pytest.raises(ObjcropError, match=r"photos\.tar cannot be read in parts"):
+            index(f"{address}/photos.tar", "webdataset")
+        return
+    catalog, _ = index(f"{address}/photos.tar", "webdataset")
+    assert catalog.fingerprint == catalogs["folder"].fingerprint
+    assert checksums(catalog, 4) == checksums(catalogs["folder"], 4)
+    with pytest.raises(ObjcropError, match="is not there"):
+        index(f"{address}/none.tar", "webdataset")
 
 
 def test_a_bucket_that_is_gone_and_a_page_that_is_no_tar(server, network):

@@ -61,7 +61,8 @@ def test_machines_go_and_come(data, photos):
         assert third.returncode == 0, errors[-3000:]
         until(lambda: not descendants(first.pid), first)  # the agent waits five minutes more for one that is gone
     worlds = check_rows(data, photos, steps)
-    assert [worlds[at] for at in (0, 9, 19, 29)] == [1, 2, 1, 2]
+    # The second died in step 10, before that was saved; the last checkpoint of both is that of the epoch, at step 9.
+    assert worlds == [1] * 4 + [2] * 5 + [1] * 11 + [2] * 10
 
 
 def test_processes_meet_in_a_store_that_others_met_in_before(monkeypatch):

@@ -20,7 +20,8 @@ from objcrop.ssl.evaluation.frozen_features import features
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.ssl.transfer.by_name import TASKS
-from objcrop.ssl.transfer.classification import Classification, confusion_of
+from objcrop.ssl.transfer.classification import Classification
+from objcrop.ssl.transfer.confusion import confusion_of
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import origin_of
 from objcrop.ssl.transfer.preset import FOLDER, preset_names, with_preset
