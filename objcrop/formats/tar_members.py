@@ -64,6 +64,8 @@ def tar_members(read: Callable[[int, int], bytes], size: int) -> Iterator[Member
         except ValueError:
             raise BadTar(f"the pax header before byte {at} is damaged") from None
         name = facts.get("path") or long_name or name
+        if head[156:157] == tarfile.AREGTYPE and not name.endswith("/"):
+            kind = tarfile.REGTYPE  # no folder, though the hundred bytes that the header has of its name end so
         if data + length > size:
             raise BadTar(f"it ends in the middle of {name}, {data + length - size} bytes are missing; copy it again")
         if kind == _LONG_NAME:

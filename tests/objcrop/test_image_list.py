@@ -196,7 +196,7 @@ def test_rows_of_parquet_that_are_none(folder):
     pq.write_table(pa.table({"path": ["a.jpg", None]}), folder / "odd.parquet")
     assert index(folder / "odd.parquet", "list")[1].bad_entries == [("row 1 of odd.parquet", "the path is None")]
     pq.write_table(pa.table({"path": ["a.jpg"], "label": [["cat", "dog"]]}), folder / "odd.parquet")
-    assert "the label is ['cat', 'dog']" in error(folder / "odd.parquet", "list")
+    assert "the label ['cat', 'dog'] is no class" in error(folder / "odd.parquet", "list")
 
 
 @pytest.mark.parametrize(
