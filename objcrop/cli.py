@@ -341,14 +341,19 @@ app.command()(transfer)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", callback=writes())],
-    format: Annotated[str, typer.Option(help="torchvision, timm or detectron2.")] = "torchvision",
+    format: Annotated[
+        str, typer.Option(help="torchvision, torchvision-detection, timm or detectron2.")
+    ] = "torchvision",
 ) -> None:
     """Write a checkpoint's backbone as others load it."""
     from objcrop.ssl.export import export as run_export
 
     refuse_overwriting(output, checkpoint)
+    if format == "detectron2":
+        refuse_unwritable(output.with_suffix(".yaml"))
     said = run_export(checkpoint, output, format)
-    console.print(f"{said['arch']}, {said['tensors']} tensors, {said['format']} → {output}", highlight=False)
+    files = f"{output}, {said['config']}" if said["config"] else output
+    console.print(f"{said['arch']}, {said['tensors']} tensors, {said['format']} → {files}", highlight=False)
     if said["small_stem"]:
         console.print(
             "Its first convolution is the 3×3 one for small images: see `objcrop.ssl.networks.backbones.backbone`."
