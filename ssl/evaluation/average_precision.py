@@ -107,7 +107,18 @@ def _average(found: Whole, looked_at: Whole) -> float:
 
 
 def _eleven_points(found: Whole, looked_at: Whole) -> float:
-    precision = found / looked_at
+    return eleven_points(found, looked_at, int(found[-1]))
+
+
+def eleven_points(found: Whole, looked_at: Whole, positives: int) -> float:
+    """Return the mean, over recalls 0, 0.1, …, 1, of the highest precision at that recall or beyond; 0 beyond all.
+
+    Args:
+        found: (n,) positives found so far, never falling.
+        looked_at: (n,) of so many; 0 where nothing counts yet.
+        positives: how many there are.
+    """
+    precision = np.append(found / np.maximum(looked_at, 1), 0.0)
     # Recall r is reached once r × positives are found; in whole numbers, so that 0.1 × 10 is 1.
-    needed = [-(-tenth * found[-1] // 10) for tenth in range(11)]
+    needed = [-(-tenth * positives // 10) for tenth in range(11)]
     return float(np.mean([precision[np.searchsorted(found, n) :].max() for n in needed]))
