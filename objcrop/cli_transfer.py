@@ -28,7 +28,7 @@ def transfer(
     checkpoint: Annotated[
         str, typer.Argument(help="last.pt of a run, a state dict of torchvision, or 'untrained:ARCH' for the floor.")
     ],
-    task: Annotated[str, typer.Option(help="classification or segmentation.")],
+    task: Annotated[str, typer.Option(help="classification, detection or segmentation.")],
     train: Annotated[str, typer.Option(help="Catalog that is learnt from.")],
     test: Annotated[str, typer.Option(help="Catalog that is measured on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from objcrop.errors import one_of
 from objcrop.ssl.transfer.classification import Classification
+from objcrop.ssl.transfer.detection import Detection
 from objcrop.ssl.transfer.segmentation import Segmentation
 from objcrop.ssl.transfer.task import Task
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
+    "detection": Detection,
     "segmentation": Segmentation,
 }
 

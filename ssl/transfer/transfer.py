@@ -52,7 +52,7 @@ def transfer(
     Args:
         checkpoint: a last.pt, a state dict of torchvision (`arch` says of which network), or "untrained:ARCH" for the
             floor.
-        task: "classification" or "segmentation".
+        task: "classification", "detection" or "segmentation".
         train: images to learn from, a `Catalog` or its file.
         test: images to be measured on; it has no class that `train` lacks.
         output: the run folder.
@@ -107,7 +107,7 @@ class TransferRun(Loop):
         resume: whether it goes on.
     """
 
-    fixed = ("task", "arch", "size")
+    fixed = ("task", "arch", "size", "model", "head")
 
     def __init__(
         self, task: Task, of: Mapping[str, Any], folder: RunFolder, device: torch.device, resume: bool

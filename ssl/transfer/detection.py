@@ -1,0 +1,189 @@
+"""Detection: the boxes of objects, and their masks, by Faster and Mask R-CNN (OAC Tables 4 and 5, CIB Tables 1 to 4).
+
+Training sees whole images, resized at random and mirrored (`load_scenes`), testing the images one by one. Objects that
+are crowds are not learnt from; difficult ones are, as in Detectron2. One class is enough: it is told from what is none.
+
+What differs from Detectron2, whose numbers the presets are: batches are not of images of one aspect; BatchNorm's
+averages are those of learning, not made anew before testing (PRECISE_BN); masks are compared with the catalog's, not
+with polygons; an anchor's proposals are float32 in bf16 too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from objcrop.catalog import Catalog
+from objcrop.dali_pipes.scene_loader import load_scenes
+from objcrop.dali_pipes.scenes import Scenes, normalised
+from objcrop.dali_pipes.view_loader import ViewLoader
+from objcrop.errors import ObjcropError
+from objcrop.option import cannot_act, option, options_of
+from objcrop.option_value import flag, pair, whole, word
+from objcrop.progress import tracked
+from objcrop.ssl.transfer.coco_ap import coco_ap
+from objcrop.ssl.transfer.detections import Detections
+from objcrop.ssl.transfer.options import Transfer
+from objcrop.ssl.transfer.origin import Origin
+from objcrop.ssl.transfer.paste_masks import pasted
+from objcrop.ssl.transfer.rcnn import fpn_detector
+from objcrop.ssl.transfer.task import Task
+from objcrop.ssl.transfer.voc_ap import voc_ap
+
+MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn")
+SIDE = whole(32, 8192)
+
+
+@dataclass(frozen=True)
+class DetectionOptions(Transfer):
+    """What is learnt of objects."""
+
+    group: ClassVar[str] = "detection"
+
+    backend: str = option("dali", word("dali"), "dali, on the CPU", flag="loader")
+    batch_size: int = option(16, whole(1, 2**24), "the global batch, over all processes")
+    model: str = option("faster-rcnn-fpn", word(*MODELS), "the detector: boxes, or boxes and masks")
+    sides: tuple[int, int] = option(
+        (480, 800), pair(SIDE), "smallest and largest shorter side of an image to learn from, pixels, 32 apart"
+    )
+    test_side: int = option(800, SIDE, "shorter side of an image to be tested on, pixels")
+    longest: int = option(1333, SIDE, "the most that a longer side may be, pixels")
+    anchor: int = option(32, whole(1, 8192), "side of the smallest square anchor, pixels; the next are twice as large")
+    regions: int = option(512, whole(1, 2**16), "proposals learnt from in each image")
+    width: int = option(
+        256, whole(8, 2**12), "channels of the pyramid and of the mask head; the box head has 4 × as many"
+    )
+    negatives: bool = option(
+        True, flag, "learn from images without objects too; false leaves them out, as Detectron2 does"
+    )
+
+
+class Detection(Task):
+    """A detector; see `Task`."""
+
+    options = DetectionOptions
+    how: DetectionOptions
+
+    def __init__(self, how: Transfer, origin: Origin, train: Catalog, test: Catalog) -> None:
+        super().__init__(how, origin, train, test)
+        for name in ("cache", "decode", "hw_decoder_load", "decoder_padding"):
+            if (value := getattr(how, name)) != options_of(DetectionOptions)[name].default:
+                raise cannot_act(name, value, "whole images are decoded on the CPU")
+        self.masks = self.how.model.startswith("mask-")
+        objects = _objects(train, self.masks)
+        _objects(test, self.masks)
+        self.without_objects = int((objects == 0).sum())
+        if not self.how.negatives and self.without_objects:
+            self.train_images = train.take(np.flatnonzero(objects))
+        sizes: Any = {"anchor": self.how.anchor, "regions": self.how.regions, "width": self.how.width}
+        self.network = fpn_detector(origin, len(train.classes), masks=self.masks, **sizes)
+
+    def loader(self, device: torch.device, dtype: str, bad_images: Path) -> ViewLoader:
+        """Return whole images with their objects, decoded by DALI on the CPU; see `Task`."""
+        how, images = self.how, self.train_images
+        if how.disk_cache is not None:
+            images = images.cached_on_disk(how.disk_cache, how.disk_cache_gb)
+        return load_scenes(
+            images,
+            sides=how.sides,
+            longest=how.longest,
+            batch_size=how.batch_size,
+            masks=self.masks,
+            seed=how.seed,
+            threads=how.threads,
+            prefetch=how.prefetch,
+            max_bad=how.max_bad,
+            bad_images=bad_images,
+        )
+
+    def forward(self, batch: Scenes) -> dict[str, torch.Tensor]:
+        """Return the losses of a batch; see `Task`."""
+        masks: Any = batch.masks or [None] * len(batch)
+        targets: Any = [
+            {"boxes": boxes, "labels": labels + 1, "masks": mask}
+            for boxes, labels, mask in zip(batch.boxes, batch.labels, masks, strict=True)
+        ]
+        sizes = batch.sizes.tolist()
+        return self.network.losses(normalised(batch.images, batch.sizes), sizes, targets)
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Return COCO's figures of boxes and of masks ("mask_…"), and VOC's of boxes by both rules; see `Task`."""
+        images = self.test_images
+        found, bad = self.detect(images)
+        figures = dict(coco_ap(images, found).figures)
+        if self.masks:
+            figures |= _named("mask_", coco_ap(images, found, "masks").figures)
+        figures |= _named("voc07_", voc_ap(images, found)) | _named("voc_", voc_ap(images, found, "area"))
+        return figures | {
+            "detections": len(found),
+            "without_objects": self.without_objects,
+            "tested": len(images) - bad,
+            "bad_images": bad,
+        }
+
+    @torch.no_grad()
+    def detect(self, images: Catalog) -> tuple[Detections, int]:
+        """Return what is found in images, and how many of these cannot be read."""
+        how, side = self.how, self.how.test_side
+        alone: dict[str, Any] = {"batch_size": 1, "rank": 0, "world_size": 1, "shuffle": False, "drop_last": False}
+        with load_scenes(
+            images, sides=(side, side), longest=how.longest, flip_p=0.0, threads=how.threads, max_bad=1.0, **alone
+        ) as loader:
+            read = (batch for batch in tracked(loader, len(images), "detecting") if not batch.substituted.any())
+            found = [self._found(images, batch.to(self.device)) for batch in read]
+        return Detections.joined(found or [_NOTHING]), len(images) - len(found)
+
+    def _found(self, images: Catalog, batch: Any) -> Detections:
+        """Return what is found in a batch of one image."""
+        row, (height, width) = int(batch.index[0]), batch.sizes[0].tolist()
+        (found,) = self.network(normalised(batch.images, batch.sizes), [(height, width)])
+        size = torch.from_numpy(np.tile(images.sizes_of([row])[0], 2)).double()
+        boxes = found["boxes"].cpu().double() / torch.tensor([width, height] * 2) * size
+        boxes = boxes.clamp(min=0).minimum(size)
+        return Detections(
+            np.full(len(boxes), row),
+            boxes.numpy(),
+            found["scores"].cpu().numpy(),
+            found["labels"].cpu().numpy() - 1,
+            pasted(found["masks"], boxes, (int(size[1]), int(size[0]))) if self.masks else None,
+        )
+
+
+_NOTHING = Detections(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int64))
+
+
+def _named(prefix: str, figures: dict[str, Any]) -> dict[str, Any]:
+    return {prefix + name: figure for name, figure in figures.items()}
+
+
+def _objects(catalog: Catalog, masks: bool) -> NDArray[np.int64]:
+    """Return how many objects of each image are learnt from or measured, int64 (rows,).
+
+    Args:
+        catalog: the images.
+        masks: whether they must have a mask.
+
+    Raises:
+        ObjcropError: there is none.
+    """
+    crowd, ends = catalog.all_annotations().crowd, catalog.box_offsets
+    counted = ~crowd
+    if not counted.any():
+        raise ObjcropError(
+            f"the catalog of {catalog.root} has no boxes of objects; index it from annotations that have some (coco, "
+            "voc, openimages)."
+        )
+    if masks:
+        counted = counted & catalog._sound_masks(int(ends[0]), int(ends[-1])).is_valid().to_numpy(zero_copy_only=False)
+        if not counted.any():
+            raise ObjcropError(
+                f"the catalog of {catalog.root} has no masks; index it from what has some (coco), or take a model of "
+                "boxes."
+            )
+    sums = np.concatenate([[0], np.cumsum(counted)])
+    return np.diff(sums[ends - ends[0]])
