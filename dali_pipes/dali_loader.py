@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
 from objcrop.dali_pipes.decode_crop_resize import (
     decode_graph,
@@ -132,7 +133,7 @@ class DaliLoader(ViewLoader):
                     try:
                         fed, decoded = run.next_batch()
                     except RuntimeError as error:
-                        fed, said = run.oldest(), str(error)
+                        fed, said = run.oldest(), str(error)  # the error itself would hold the graph
                         break
                     windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
                     yield self._finished(fed.plan, fed.asked, windows, decoded)
@@ -192,7 +193,7 @@ class DaliLoader(ViewLoader):
                 readable += 1
             except BadImage as reason:
                 self.bad_images.add(row, str(reason))
-        said = " ".join(said.split())[:300]
+        said = in_a_line(RuntimeError(said))
         if readable == len(set(failed.plan.row.tolist())) >= CHANCE:
             raise ObjcropError(
                 f"DALI decodes none of the {readable} images of a batch, which PIL reads, so that it is the way and no "
@@ -201,9 +202,14 @@ class DaliLoader(ViewLoader):
             )
         copied = {row for row in refused if row not in self.bad_images.reasons} - self._by_pil
         if not copied and readable == len(refused):
+            if refused:
+                raise ObjcropError(
+                    f"DALI decodes neither {self.catalog.path(refused[0])} nor PIL's copy of it, so that its image "
+                    f"decoders are not whole: install nvidia-nvimgcodec anew, or take backend='torch'; it said: {said}"
+                )
             raise ObjcropError(
-                f"DALI failed on a batch whose images it decodes one by one, or as copies of PIL's: take a smaller "
-                f"batch_size, or backend='torch'; it said: {said}"
+                f"DALI failed on a batch whose images it decodes one by one: take a smaller batch_size, or "
+                f"backend='torch'; it said: {said}"
             )
         self._by_pil |= copied
 

@@ -56,7 +56,8 @@ def compile_cubin(name: str, arch: str, folder: Path = FOLDER) -> bytes:
     source = folder / f"{name}.cu"
     program = nvrtc.createProgram(source.read_text(encoding="utf-8"), str(source), (), ())
     try:
-        nvrtc.compileProgram(program, (f"--gpu-architecture={arch}", "--std=c++17"))
+        # Before 13.2 lambdas in a kernel are taken for the host's without -default-device.
+        nvrtc.compileProgram(program, (f"--gpu-architecture={arch}", "--std=c++17", "-default-device"))
         return nvrtc.getCUBIN(program)
     except nvrtc.NVRTCError as error:
         message = nvrtc.getProgramLog(program).strip() or str(error)

@@ -140,7 +140,8 @@ def _serve(pipe: Connection, function: Callable[..., Any], said: str, start_meth
 
 def in_a_line(error: BaseException) -> str:
     """Return an error's first line, or its type where it has no words."""
-    lines = str(error).strip().splitlines()
+    # DALI begins with the operator and where the graph was written; its reason comes behind that.
+    lines = str(error).rpartition("encountered:")[2].strip().splitlines()
     return printable(lines[0])[:300] if lines else type(error).__name__
 
 

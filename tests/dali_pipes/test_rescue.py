@@ -164,3 +164,12 @@ def test_a_batch_that_fails_as_a_batch_is_said(photos, monkeypatch):
         with pytest.raises(ObjcropError, match=r"decodes one by one.*something else") as caught:
             next(iter(loader))
         assert "\n" not in str(caught.value)
+
+
+def test_decoders_that_are_not_whole_are_said(photos, monkeypatch):
+    """Without its OpenCV, nvImageCodec reads neither PNG nor PNM, of which PIL's copies are."""
+    failing(monkeypatch, "Critical error in pipeline:\nError in CPU operator\n\nencountered:\n\nFailed to decode #2")
+    monkeypatch.setattr(dali_loader, "refused_alone", lambda feed, **how: [2])
+    said = r"decodes neither .*PIL's copy.*it said: Failed to decode #2$"
+    with load_views(photos[0], **OPTIONS) as loader, pytest.raises(ObjcropError, match=said):
+        next(iter(loader))

@@ -41,6 +41,12 @@ def test_the_functions_are_found_by_their_plain_names(name, function, known):
     assert f".text.{function}\0".encode() in compiled(name, f"sm_{max(known)}")
 
 
+def test_what_is_not_marked_runs_on_the_device(tmp_path, known):
+    source = 'int twice(int x) { return 2 * x; } extern "C" __global__ void f(int* x) { *x = twice(*x); }'
+    (tmp_path / "plain.cu").write_text(source)  # as the lambdas of batch_norm.cu are not, to NVRTC 12.0 to 13.0
+    assert nvrtc.compile_cubin("plain", f"sm_{max(known)}", tmp_path)
+
+
 def test_a_broken_source_is_an_error_with_the_compilers_message(tmp_path, known):
     (tmp_path / "broken.cu").write_text('extern "C" __global__ void f(float* x) { *x = undefined_symbol; }')
     with pytest.raises(ObjcropError, match=r"broken\.cu does not compile for sm_\d+: (.|\n)*undefined_symbol"):

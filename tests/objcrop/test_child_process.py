@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from objcrop.child_process import Child, ChildDied, alive
+from objcrop.child_process import Child, ChildDied, alive, in_a_line
 
 
 def wait_for_ever(really):
@@ -82,3 +82,18 @@ def test_one_that_is_no_longer_needed_ends_as_others_do(tmp_path):
 
 def test_in_no_child_alive_only_yields():
     assert list(alive("ab")) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("said", "line"),
+    [
+        ("first\nsecond", "first"),
+        ("", "RuntimeError"),
+        (
+            "Critical error in pipeline:\nwhich was used\n\nencountered:\n\nFailed to decode sample #2 :\nno longer",
+            "Failed to decode sample #2 :",
+        ),
+    ],
+)
+def test_an_error_in_a_line(said, line):
+    assert in_a_line(RuntimeError(said)) == line
