@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn.modules.batchnorm import _NormBase
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.scene_loader import load_scenes
@@ -31,12 +32,18 @@ from objcrop.ssl.transfer.detections import Detections
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.paste_masks import pasted
-from objcrop.ssl.transfer.rcnn import fpn_detector
+from objcrop.ssl.transfer.rcnn import RCNN
+from objcrop.ssl.transfer.rcnn_c4 import c4_detector
+from objcrop.ssl.transfer.rcnn_fpn import fpn_detector
 from objcrop.ssl.transfer.task import Task
 from objcrop.ssl.transfer.voc_ap import voc_ap
 
-MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn")
+MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn", "faster-rcnn-c4", "mask-rcnn-c4")
 SIDE = whole(32, 8192)
+
+
+def _has_pyramid(at: DetectionOptions) -> str | None:
+    return None if at.model.endswith("-fpn") else f"model '{at.model}' has no pyramid"
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,11 @@ class DetectionOptions(Transfer):
 
     backend: str = option("dali", word("dali"), "dali, on the CPU", flag="loader")
     batch_size: int = option(16, whole(1, 2**24), "the global batch, over all processes")
-    model: str = option("faster-rcnn-fpn", word(*MODELS), "the detector: boxes, or boxes and masks")
+    model: str = option(
+        "faster-rcnn-fpn",
+        word(*MODELS),
+        "the detector: boxes or masks too, of a feature pyramid or with a ResNet's last stage as box head",
+    )
     sides: tuple[int, int] = option(
         (480, 800), pair(SIDE), "smallest and largest shorter side of an image to learn from, pixels, 32 apart"
     )
@@ -56,7 +67,10 @@ class DetectionOptions(Transfer):
     anchor: int = option(32, whole(1, 8192), "side of the smallest square anchor, pixels; the next are twice as large")
     regions: int = option(512, whole(1, 2**16), "proposals learnt from in each image")
     width: int = option(
-        256, whole(8, 2**12), "channels of the pyramid and of the mask head; the box head has 4 × as many"
+        256,
+        whole(8, 2**12),
+        "channels of the pyramid and of the mask head; the box head has 4 × as many",
+        idle=_has_pyramid,
     )
     negatives: bool = option(
         True, flag, "learn from images without objects too; false leaves them out, as Detectron2 does"
@@ -80,8 +94,20 @@ class Detection(Task):
         self.without_objects = int((objects == 0).sum())
         if not self.how.negatives and self.without_objects:
             self.train_images = train.take(np.flatnonzero(objects))
-        sizes: Any = {"anchor": self.how.anchor, "regions": self.how.regions, "width": self.how.width}
-        self.network = fpn_detector(origin, len(train.classes), masks=self.masks, **sizes)
+        self.network = self._detector(origin, len(train.classes))
+
+    def _detector(self, origin: Origin, classes: int) -> RCNN:
+        how: Any = {"masks": self.masks, "anchor": self.how.anchor, "regions": self.how.regions}
+        if self.how.model.endswith("-c4"):
+            return c4_detector(origin, classes, **how)
+        return fpn_detector(origin, classes, width=self.how.width, **how)
+
+    def weights(self) -> list[dict[str, Any]]:
+        """Return what is learnt; norms do not decay, as in Detectron2; see `Task`."""
+        learnt = [(module, p) for module in self.modules() for p in module.parameters(False) if p.requires_grad]
+        others = [p for module, p in learnt if not isinstance(module, _NormBase)]
+        norms = [p for module, p in learnt if isinstance(module, _NormBase)]
+        return [{"params": others}, {"params": norms, "weight_decay": 0.0}]
 
     def loader(self, device: torch.device, dtype: str, bad_images: Path) -> ViewLoader:
         """Return whole images with their objects, decoded by DALI on the CPU; see `Task`."""

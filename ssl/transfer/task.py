@@ -70,6 +70,10 @@ class Task(nn.Module, ABC):
         Asked of one rank, on its device, when all steps are taken.
         """
 
+    def weights(self) -> list[dict[str, Any]]:
+        """Return what is learnt, in groups as an optimiser of torch takes them."""
+        return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
+
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""

@@ -122,9 +122,8 @@ class TransferRun(Loop):
         if how.sync_bn and self.world > 1:
             self.task = nn.SyncBatchNorm.convert_sync_batchnorm(self.task)
         self.learns = {"method": self.task}
-        learnt = [weight for weight in self.task.parameters() if weight.requires_grad]
         self.optimiser = torch.optim.SGD(
-            learnt, how.lr, momentum=how.momentum, nesterov=how.nesterov, weight_decay=how.weight_decay
+            self.task.weights(), how.lr, momentum=how.momentum, nesterov=how.nesterov, weight_decay=how.weight_decay
         )
         self.begin_watch(resume, "transfer", "lr")
         self.model: nn.Module = self.task

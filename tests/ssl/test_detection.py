@@ -16,8 +16,9 @@ from objcrop.formats import index
 from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.run_folder import read_metrics
-from objcrop.ssl.transfer.detection import Detection, DetectionOptions
+from objcrop.ssl.transfer.detection import MODELS, Detection, DetectionOptions
 from objcrop.ssl.transfer.origin import origin_of
+from objcrop.ssl.transfer.preset import preset_names, with_preset
 from objcrop.ssl.transfer.transfer import transfer
 
 NET = "untrained:timm/test_resnet"
@@ -38,9 +39,9 @@ def learn(scenes, output, train=None, checkpoint=NET, **options):
     return transfer(checkpoint, "detection", train or scenes, scenes, output, **{**TINY, **options})
 
 
-@pytest.mark.parametrize("model", ["faster-rcnn-fpn", "mask-rcnn-fpn"])
+@pytest.mark.parametrize("model", MODELS)
 def test_every_model_from_start_to_figures(scenes, tmp_path, model):
-    found = learn(scenes, tmp_path / "run", model=model)
+    found = learn(scenes, tmp_path / "run", model=model, width=8 if model.endswith("fpn") else None)
     assert (found["tested"], found["bad_images"], found["without_objects"]) == (8, 0, 0)
     assert {"ap", "ap50", "ar100", "per_class", "voc07_ap50", "voc_ap"} <= found.keys()
     assert ("mask_ap50" in found) == model.startswith("mask")
@@ -156,6 +157,12 @@ def test_what_cannot_be(scenes, tmp_path):
         (ObjcropError, "has no masks; index it from what has some", dict(train=no_masks, model="mask-rcnn-fpn")),
         (UsageError, "2 classes that are not learnt|3 classes that are not learnt", dict(train=labelled)),
         (UsageError, "which does not give 4 feature maps", dict(checkpoint="untrained:timm/test_vit")),
+        (
+            UsageError,
+            "which is no ResNet",
+            dict(checkpoint="untrained:timm/test_vit", model="mask-rcnn-c4", width=None),
+        ),
+        (UsageError, r"width \(8\) cannot act here: model 'mask-rcnn-c4' has no pyramid", dict(model="mask-rcnn-c4")),
         (UsageError, "model is 'yolo', but it must be one of: faster-rcnn-fpn", dict(model="yolo")),
         (UsageError, r"cache \('host'\) cannot act here: whole images are decoded on the CPU", dict(cache="host")),
         (UsageError, "backend is 'torch', but it must be one of: dali", dict(backend="torch")),
@@ -173,3 +180,33 @@ def test_one_class_is_enough(scenes, tmp_path):
         box_rows=np.repeat(np.arange(8), np.diff(scenes.box_offsets)), box_classes=[0] * len(truth.boxes),
     )  # fmt: skip
     assert learn(one, tmp_path / "run", steps=1)["tested"] == 8
+
+
+def test_norms_do_not_decay(scenes):
+    task = task_of(scenes, model="mask-rcnn-fpn")
+    others, norms = task.weights()
+    assert {id(p) for p in others["params"] + norms["params"]} == {id(p) for p in task.parameters() if p.requires_grad}
+    assert norms["weight_decay"] == 0 and all(p.ndim == 1 for p in norms["params"])
+    names = {name for name, p in task.named_parameters() if any(p is norm for norm in norms["params"])}
+    assert "network.backbone.fpn.inner_blocks.0.1.weight" in names and not any("predictor" in name for name in names)
+
+
+def test_presets_have_the_published_numbers():
+    """He et al. 2020, section 4.2 and appendix; Detectron2's 1× and 2× schedules."""
+    names = [name for name in preset_names() if "rcnn" in name]
+    how = {n: DetectionOptions.read(with_preset(n, "detection", DetectionOptions, {})) for n in names}
+    coco = ((640, 800), 1000)
+    expected = {
+        "faster-rcnn-c4-voc-24k": (24_000, 18_000, 22_000, (480, 800), 100),
+        **{f"mask-rcnn-{kind}-coco-90k": (90_000, 60_000, 80_000, *coco) for kind in ("c4", "fpn")},
+        **{f"mask-rcnn-{kind}-coco-180k": (180_000, 120_000, 160_000, *coco) for kind in ("c4", "fpn")},
+    }
+    assert how.keys() == expected.keys()
+    for name, h in how.items():
+        steps, first, second, sides, warmup = expected[name]
+        assert name.startswith(h.model) and (h.steps, h.sides, h.warmup_steps) == (steps, sides, warmup)
+        assert (h.batch_size, h.weight_decay, h.momentum, h.longest, h.test_side) == (16, 1e-4, 0.9, 1333, 800)
+        assert (h.anchor, h.regions, h.width, h.negatives) == (32, 512, 256, False)
+        at = [0, warmup // 2, warmup, first - 1, first, second - 1, second, steps - 1]
+        wanted = [2e-5, 0.5 * (2e-5 + 0.02), 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]
+        assert [h.rate(step, steps) for step in at] == pytest.approx(wanted)

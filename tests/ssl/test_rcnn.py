@@ -17,7 +17,9 @@ from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.paste_masks import pasted
 from objcrop.ssl.transfer.proposal_network import Anchors
-from objcrop.ssl.transfer.rcnn import DETECTRON2, TORCHVISION, fpn_detector
+from objcrop.ssl.transfer.rcnn import DETECTRON2, TORCHVISION
+from objcrop.ssl.transfer.rcnn_c4 import c4_detector
+from objcrop.ssl.transfer.rcnn_fpn import fpn_detector
 from objcrop.ssl.transfer.roi_align import PyramidRoIAlign
 
 SIZES = [(64, 96), (48, 70)]
@@ -47,7 +49,12 @@ def torchvision_s(masks):
     pyramid = _resnet_fpn_extractor(resnet18(norm_layer=nn.BatchNorm2d), 5, norm_layer=nn.BatchNorm2d)
     as_they_come = {"min_size": 64, "max_size": 96, "image_mean": [0.0] * 3, "image_std": [1.0] * 3}
     return (MaskRCNN if masks else FasterRCNN)(
-        pyramid, 4, rpn_post_nms_top_n_train=1000, box_batch_size_per_image=64, **as_they_come
+        pyramid,
+        4,
+        rpn_post_nms_top_n_train=1000,
+        box_batch_size_per_image=64,
+        box_detections_per_img=12,
+        **as_they_come,
     )
 
 
@@ -56,6 +63,7 @@ def test_losses_and_detections_are_torchvision_s(masks):
     theirs = torchvision_s(masks)
     ours = fpn_detector(origin(), 3, masks=masks, anchor=32, regions=64, convention=TORCHVISION)
     ours.to(memory_format=torch.contiguous_format).load_state_dict(theirs.state_dict())
+    ours.roi_heads.detections_per_img = 12
     images, targets = batch(masks)
     theirs.transform.resize = lambda image, target=None: (image, target)
     torch.manual_seed(2)
@@ -187,3 +195,87 @@ def test_networks_without_a_pyramid_are_said():
     for arch in ("timm/test_vit", "lab/resnet18"):
         with pytest.raises(UsageError, match=f"arch is '{arch}', which does not give 4 feature maps"):
             fpn_detector(origin(arch, 160), 3, masks=False, anchor=32, regions=64)
+
+
+def naive_roi_align(map_, box, stride, cells):
+    """A region of a map (C, h, w) by loops: in each cell the mean of bilinear values at evenly spread points."""
+    (x0, y0, x1, y1), out = (np.array(box) / stride - 0.5).tolist(), np.zeros((len(map_), cells, cells))
+    high, wide = (y1 - y0) / cells, (x1 - x0) / cells
+    rows, columns = int(np.ceil(high)), int(np.ceil(wide))
+    _, h, w = map_.shape
+    for i in range(cells):
+        for j in range(cells):
+            for k in range(rows):
+                for m in range(columns):
+                    y, x = y0 + high * (i + (k + 0.5) / rows), x0 + wide * (j + (m + 0.5) / columns)
+                    if not (-1 <= y <= h and -1 <= x <= w):
+                        continue
+                    y, x = min(max(y, 0), h - 1), min(max(x, 0), w - 1)
+                    top, left = min(int(y), max(h - 2, 0)), min(int(x), max(w - 2, 0))
+                    a, b = y - top, x - left
+                    corner = map_[:, top : top + 2, left : left + 2]
+                    out[:, i, j] += np.einsum("chw,h,w->c", corner, (1 - a, a), (1 - b, b)) / (rows * columns)
+    return out
+
+
+def test_c4_s_box_head_against_a_plain_one():
+    """Regions by loops, torchvision's last stage, BatchNorm by its formula, means, two linear layers, masks of them."""
+    torch.manual_seed(3)
+    theirs, ours = resnet18().train(), None
+    network, _ = backbone("resnet18", 224)
+    network.load_state_dict({k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")})
+    ours = c4_detector(Origin(network, "resnet18", 224), 3, masks=True, anchor=16, regions=64).train()
+    heads = ours.roi_heads
+    with torch.no_grad():
+        heads.box_head.norm.weight.uniform_(0.5, 2)
+        heads.box_head.norm.bias.uniform_(-1, 1)
+    images, targets = batch()
+    x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
+    c4 = theirs.layer3(theirs.layer2(theirs.layer1(x)))
+    maps = ours.backbone(images)
+    torch.testing.assert_close(maps["0"], c4, atol=1e-4, rtol=1e-4)
+    proposals = [targets[0]["boxes"] + torch.tensor([1.0, -1, 2, 3]), torch.tensor([[5.0, 5, 50, 40]])]
+    _, losses = heads(maps, proposals, SIZES, targets)
+
+    boxes = [*proposals[0].tolist(), *targets[0]["boxes"].tolist(), *proposals[1].tolist()]
+    of = [0] * 6 + [1]
+    regions = np.stack([naive_roi_align(c4[i].detach().numpy(), box, 16, 14) for i, box in zip(of, boxes)])
+    features = theirs.layer4(torch.from_numpy(regions).float())
+    mean, variance = features.mean((0, 2, 3)), features.var((0, 2, 3), unbiased=False)
+    norm = heads.box_head.norm
+    scaled = (features - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+    features = scaled * norm.weight[:, None, None] + norm.bias[:, None, None]
+    pooled, labels = features.mean((2, 3)), torch.tensor([1, 3, 2, 1, 3, 2, 0])
+    logits = pooled @ heads.box_predictor.cls_score.weight.T + heads.box_predictor.cls_score.bias
+    offsets = pooled @ heads.box_predictor.bbox_pred.weight.T + heads.box_predictor.bbox_pred.bias
+    total = 0.0
+    for i in range(6):
+        (x0, y0, x1, y1), (u0, v0, u1, v1) = boxes[i], boxes[3 + i % 3]
+        wanted = (5 * (u0 + u1 - x0 - x1) / (x1 - x0), 5 * (v0 + v1 - y0 - y1) / (y1 - y0),
+                  5 * np.log((u1 - u0) / (x1 - x0)), 5 * np.log((v1 - v0) / (y1 - y0)))  # fmt: skip
+        at = 4 * int(labels[i])
+        total += sum(abs(a - b) for a, b in zip(wanted, offsets[i, at : at + 4].tolist()))
+    deconv, last = heads.mask_predictor.conv5_mask, heads.mask_predictor.mask_fcn_logits
+    drawn = nn.functional.conv_transpose2d(features[:6], deconv.weight, deconv.bias, 2).relu()
+    drawn = nn.functional.conv2d(drawn, last.weight, last.bias)[torch.arange(6), labels[:6]]
+    masks = np.stack([naive_roi_align(targets[0]["masks"][[i % 3]].numpy(), boxes[i], 1, 14)[0] for i in range(6)])
+    masks = torch.from_numpy(masks >= 0.5).float()
+    expected = {"box": total / 7, "classifier": nn.functional.cross_entropy(logits, labels).item(),
+                "mask": nn.functional.binary_cross_entropy_with_logits(drawn, masks).item()}  # fmt: skip
+    assert {name: loss.item() for name, loss in losses.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_c4_finds_masks_of_the_boxes_that_it_found():
+    ours = c4_detector(origin("timm/test_resnet"), 3, masks=True, anchor=16, regions=64).eval()
+    images, _ = batch()
+    with torch.no_grad():
+        (found, _), maps = ours(images, SIZES), list(ours.backbone(images).values())
+        features = ours.roi_heads.box_head(ours.roi_heads.box_roi_pool(maps, [found["boxes"], torch.zeros(0, 4)]))
+        wanted = ours.roi_heads.mask_predictor(features).sigmoid()[torch.arange(len(features)), found["labels"]]
+    assert len(features) and found["masks"].shape[-1] == 2 * features.shape[-1]
+    torch.testing.assert_close(found["masks"], wanted)
+
+
+def test_only_resnets_have_a_last_stage_for_c4():
+    with pytest.raises(UsageError, match=r"arch is 'timm/test_vit', which is no ResNet and has no last stage"):
+        c4_detector(origin("timm/test_vit", 160), 3, masks=False, anchor=32, regions=64)
