@@ -248,6 +248,22 @@ def gather_ranks(local: torch.Tensor) -> torch.Tensor:
     return torch.stack(parts)
 
 
+def gather_on_first(part: T) -> list[T] | None:
+    """Return what all ranks give, in their order, on rank 0, and None on the others; every rank must ask.
+
+    Args:
+        part: anything that can be pickled; a tensor must lie on the CPU.
+    """
+    rank, world = rank_and_world_size()
+    if world == 1:
+        return [part]
+    import torch.distributed as dist
+
+    parts: list[T] | None = [part] * world if rank == 0 else None
+    dist.gather_object(part, parts)
+    return parts
+
+
 def wait_for_ranks(until: str) -> None:
     """Return when every rank has come here.
 

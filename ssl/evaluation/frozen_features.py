@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +14,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
 from objcrop.errors import ObjcropError
+from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.networks.backbones import backbone, backbone_weights, width_at
 from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 
@@ -83,29 +86,49 @@ def features(
     device: str = "auto",
     batch_size: int = 64,
     max_bad: float = 0.01,
+    shared: bool = False,
 ) -> Features:
-    """Encode every image's centre crop; unreadable images are left out, up to the share `max_bad`."""
-    here = resolve_device(device)
+    """Encode every image's centre crop; unreadable images are left out, up to the share `max_bad`.
+
+    Where they are `shared`, each rank encodes its share, of the same batches as one process has, and all must ask;
+    `joined` puts their parts together.
+    """
+    mine = share(len(catalog), batch_size) if shared else list(range(len(catalog)))
+    some = catalog if len(mine) == len(catalog) else catalog.take(mine)
+    here, rows = resolve_device(device), torch.tensor(mine)
     network = network.eval().to(here)
-    found, labels, rows = [], [], []
-    loader = load_views(
-        catalog,
-        crops="centre",
-        augment="none",
-        size=size,
-        batch_size=min(batch_size, len(catalog)),
-        backend=backend,
-        device=here,
-        rank=0,
-        world_size=1,
-        shuffle=False,
-        drop_last=False,
-        max_bad=max_bad,
-    )
-    with loader:
-        for batch in loader:
+    parts = []
+    with ExitStack() as stack:
+        loader: Any = ()
+        if mine:
+            loader = stack.enter_context(
+                load_views(
+                    some,
+                    crops="centre",
+                    augment="none",
+                    size=size,
+                    batch_size=min(batch_size, len(some)),
+                    backend=backend,
+                    device=here,
+                    rank=0,
+                    world_size=1,
+                    shuffle=False,
+                    drop_last=False,
+                    max_bad=min(max_bad * len(catalog) / len(some), 1.0),  # all that are bad may be this rank's
+                )
+            )
+        for batch in walked(loader, "testing") if shared else loader:
             good = ~batch.substituted.cpu()
-            found.append(network(batch.views[0]).float().cpu()[good])
-            labels.append(batch.labels.cpu()[good])
-            rows.append(batch.index.cpu()[good])
-    return Features(torch.cat(found), torch.cat(labels), torch.cat(rows))
+            found = network(batch.views[0]).float().cpu()[good]
+            parts.append(Features(found, batch.labels.cpu()[good], rows[batch.index.cpu()[good]]))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Return the features of all parts, such as those of ranks, by row."""
+    some = [part for part in parts if len(part.rows)]
+    if not some:
+        return Features(torch.empty(0, 0), torch.empty(0, 0), torch.empty(0, dtype=torch.int64))
+    x, y, rows = map(torch.cat, zip(*some))
+    order = rows.argsort()
+    return Features(x[order], y[order], rows[order])

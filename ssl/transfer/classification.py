@@ -23,12 +23,13 @@ from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import option, options_of
 from objcrop.option_value import flag, number, pair, whole
+from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.average_precision import (
     average_precision,
     average_precision_11_point,
     judged_labels,
 )
-from objcrop.ssl.evaluation.frozen_features import features
+from objcrop.ssl.evaluation.frozen_features import features, joined
 from objcrop.ssl.evaluation.probe import refuse_several
 from objcrop.ssl.methods.supervised import label_loss
 from objcrop.ssl.networks.backbones import width_at
@@ -96,11 +97,14 @@ class Classification(Task):
         """Return the loss of a batch; see `Task`."""
         return {"label": label_loss(self.classifier(self.backbone(batch.views[0])), batch.labels, self.single)}
 
-    def evaluate(self, folder: Path) -> dict[str, Any]:
+    def evaluate(self, folder: Path) -> dict[str, Any] | None:
         """Return top-1 and the mean over classes, or mAP, with each class's; see `Task`."""
         network = nn.Sequential(self.backbone, self.classifier)
         where: dict[str, Any] = {"backend": self.how.backend, "device": str(self.device), "max_bad": self.how.max_bad}
-        scores, labels, rows = features(network, self.test_images, self.origin.size, **where)
+        parts = gather_on_first(features(network, self.test_images, self.origin.size, shared=True, **where))
+        if parts is None:
+            return None
+        scores, labels, rows = joined(parts)
         classes = self.test_images.classes
         if self.single:
             confusion = confusion_of(labels.argmax(1), scores.argmax(1), len(classes))

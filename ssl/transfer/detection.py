@@ -10,6 +10,8 @@ with polygons; an anchor's proposals are float32 in bf16 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -26,7 +28,8 @@ from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.errors import ObjcropError
 from objcrop.option import cannot_act, option, options_of
 from objcrop.option_value import flag, pair, whole, word
-from objcrop.progress import tracked
+from objcrop.ranks import gather_on_first
+from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.coco_ap import coco_ap
 from objcrop.ssl.transfer.detections import Detections
 from objcrop.ssl.transfer.options import Transfer
@@ -137,10 +140,13 @@ class Detection(Task):
         sizes = batch.sizes.tolist()
         return self.network.losses(normalised(batch.images, batch.sizes), sizes, targets)
 
-    def evaluate(self, folder: Path) -> dict[str, Any]:
+    def evaluate(self, folder: Path) -> dict[str, Any] | None:
         """Return COCO's figures of boxes and of masks ("mask_…"), and VOC's of boxes by both rules; see `Task`."""
         images = self.test_images
-        found, bad = self.detect(images)
+        parts = gather_on_first(self.detect(images, share(len(images))))
+        if parts is None:
+            return None
+        found, bad = Detections.joined([part for part, _ in parts]), sum(bad for _, bad in parts)
         figures = dict(coco_ap(images, found).figures)
         if self.masks:
             figures |= _named("mask_", coco_ap(images, found, "masks").figures)
@@ -153,20 +159,29 @@ class Detection(Task):
         }
 
     @torch.no_grad()
-    def detect(self, images: Catalog) -> tuple[Detections, int]:
-        """Return what is found in images, and how many of these cannot be read."""
+    def detect(self, images: Catalog, rows: Sequence[int] | None = None) -> tuple[Detections, int]:
+        """Return what is found in images, and how many of these cannot be read.
+
+        Args:
+            images: a catalog.
+            rows: those to look at, rising; all where none are named.
+        """
+        at = range(len(images)) if rows is None else rows
+        some = images if len(at) == len(images) else images.take(at)
         how, side = self.how, self.how.test_side
         alone: dict[str, Any] = {"batch_size": 1, "rank": 0, "world_size": 1, "shuffle": False, "drop_last": False}
-        with load_scenes(
-            images, sides=(side, side), longest=how.longest, flip_p=0.0, threads=how.threads, max_bad=1.0, **alone
-        ) as loader:
-            read = (batch for batch in tracked(loader, len(images), "detecting") if not batch.substituted.any())
-            found = [self._found(images, batch.to(self.device)) for batch in read]
-        return Detections.joined(found or [_NOTHING]), len(images) - len(found)
+        alone |= {"flip_p": 0.0, "threads": how.threads, "max_bad": 1.0}
+        with ExitStack() as stack:
+            loader: Any = ()
+            if at:
+                loader = stack.enter_context(load_scenes(some, sides=(side, side), longest=how.longest, **alone))
+            read = (batch for batch in walked(loader, "detecting") if not batch.substituted.any())
+            found = [self._found(images, at[int(batch.index[0])], batch.to(self.device)) for batch in read]
+        return Detections.joined(found or [_NOTHING]), len(at) - len(found)
 
-    def _found(self, images: Catalog, batch: Any) -> Detections:
-        """Return what is found in a batch of one image."""
-        row, (height, width) = int(batch.index[0]), batch.sizes[0].tolist()
+    def _found(self, images: Catalog, row: int, batch: Any) -> Detections:
+        """Return what is found in a batch of one image, that of a row."""
+        height, width = batch.sizes[0].tolist()
         (found,) = self.network(normalised(batch.images, batch.sizes), [(height, width)])
         size = torch.from_numpy(np.tile(images.sizes_of([row])[0], 2)).double()
         boxes = found["boxes"].cpu().double() / torch.tensor([width, height] * 2) * size

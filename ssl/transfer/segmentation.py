@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torchvision.transforms.v2 import functional as tv
 
@@ -30,7 +31,8 @@ from objcrop.errors import UsageError
 from objcrop.launcher import cores_here
 from objcrop.option import cannot_act, option
 from objcrop.option_value import flag, number, pair, whole, word
-from objcrop.progress import tracked
+from objcrop.ranks import gather_on_first
+from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.confusion import confusion, segmentation_scores
 from objcrop.ssl.transfer.dilated_resnet import DilatedResNet
 from objcrop.ssl.transfer.fcn import fcn_head
@@ -129,12 +131,12 @@ class Segmentation(Task):
         return self.network.losses(batch.images, batch.labels)
 
     @torch.no_grad()
-    def evaluate(self, folder: Path) -> dict[str, Any]:
+    def evaluate(self, folder: Path) -> dict[str, Any] | None:
         """Return mIoU, mean accuracy and accuracy, and each class's IoU; see `Task`."""
         images, many = self.test_images, len(self.classes)
         matrix, bad = torch.zeros(many, many, dtype=torch.int64), 0
-        shown: list[tuple[Any, Any, Any]] = []
-        for row in tracked(range(len(images)), len(images), "segmenting"):
+        found: dict[int, NDArray[np.uint8]] = {}
+        for row in walked(share(len(images)), "segmenting"):
             try:
                 predicted = self.predict(images, row)
             except BadImage:
@@ -142,9 +144,17 @@ class Segmentation(Task):
                 continue
             labels = torch.from_numpy(label_map(images, row, self.how.background))
             matrix += confusion(predicted, labels, many)
-            if len(shown) < SHOWN:
-                shown.append((open_upright(images, row), labels.numpy(), predicted.numpy()))
-        if shown:
+            if len(found) < SHOWN:
+                found[row] = predicted.to(torch.uint8).numpy()
+        parts = gather_on_first((matrix, bad, found))
+        if parts is None:
+            return None
+        matrices, bads, predictions = zip(*parts)
+        matrix, bad = torch.stack(matrices).sum(0), sum(bads)
+        first = sorted((row, ids) for some in predictions for row, ids in some.items())[:SHOWN]
+        if first:
+            background = self.how.background
+            shown = [(open_upright(images, row), label_map(images, row, background), ids) for row, ids in first]
             draw_segmented(shown, folder / "segmented.png")
         draw_confusion(matrix, self.classes, folder / "confusion.png")
         figures = segmentation_scores(matrix.numpy(), self.classes)

@@ -64,10 +64,12 @@ class Task(nn.Module, ABC):
         """Return the losses of this rank's part of a batch, scalars by name; their sum is learnt."""
 
     @abstractmethod
-    def evaluate(self, folder: Path) -> dict[str, Any]:
+    def evaluate(self, folder: Path) -> dict[str, Any] | None:
         """Return the figures of the test images, as JSON holds them, and put pictures into the folder.
 
-        Asked of one rank, on its device, when all steps are taken.
+        Asked of all ranks when all steps are taken, each on its device. They share the images
+        (`objcrop.ssl.evaluation.on_all_ranks`), the first has the figures, which do not depend on how many ranks there
+        are, and the others return None.
         """
 
     def weights(self) -> list[dict[str, Any]]:

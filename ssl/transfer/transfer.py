@@ -81,7 +81,7 @@ def transfer(
         origin = origin_of(checkpoint, how.arch, getattr(how, "size", None))
         torch.manual_seed(how.seed)
         learns = made(how, origin, *catalogs)
-        folder, leads = RunFolder(output, resume), rank_and_world_size()[0] == 0
+        folder = RunFolder(output, resume)
         of: dict[str, Any] = {
             "task": task,
             "checkpoint": str(checkpoint),
@@ -90,8 +90,7 @@ def transfer(
         run = TransferRun(learns, of, folder, device, resume)
         with run.loader:
             run.train()
-        if leads:
-            _evaluate(run, of)
+        _evaluate(run, of)
         wait_for_ranks("the evaluation is written")
     return json.loads((folder.path / EVALUATION).read_text(encoding="utf-8"))
 
@@ -167,13 +166,17 @@ class TransferRun(Loop):
 
 
 def _evaluate(run: TransferRun, of: Mapping[str, Any]) -> None:
-    """Measure what was learnt and keep it, where that was not done before."""
+    """Measure what was learnt and keep it, where that was not done before; all ranks take part."""
     path, task = run.folder.path / EVALUATION, run.task
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("step") == run.step:
+    done = run.leads and path.exists() and json.loads(path.read_text(encoding="utf-8")).get("step") == run.step
+    if any_rank(done, run.device):
+        return
+    found = task.eval().evaluate(run.folder.path)
+    if found is None:
         return
     figures: dict[str, Any] = {**of, "arch": task.origin.arch, "size": task.origin.size, "step": run.step}
     figures |= {"train_images": len(task.train_images), "test_images": len(task.test_images)}
-    figures |= task.eval().evaluate(run.folder.path)
+    figures |= found
     with whole_file(path) as part:
         part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
