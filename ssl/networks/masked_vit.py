@@ -37,7 +37,7 @@ def vision_transformer(arch: str, size: int, init: str | None = None) -> tuple[n
     """
     network: Any
     network, width = backbone(arch, size)
-    if not _is_plain(network):
+    if not is_plain(network):
         raise UsageError(
             f"arch is '{arch}', but mae hides patches of a plain Vision Transformer with a CLS token: take "
             "timm/vit_base_patch16_224 or another of timm's."
@@ -63,7 +63,8 @@ def vision_transformer(arch: str, size: int, init: str | None = None) -> tuple[n
     return network, width
 
 
-def _is_plain(network: nn.Module) -> bool:
+def is_plain(network: nn.Module) -> bool:
+    """Whether a network is a plain Vision Transformer of timm with a CLS token and positions."""
     try:
         from timm.models.vision_transformer import VisionTransformer
     except ImportError:

@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from objcrop.catalog import Catalog
@@ -39,14 +40,15 @@ from objcrop.ssl.transfer.rcnn import RCNN
 from objcrop.ssl.transfer.rcnn_c4 import c4_detector
 from objcrop.ssl.transfer.rcnn_fpn import fpn_detector
 from objcrop.ssl.transfer.task import Task
+from objcrop.ssl.transfer.vitdet import layer_scale, vitdet_detector
 from objcrop.ssl.transfer.voc_ap import voc_ap
 
-MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn", "faster-rcnn-c4", "mask-rcnn-c4")
+MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn", "faster-rcnn-c4", "mask-rcnn-c4", "vitdet-mask", "vitdet-cascade")
 SIDE = whole(32, 8192)
 
 
 def _has_pyramid(at: DetectionOptions) -> str | None:
-    return None if at.model.endswith("-fpn") else f"model '{at.model}' has no pyramid"
+    return f"model '{at.model}' has no pyramid" if at.model.endswith("-c4") else None
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class DetectionOptions(Transfer):
     model: str = option(
         "faster-rcnn-fpn",
         word(*MODELS),
-        "the detector: boxes or masks too, of a feature pyramid or with a ResNet's last stage as box head",
+        "faster-… finds boxes, mask-… masks too, on a feature pyramid (fpn) or with a ResNet's last stage as box head "
+        "(c4); vitdet-… is Mask or Cascade R-CNN on a plain Vision Transformer, with masks",
     )
     sides: tuple[int, int] = option(
         (480, 800), pair(SIDE), "smallest and largest shorter side of an image to learn from, pixels, 32 apart"
@@ -91,7 +94,7 @@ class Detection(Task):
         for name in ("cache", "decode", "hw_decoder_load", "decoder_padding"):
             if (value := getattr(how, name)) != options_of(DetectionOptions)[name].default:
                 raise cannot_act(name, value, "whole images are decoded on the CPU")
-        self.masks = self.how.model.startswith("mask-")
+        self.masks = not self.how.model.startswith("faster-")
         objects = _objects(train, self.masks)
         _objects(test, self.masks)
         self.without_objects = int((objects == 0).sum())
@@ -103,14 +106,29 @@ class Detection(Task):
         how: Any = {"masks": self.masks, "anchor": self.how.anchor, "regions": self.how.regions}
         if self.how.model.endswith("-c4"):
             return c4_detector(origin, classes, **how)
+        if self.how.model.startswith("vitdet-"):
+            del how["masks"]
+            cascade = self.how.model == "vitdet-cascade"
+            return vitdet_detector(
+                origin, classes, cascade=cascade, width=self.how.width, longest=self.how.longest, **how
+            )
         return fpn_detector(origin, classes, width=self.how.width, **how)
 
     def weights(self) -> list[dict[str, Any]]:
-        """Return what is learnt; norms do not decay, as in Detectron2; see `Task`."""
-        learnt = [(module, p) for module in self.modules() for p in module.parameters(False) if p.requires_grad]
-        others = [p for module, p in learnt if not isinstance(module, _NormBase)]
-        norms = [p for module, p in learnt if isinstance(module, _NormBase)]
-        return [{"params": others}, {"params": norms, "weight_decay": 0.0}]
+        """Return what is learnt; norms and positions do not decay, as in Detectron2; see `Task`."""
+        norms = (_NormBase, nn.LayerNorm)
+        kept = {id(p) for module in self.modules() if isinstance(module, norms) for p in module.parameters()}
+        blocks = len(getattr(self.origin.network, "blocks", ()))
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, p in self.network.named_parameters():
+            if p.requires_grad:
+                scale = layer_scale(name, blocks) if self.how.model.startswith("vitdet-") else 1.0
+                decays = id(p) not in kept and not name.endswith("pos_embed")
+                groups.setdefault((scale, decays), []).append(p)
+        return [
+            {"params": some, "scale": scale} | ({} if decays else {"weight_decay": 0.0})
+            for (scale, decays), some in groups.items()
+        ]
 
     def loader(self, device: torch.device, dtype: str, bad_images: Path) -> ViewLoader:
         """Return whole images with their objects, decoded by DALI on the CPU; see `Task`."""

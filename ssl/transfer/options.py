@@ -20,13 +20,17 @@ def _falls_in_steps(at: Transfer) -> str | None:
     return None if at.schedule == "steps" else f"the rate falls by schedule '{at.schedule}'"
 
 
+def _is_sgd(at: Transfer) -> str | None:
+    return None if at.optimiser == "sgd" else f"optimiser '{at.optimiser}' has moments of its own"
+
+
 def _rises(at: Transfer) -> str | None:
     return None if at.warmup_steps else "there are no warmup_steps"
 
 
 @dataclass(frozen=True)
 class Transfer(Watched, Loading):
-    """How a network learns a task: SGD with momentum."""
+    """How a network learns a task."""
 
     group: ClassVar[str] = "transfer"
 
@@ -47,9 +51,10 @@ class Transfer(Watched, Loading):
     )
     warmup_steps: int = option(0, whole(0, 2**31 - 1), "linear rise of the rate; at most a tenth of the run")
     warmup_factor: float = option(0.001, number(0, 1), "share of the rate that the rise begins at", idle=_rises)
-    momentum: float = option(0.9, number(0, 1, below=True), "of SGD")
-    nesterov: bool = option(False, flag, "Nesterov's momentum")
-    weight_decay: float = option(1e-4, RATE, "L2")
+    optimiser: str = option("sgd", word("sgd", "adamw"), "sgd, or adamw with betas of .9 and .999")
+    momentum: float = option(0.9, number(0, 1, below=True), "of sgd", idle=_is_sgd)
+    nesterov: bool = option(False, flag, "Nesterov's momentum", idle=_is_sgd)
+    weight_decay: float = option(1e-4, RATE, "L2, or of adamw")
     sync_bn: bool = option(False, flag, "BatchNorm over the batch of all GPUs, not of each")
 
     def rate(self, step: int, total: int) -> float:

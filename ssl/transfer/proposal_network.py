@@ -66,12 +66,15 @@ class ProposalNetwork(RegionProposalNetwork):
         channels: of the maps.
         proposed: how many proposals.
         beta: where the loss of boxes turns from squares to absolute values; 0: nowhere, they are absolute.
+        convolutions: before the two predictions.
     """
 
-    def __init__(self, anchors: AnchorGenerator, channels: int, proposed: Proposed, beta: float) -> None:
+    def __init__(
+        self, anchors: AnchorGenerator, channels: int, proposed: Proposed, beta: float, convolutions: int = 1
+    ) -> None:
         looked_at = {"training": proposed.looked_at, "testing": proposed.looked_at_in_test}
         kept = {"training": proposed.kept, "testing": proposed.kept_in_test}
-        head = _Head(channels, anchors.num_anchors_per_location()[0])
+        head = _Head(channels, anchors.num_anchors_per_location()[0], convolutions)
         super().__init__(anchors, head, 0.7, 0.3, 256, 0.5, looked_at, kept, 0.7)
         self.beta = beta
 

@@ -22,10 +22,17 @@ class BoxPredictor(FastRCNNPredictor):
     """Logits (R, classes) and offsets (R, 4 × classes) of regions (R, C) or their maps (R, C, h, w), float32.
 
     Weights begin as Detectron2's: normal, of deviation .01 and .001.
+
+    Args:
+        channels: of the regions.
+        classes: how many, the background among them.
+        one_box: offsets (R, 4), whatever the class.
     """
 
-    def __init__(self, channels: int, classes: int) -> None:
+    def __init__(self, channels: int, classes: int, one_box: bool = False) -> None:
         super().__init__(channels, classes)
+        if one_box:
+            self.bbox_pred = nn.Linear(channels, 4)
         for layer, deviation in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
@@ -101,9 +108,8 @@ class RegionHeads(RoIHeads):
         """
         maps = list(features.values())[: len(self.box_roi_pool.strides)]
         if self.training:
-            return [], self._losses(maps, proposals, targets)
-        logits, offsets = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals)))
-        found = self.postprocess_detections(logits, offsets, proposals, image_shapes)
+            return [], self._losses(maps, proposals, image_shapes, targets)
+        found = self.postprocess_detections(*self._predicted(maps, proposals, image_shapes), image_shapes)
         detections = [dict(zip(("boxes", "scores", "labels"), image)) for image in zip(*found)]
         if self.has_mask():
             boxes, labels = found[0], found[2]
@@ -111,27 +117,37 @@ class RegionHeads(RoIHeads):
                 image["masks"] = masks[:, 0]
         return detections, {}
 
-    def _losses(self, maps: list[torch.Tensor], proposals: list[torch.Tensor], targets: Any) -> dict[str, torch.Tensor]:
+    def _predicted(self, maps: list[torch.Tensor], proposals: list[torch.Tensor], image_shapes: Any) -> Any:
+        """Return logits (R, classes), offsets (R, 4 × classes) and the boxes that these are of."""
+        return *self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals))), proposals
+
+    def _losses(
+        self, maps: list[torch.Tensor], proposals: list[torch.Tensor], image_shapes: Any, targets: Any
+    ) -> dict[str, torch.Tensor]:
         sampled: Any = self.select_training_samples(proposals, targets)
-        boxes, matched, labels, wanted = sampled
-        features = self.box_head(self.box_roi_pool(maps, boxes))
-        logits, offsets = self.box_predictor(features)
-        classes, wanted = torch.cat(labels), torch.cat(wanted)
-        positive = torch.where(classes > 0)[0]
-        of_class = offsets.reshape(len(classes), -1, 4)[positive, classes[positive]]
-        box = F.smooth_l1_loss(of_class, wanted[positive], beta=self.beta, reduction="sum") / max(len(classes), 1)
-        losses = {"classifier": F.cross_entropy(logits, classes), "box": box}
+        boxes, matched, labels, _ = sampled
+        losses, features = self._box_losses(maps, sampled, image_shapes, targets)
         if self.has_mask():
             of_objects = [each > 0 for each in labels]
             boxes = [box[kept] for box, kept in zip(boxes, of_objects)]
             matched = [match[kept] for match, kept in zip(matched, of_objects)]
-            shared = features[positive] if self.mask_roi_pool is None else None
+            shared = features[torch.cat(of_objects)] if self.mask_roi_pool is None else None
             drawn = self._mask_logits(maps, boxes, shared)
             masks = [
                 self._shown(t["masks"], b, m, drawn.shape[-1]) for t, b, m in zip(targets, boxes, matched, strict=True)
             ]
-            losses["mask"] = _mask_loss(drawn, torch.cat(masks), classes[positive])
+            classes = torch.cat(labels)
+            losses["mask"] = _mask_loss(drawn, torch.cat(masks), classes[classes > 0])
         return losses
+
+    def _box_losses(
+        self, maps: list[torch.Tensor], sampled: Any, image_shapes: Any, targets: Any
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """Return the losses of classes and boxes, and the box head's features."""
+        boxes, _, labels, wanted = sampled
+        features = self.box_head(self.box_roi_pool(maps, boxes))
+        logits, offsets = self.box_predictor(features)
+        return box_losses(logits, offsets, torch.cat(labels), torch.cat(wanted), self.beta), features
 
     def _mask_logits(
         self, maps: list[torch.Tensor], boxes: Sequence[torch.Tensor], shared: torch.Tensor | None = None
@@ -147,6 +163,25 @@ class RegionHeads(RoIHeads):
         regions = torch.cat([matched[:, None].to(boxes), boxes], 1)
         shown = roi_align(masks[:, None].to(boxes), regions, side, aligned=self.aligned)[:, 0]
         return (shown >= 0.5).to(boxes) if self.aligned else shown
+
+
+def box_losses(
+    logits: torch.Tensor, offsets: torch.Tensor, classes: torch.Tensor, wanted: torch.Tensor, beta: float
+) -> dict[str, torch.Tensor]:
+    """Return the loss of classes, a mean, and that of boxes, the sum of the objects' shared among all regions.
+
+    Args:
+        logits: (R, classes).
+        offsets: (R, 4 × classes), or of all classes alike (R, 4).
+        classes: int64 (R,), 0 for the background.
+        wanted: (R, 4) offsets; those of the background do not count.
+        beta: as of `ProposalNetwork`.
+    """
+    positive = torch.where(classes > 0)[0]
+    of_each = offsets.reshape(len(classes), -1, 4)
+    of_class = of_each[positive, classes[positive] if of_each.shape[1] > 1 else 0]
+    box = F.smooth_l1_loss(of_class, wanted[positive], beta=beta, reduction="sum") / max(len(classes), 1)
+    return {"classifier": F.cross_entropy(logits, classes), "box": box}
 
 
 def _mask_loss(logits: torch.Tensor, wanted: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ class Task(nn.Module, ABC):
         """
 
     def weights(self) -> list[dict[str, Any]]:
-        """Return what is learnt, in groups as an optimiser of torch takes them."""
+        """Return what is learnt, in groups as torch's optimisers take them; "scale" is a group's share of the rate."""
         return [{"params": [weight for weight in self.parameters() if weight.requires_grad]}]
 
     @property

@@ -121,9 +121,12 @@ class TransferRun(Loop):
         if how.sync_bn and self.world > 1:
             self.task = nn.SyncBatchNorm.convert_sync_batchnorm(self.task)
         self.learns = {"method": self.task}
-        self.optimiser = torch.optim.SGD(
-            self.task.weights(), how.lr, momentum=how.momentum, nesterov=how.nesterov, weight_decay=how.weight_decay
-        )
+        learnt, decay = self.task.weights(), how.weight_decay
+        if how.optimiser == "adamw":
+            self.optimiser = torch.optim.AdamW(learnt, how.lr, weight_decay=decay)
+        else:
+            momentum: Any = {"momentum": how.momentum, "nesterov": how.nesterov}
+            self.optimiser = torch.optim.SGD(learnt, how.lr, weight_decay=decay, **momentum)
         self.begin_watch(resume, "transfer", "lr")
         self.model: nn.Module = self.task
         if self.world > 1:
@@ -144,7 +147,7 @@ class TransferRun(Loop):
     def take_step(self, batch: Any) -> dict[str, torch.Tensor]:
         """Learn from a batch; see `Loop`."""
         for group in self.optimiser.param_groups:
-            group["lr"] = self.how.rate(self.step, self.total)
+            group["lr"] = self.how.rate(self.step, self.total) * group.get("scale", 1.0)
         self.optimiser.zero_grad(set_to_none=True)
         # What a step draws (dropout, regions) is its own and its rank's, wherever the run was resumed.
         torch.manual_seed((self.how.seed + (self.step << 20) + rank_and_world_size()[0]) % 2**63)
