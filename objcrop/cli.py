@@ -40,6 +40,7 @@ from objcrop.cli_options import (
     writes,
     writes_folder,
 )
+from objcrop.cli_reproduce import reproduce
 from objcrop.cli_transfer import transfer
 from objcrop.dali_pipes.crops import Crops
 from objcrop.errors import ObjcropError, UsageError
@@ -335,6 +336,7 @@ def probe(
 
 
 app.command()(transfer)
+app.command()(reproduce)
 
 
 @app.command()

@@ -22,8 +22,9 @@ HEAD = """# Recipes
 Made by `objcrop recipes -o ssl/recipes/README.md` from `rows.csv` and the recipes. A row is a number that one of the
 two papers prints. What stands under "recipe" runs by `objcrop pretrain --recipe NAME --catalog CATALOG [--boxes BOXES]
 --output RUN`; where "at" names a setting, `objcrop sweep NAME …` runs and tabulates all of them. A recipe's comments
-say what its paper leaves open. "mAP" and "linear mAP" are what `objcrop probe` measures; for AP of detection
-`objcrop export --format detectron2` writes the backbone. "ours" is empty where nobody has measured it.
+say what its paper leaves open. `objcrop reproduce cib-table7 --data coco=CATALOG …` does all of a table, measures its
+rows by the transfers in `transfers.csv`, and names the data below that are missing (`--dry-run`). "ours" is empty where
+nobody has measured it.
 """
 
 

@@ -19,7 +19,7 @@ READS = {
     *("bench loader.catalog", "bench loader.boxes", "bench train.catalog", "bench train.boxes"),
     *("bench policies.train", "bench policies.test", "bench proposals.opencv_bing"),
     *("bench gpu.catalog", "bench gpu.boxes", "bench sources.catalog", "sweep.catalog", "sweep.boxes"),
-    *("sweep.train", "sweep.test"),
+    *("sweep.train", "sweep.test", "reproduce.weights"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
@@ -36,6 +36,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "sweep.output": ("oac-table9-dilate", "--catalog", "missing.arrow"),
     "probe.output": ("missing.pt", "--train", "missing.arrow", "--test", "missing.arrow"),
     "transfer.output": ("missing.pt", "--task", "classification", "--train", "a.arrow", "--test", "b.arrow"),
+    "reproduce.output": ("cib-table7", "--dry-run"),
     "export.output": ("missing.pt",),
     "plot.output": ("missing-run",),
     "reconstruct.output": ("missing.pt", "missing.arrow"),
@@ -55,6 +56,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
 FOLDERS = {
     "index.unpack",
     "transfer.output",
+    "reproduce.output",
     "pretrain.output",
     "sweep.output",
     "demo.output",

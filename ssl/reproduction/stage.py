@@ -1,0 +1,133 @@
+"""A stage: a command of objcrop in a process of its own, in a folder named by what it is made from.
+
+    OUTPUT/stages/oac-table6-byol-bing-obj-scene-3fa1b20c/     last.pt …, log.txt, and stage.json once it is done
+
+The name's end is a digest of options, data and the stages before. So another option or catalog is another folder, and
+what was made before is neither taken for it nor lost; tables in one output folder share the stages they have in common.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from objcrop.child_process import end_of
+from objcrop.errors import ObjcropError
+from objcrop.whole_file import whole_file
+
+RECORD, LOG = "stage.json", "log.txt"
+
+
+class Stage(NamedTuple):
+    """A command, and what it makes.
+
+    Attributes:
+        kind: "boxes", "pretrain", "probe", or a task of transfer.
+        name: of its recipe or boxes, or of the row.
+        words: the command after `objcrop`, but for its output.
+        made_from: what decides on what comes out, as JSON has it.
+        after: stages that it reads from.
+        folder: where everything of it lies.
+        makes: the file there that others read.
+    """
+
+    kind: str
+    name: str
+    words: tuple[str, ...]
+    made_from: dict[str, Any]
+    after: tuple[Stage, ...]
+    folder: Path
+    makes: str
+
+    @property
+    def made(self) -> Path:
+        """The file that others read."""
+        return self.folder / self.makes
+
+    @property
+    def command(self) -> list[str]:
+        """The whole command, after `objcrop`."""
+        into_file = self.kind in ("boxes", "probe")
+        return [*self.words, "--output", str(self.made if into_file else self.folder)]
+
+    @property
+    def done(self) -> bool:
+        """Whether it came to its end before, made from the same."""
+        with suppress(OSError, ValueError):
+            record = json.loads((self.folder / RECORD).read_text(encoding="utf-8"))
+            return record.get("made_from") == self.made_from and self.made.exists()
+        return False
+
+
+def key_of(made_from: Mapping[str, Any]) -> str:
+    """Return the digest of what a stage is made from, 8 hex digits."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_stage(stage: Stage, torchrun: Sequence[str] = ()) -> None:
+    """Run a stage's command and note that it is done; what it says is shown and kept in log.txt.
+
+    Args:
+        stage: its stages before are done.
+        torchrun: words for torchrun, under which networks are trained; none for one process.
+
+    Raises:
+        ObjcropError: it failed, with its last sentence.
+    """
+    began = time.time()
+    stage.folder.mkdir(parents=True, exist_ok=True)
+    launch = ["-m", "torch.distributed.run", *torchrun] if torchrun and stage.kind not in ("boxes", "probe") else []
+    said = _run([sys.executable, *launch, "-m", "objcrop", *stage.command], stage.folder / LOG)
+    if said is not None:
+        raise ObjcropError(said)
+    record = {"made_from": stage.made_from, "command": stage.command, "seconds": round(time.time() - began)}
+    with whole_file(stage.folder / RECORD) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _run(command: list[str], log: Path) -> str | None:
+    """Return None where a command came to its end, else what it said of its failure."""
+    sentence = ""
+    with log.open("a", encoding="utf-8") as file:
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        with child, _ended_with(child):
+            assert child.stdout is not None
+            for line in child.stdout:
+                print(line, end="", flush=True)
+                file.write(line)
+                if line.startswith("objcrop: "):
+                    sentence = line.removeprefix("objcrop: ").strip()
+    if child.returncode == 0:
+        return None
+    return sentence or f"the command {end_of(child.returncode)}; its last words are in {log}."
+
+
+@contextmanager
+def _ended_with(child: subprocess.Popen[str]) -> Iterator[None]:
+    """End a child with this process, and let it save first: where this one is told to end, or is interrupted."""
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, end) if here else None
+    try:
+        yield
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGTERM)
+        child.wait()
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,276 @@
+"""A table of the papers made anew: its rows, the plan of stages, what is done again when, and the pages."""
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import typer
+from children import running, until
+
+from objcrop.catalog import Catalog
+from objcrop.cli import app, main
+from objcrop.cli_options import assignments
+from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.recipe_rows import needed, rows
+from objcrop.ssl.reproduction import stage as stages
+from objcrop.ssl.reproduction.page import html_page, markdown
+from objcrop.ssl.reproduction.plan import ASIDE, Plan
+from objcrop.ssl.reproduction.reproduce import reproduce
+from objcrop.ssl.reproduction.table import (
+    FIGURES,
+    TRANSFERS,
+    published,
+    table_names,
+    table_of,
+    transfers_of,
+)
+from objcrop.ssl.reproduction.tiny import tiny_data
+from objcrop.ssl.training.recipe import acting, resolve
+from objcrop.ssl.transfer.by_name import TASKS
+from objcrop.ssl.transfer.preset import with_preset
+
+NUMBERED = [row for row in rows() if row.table.isdigit()]
+
+
+def planned(name, data, folder, only=(), tiny=True, **options):
+    options = {"pretraining": {}, "transfer": {}, "weights": None, **options}
+    return Plan(table_of(name, only), data, folder, tiny=tiny, **options)
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    return tiny_data(["coco", "cub", "cub-test"], ["cub", "cub-test"], ["cub-test"], tmp_path_factory.mktemp("scenes"))
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Run stages without a process each, which would load PyTorch anew; the list holds what was run."""
+    ran = []
+
+    def run(command, log):
+        words = command[command.index("objcrop") + 1 :]
+        ran.append(words)
+        with pytest.MonkeyPatch.context() as patch:
+            sentences = []
+            patch.setattr("objcrop.cli_errors.Console.print", lambda self, text, **_: sentences.append(text))
+            try:
+                main(words)
+            except SystemExit:
+                return sentences[-1].removeprefix("objcrop: ")
+        return None
+
+    monkeypatch.setattr(stages, "_run", run)
+    return ran
+
+
+def test_every_printed_number_is_read():
+    for row in NUMBERED:
+        numbers = re.findall(r"(?<![\w.])\d+\.\d+", row.published)
+        assert list(published(row).values()) == list(map(float, numbers)) and numbers, row
+
+
+def test_transfers_are_of_rows_tasks_presets_and_data_that_there_are():
+    with TRANSFERS.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        fit = [r for r in NUMBERED if (r.paper, r.table) == (line["paper"], line["table"]) and line["rows"] in r.row]
+        assert fit and line["train"] in needed("data") and line["test"] in needed("data")
+        of_task = [transfer for row in fit for transfer in transfers_of(row) if transfer.task == line["task"]]
+        assert any(transfer[3:] == (line["train"], line["test"]) for transfer in of_task)
+        words = {word for row in fit for word in published(row)}
+        assert words & set(FIGURES[line["task"]]), "it measures nothing that is printed"
+        if line["task"] != "probe":
+            options = TASKS[line["task"]].options
+            options.read(with_preset(line["preset"], line["task"], options, of_task[0].options))
+
+
+@pytest.mark.parametrize("tiny", [False, True])
+@pytest.mark.parametrize("name", table_names())
+def test_every_table_has_a_plan_whose_commands_say_what_is_recorded(name, tiny, tmp_path):
+    plan = planned(name, {}, tmp_path, tiny=tiny)
+    assert plan.wrong and all(sentence.count("objcrop index") for sentence in plan.wrong)
+    commands = typer.main.get_command(app)
+    seen = set()
+    for stage in plan.stages.values():
+        assert {before.folder for before in stage.after} <= seen, "a stage comes before one that it needs"
+        seen.add(stage.folder)
+        stage.folder.mkdir(parents=True)  # the look at an output wants its folder
+        word, *rest = stage.command
+        given = commands.get_command(None, word).make_context(word, rest).params
+        if word == "pretrain":
+            read = acting(resolve(given["recipe"], assignments(given["set_"])))
+        elif word == "transfer":
+            group = TASKS[given["task"]].options
+            told = {name: value for name, value in given.items() if name in group.__dataclass_fields__}
+            read = acting(group.read(with_preset(given["preset"], given["task"], group, told)))
+        else:
+            continue
+        read = {option: value for option, value in read.items() if option not in ASIDE}
+        assert json.loads(json.dumps(read)) == stage.made_from["options"], stage.command
+    for row in plan.rows:
+        assert row.left_out or {word for t, _ in row.transfers for word in FIGURES[t.task]} & set(published(row.row))
+
+
+def test_what_changes_is_made_again_and_what_follows(scenes, tmp_path):
+    def folders(data=scenes, **options):
+        plan = planned("cib-table7", data, tmp_path, ["CUB"], **options)
+        assert not plan.wrong
+        return {stage.name: stage.folder.name for stage in plan.stages.values()}
+
+    before = folders()
+    changed = lambda after: {name for name in before if before[name] != after[name]}  # noqa: E731
+    assert len(before) == 6 and not changed(folders())
+    assert not changed(folders(pretraining={"threads": 1, "device": "cpu"}, transfer={"workers": None, "prefetch": 3}))
+    assert changed(folders(pretraining={"dim": 8})) == set(before)
+    assert changed(folders(pretraining={"queue": 16})) == {
+        *("cib-table3-moco-v2-image", "boxes-anchors-coco-coco", "cib-table3-byol-our"),
+        "cib-table3-byol-our-classification-cub",
+    }
+    transfers = {name for name in before if "classification" in name}
+    assert changed(folders(transfer={"lr": 0.5})) == transfers
+    # The same images, one of which has another class.
+    catalog = Catalog.load(scenes["cub"])
+    labels = [catalog.classes[c] for c in catalog.label_matrix(range(len(catalog))).argmax(1)]
+    labels[0] = next(name for name in catalog.classes if name != labels[0])
+    other = Catalog.from_files([catalog.path(row) for row in range(len(catalog))], labels)
+    assert other.fingerprint == catalog.fingerprint
+    other.save(tmp_path / "other.arrow")
+    assert changed(folders({**scenes, "cub": str(tmp_path / "other.arrow")})) == transfers
+    catalog.save(tmp_path / "moved.arrow")
+    assert not changed(folders({**scenes, "cub": str(tmp_path / "moved.arrow")}))
+
+
+def test_a_table_in_miniature_a_row_that_fails_and_again(tmp_path, in_this_process, monkeypatch, capsys):
+    work, run = tmp_path / "work", stages._run
+    broken = lambda command, log: "the disk is full." if "propose" in command else run(command, log)  # noqa: E731
+    monkeypatch.setattr(stages, "_run", broken)
+    words = ["reproduce", "cib-table7", "--only", "CUB", "--tiny", "--output", str(work)]
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 1 and "1 of 2 rows failed (CUB, BYOL, our)" in capsys.readouterr().err
+    first, second = json.loads((work / "cib-table7.json").read_text())["rows"]
+    assert first["state"] == "done" and first["published"] == {"top-1": 74.0} and 0 <= first["ours"]["top-1"] <= 100
+    assert (second["state"], second["why"], second["ours"]) == ("failed", "boxes: the disk is full.", {})
+    assert [words[0] for words in in_this_process] == ["pretrain", "transfer", "pretrain"]
+
+    monkeypatch.setattr(stages, "_run", run)
+    main(words)
+    assert [words[0] for words in in_this_process[3:]] == ["propose", "pretrain", "transfer"]
+    result = json.loads((work / "cib-table7.json").read_text())
+    assert [row["state"] for row in result["rows"]] == ["done", "done"]
+    evaluated = json.loads((tmp_path / result["rows"][1]["measured"][0] / "evaluation.json").read_text())
+    assert result["rows"][1]["ours"] == {"top-1": round(100 * evaluated["top1"], 2)}
+    main(words)
+    assert len(in_this_process) == 6, "what is done was done again"
+    main([*words, "--dry-run"])
+    said = capsys.readouterr().out
+    assert said.count(": done\n") == 6 and "to do" not in said
+    assert "| CUB, BYOL, our | 75.4 | " in (work / "cib-table7.md").read_text()
+    assert (work / "cib-table7.html").read_text().count("data:image/png;base64,") == 4  # numbers, losses, 2 confusions
+
+
+RESULT = {
+    "title": "OAC, <Table> 6",
+    "tiny": False,
+    "objcrop": "0",
+    "data": {"coco": {"says": "a & b", "file": "x|y.arrow", "images": 118287}},
+    "stages": [{"kind": "pretrain", "folder": "f", "command": "objcrop pretrain --set 'a=<b>'", "seconds": 7200}],
+    "rows": [
+        {"row": "δ < 0.1", "published": {"AP50": 81.0}, "ours": {}, "state": "failed", "why": "a | b <c>"}
+        | {"run": None, "measured": []}
+    ],
+}
+
+
+def test_pages_hold_whatever_a_name_holds():
+    class Tags(HTMLParser):
+        def __init__(self):
+            super().__init__()
+            self.open, self.text, self.sources = [], "", []
+
+        def handle_starttag(self, tag, attrs):
+            self.sources += [value for name, value in attrs if name in ("src", "href")]
+            if tag not in ("meta", "img"):
+                self.open.append(tag)
+
+        def handle_endtag(self, tag):
+            assert self.open.pop() == tag
+
+        def handle_data(self, data):
+            self.text += data
+
+    page = Tags()
+    page.feed(html_page(RESULT))
+    assert not page.open and all(source.startswith("data:") for source in page.sources)
+    for words in ("OAC, <Table> 6", "δ < 0.1", "failed: a | b <c>", "a & b", "'a=<b>'", "118,287", "2.0 hours"):
+        assert words in page.text
+    lines = markdown(RESULT).splitlines()
+    assert "| δ < 0.1 | 81.0 |  | failed: a \\| b <c> |" in lines
+    assert "| coco | 118,287 | `x\\|y.arrow` | a & b |" in lines
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["oac-table99"], "no table of the two papers; take one of: oac-table1,"),
+        (["cib-table7", "--only", "Zebras"], "no row of cib-table7 holds"),
+        (["cib-table7", "--data", "coco"], "--data takes NAME=CATALOG"),
+        (["cib-table7", "--data", "voc07=x.arrow"], "--data is 'voc07', but it must be one of: coco, cub,"),
+        (["cib-table7", "--data", "coco=missing.arrow"], "missing.arrow"),
+        (["cib-table7", "--only", "CUB"], "needs cub-test (CUB-200-2011 test, 5,794 images): give --data cub-test=C"),
+        (["cib-table7", "--set", "quue=3", "--dry-run"], "--set has 'quue', which is an option of none of the runs"),
+        (["cib-table7", "--tiny", "--data", "coco=x.arrow"], "in miniature scenes are drawn"),
+    ],
+)
+def test_wrong_use(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["reproduce", *words, "--output", str(tmp_path / "out")])
+    error = " ".join(capsys.readouterr().err.split())
+    assert ended.value.code in (1, 2) and said in error and "Traceback" not in error
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_data_that_do_not_fit(scenes, tmp_path):
+    data = {"coco": scenes["coco"], "cityscapes": scenes["cub"], "cityscapes-val": scenes["coco"]}
+    with pytest.raises(ObjcropError, match=r"^cityscapes, .*one-class.arrow, has no masks for segmentation; make it b"):
+        reproduce("cib-table6", data, tmp_path, only=["BYOL"])
+
+
+def test_an_option_that_rows_try_values_of_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="scale is what rows of oac-table2 try values of"):
+        planned("oac-table2", {}, tmp_path, pretraining={"scale": [0.1, 1.0]})
+
+
+def test_a_command_is_heard_and_its_end_is_a_sentence(tmp_path, capsys):
+    def ended(code):
+        return stages._run([sys.executable, "-c", code], tmp_path / "log.txt")
+
+    assert ended("print('step 1')") is None
+    assert ended("print('objcrop: no.'); print('more'); raise SystemExit(1)") == "no."
+    assert re.fullmatch(r"the command killed by SIGKILL; .*log\.txt\.", ended("import os; os.kill(os.getpid(), 9)"))
+    assert ended("raise SystemExit(3)").startswith("the command ended with exit code 3; its last words")
+    assert "step 1" in capsys.readouterr().out and "more" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_command_ends_with_the_process_that_started_it(tmp_path):
+    inner = "import signal, pathlib, sys\nsignal.signal(15, lambda *_: (pathlib.Path('saved').touch(), sys.exit(1)))\n"
+    inner += "pathlib.Path('begun').touch()\nwhile True: signal.pause()"
+    outer = "import sys, pathlib\nfrom objcrop.ssl.reproduction.stage import _run\n"
+    outer += f"_run([sys.executable, '-c', {inner!r}], pathlib.Path('log.txt'))"
+    with running([sys.executable, "-c", outer], cwd=tmp_path) as child:
+        until(lambda: (tmp_path / "begun").exists(), child)
+        child.terminate()
+        assert child.wait() == 143 and (tmp_path / "saved").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["oac-table3", "cib-table6", "cib-table14"])
+def test_whole_tables_in_miniature(name, tmp_path):
+    subprocess.run([sys.executable, "-m", "objcrop", "reproduce", name, "--tiny", "-o", str(tmp_path)], check=True)
+    result = json.loads((tmp_path / f"{name}.json").read_text())
+    assert {row["state"] for row in result["rows"]} <= {"done", "left out"}
+    assert all(row["ours"] for row in result["rows"] if row["state"] == "done")
