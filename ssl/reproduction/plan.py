@@ -198,7 +198,7 @@ class Plan:
         if self.tiny:
             given = {**tiny_pretraining(method), **given}
         if "steps" in given:
-            setting = {name: value for name, value in setting.items() if name != "epochs"}
+            setting = {name: None if name == "epochs" else value for name, value in setting.items()}
         return {**setting, **given}
 
     def _given(self, name: str, file: str | None) -> Given:

@@ -24,7 +24,7 @@ from objcrop.ssl.recipe_rows import needed
 from objcrop.ssl.reproduction.page import html_page, markdown
 from objcrop.ssl.reproduction.plan import Plan, PlannedRow, names_of_data
 from objcrop.ssl.reproduction.stage import RECORD, Stage, run_stage
-from objcrop.ssl.reproduction.table import FIGURES, published, table_of, transfers_of
+from objcrop.ssl.reproduction.table import published, table_of, transfers_of
 from objcrop.ssl.reproduction.tiny import tiny_data
 from objcrop.whole_file import whole_file
 
@@ -150,7 +150,7 @@ def _row(planned: PlannedRow, failed: Mapping[Path, str]) -> dict[str, Any]:
         figures = _read(stage.made) if stage.done else {}
         ours |= {
             word: round(100 * figures[key], 2)
-            for word, key in FIGURES[transfer.task].items()
+            for word, key in transfer.figures.items()
             if isinstance(figures.get(key), float)
         }
     stages = [stage for _, stage in planned.transfers]

@@ -36,6 +36,9 @@ def tiny_transfer(task: str) -> dict[str, Any]:
     common = {"batch_size": 8, "steps": 2, "log_every_steps": 1}
     if task == "segmentation":
         return {**common, "batch_size": 2, "crop": [64, 64]}
+    if task == "detection":
+        sides = {"sides": [64, 96], "test_side": 64, "longest": 128}
+        return {**common, "batch_size": 2, **sides, "anchor": 8, "regions": 32, "warmup_steps": 0}
     return common
 
 
