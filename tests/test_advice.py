@@ -22,6 +22,9 @@ OTHERS = {
     "bench/tune.py": {"--set"},  # what it found, as pretrain takes it
     "objcrop/demo.py": None,
     "bench/gpu.py": None,  # commands, which tests/bench/test_gpu.py reads
+    "ssl/reproduction/plan.py": None,  # commands, which tests/ssl/test_reproduce.py reads
+    "ssl/reproduction/stage.py": {"--output"},
+    "ssl/reproduction/page.py": {"--ink", "--paper", "--soft", "--line", "--box"},  # colours of CSS
     "bench/gpu_tests.py": {"--continue-on-collection-errors"},
 }
 # Files whose sentences name options as they are, and the commands that can raise these: each has them all. A file that

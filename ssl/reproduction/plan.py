@@ -94,13 +94,15 @@ class Plan:
     ) -> None:
         self.table, self.output, self.weights, self.tiny = table, output, weights, tiny
         self.pretraining, self.transfer = dict(pretraining), dict(transfer)
-        _refuse_unknown(self.pretraining, "--set", [options_of(method.options) for method in METHODS.values()])
+        _refuse_unknown(
+            self.pretraining, "pretraining runs", [options_of(method.options) for method in METHODS.values()]
+        )
         tasks = [options_of(each.options) for each in TASKS.values()]
-        _refuse_unknown(self.transfer, "--set-transfer", [*tasks, options_of(ProbeOptions)])
+        _refuse_unknown(self.transfer, "transfers", [*tasks, options_of(ProbeOptions)])
         self.wrong: list[str] = []
         self.data = {name: self._given(name, data.get(name)) for name in names_of_data(table)}
         for name in data:
-            one_of(name, self.data, "--data")
+            one_of(name, self.data, "data")
         self.stages: dict[Path, Stage] = {}
         self.rows = [self._planned(row) for row in table.rows]
         if all(row.left_out for row in self.rows):
@@ -275,10 +277,10 @@ def _told(transfer: Transfer, given: Mapping[str, Any]) -> tuple[list[str], Opti
     return ["transfer", "--task", transfer.task, "--preset", transfer.preset, "--resume=auto"], made, options
 
 
-def _refuse_unknown(given: Mapping[str, Any], flag: str, known: Sequence[Mapping[str, Any]]) -> None:
+def _refuse_unknown(given: Mapping[str, Any], runs: str, known: Sequence[Mapping[str, Any]]) -> None:
     for name in given:
         if not any(name in group for group in known):
-            raise UsageError(f"{flag} has {shown(name)}, which is an option of none of the runs.")
+            raise UsageError(f"{shown(name)} is an option of none of the {runs}.")
 
 
 def _as_flag(flag: str, value: Any) -> list[str]:

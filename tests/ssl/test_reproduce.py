@@ -227,10 +227,10 @@ def test_pages_hold_whatever_a_name_holds():
         (["oac-table99"], "no table of the two papers; take one of: oac-table1,"),
         (["cib-table7", "--only", "Zebras"], "no row of cib-table7 holds"),
         (["cib-table7", "--data", "coco"], "--data takes NAME=CATALOG"),
-        (["cib-table7", "--data", "voc07=x.arrow"], "--data is 'voc07', but it must be one of: coco, cub,"),
+        (["cib-table7", "--data", "voc07=x.arrow"], "data is 'voc07', but it must be one of: coco, cub,"),
         (["cib-table7", "--data", "coco=missing.arrow"], "missing.arrow"),
         (["cib-table7", "--only", "CUB"], "needs cub-test (CUB-200-2011 test, 5,794 images): give --data cub-test=C"),
-        (["cib-table7", "--set", "quue=3", "--dry-run"], "--set has 'quue', which is an option of none of the runs"),
+        (["cib-table7", "--set", "quue=3", "--dry-run"], "'quue' is an option of none of the pretraining runs"),
         (["cib-table7", "--tiny", "--data", "coco=x.arrow"], "in miniature scenes are drawn"),
     ],
 )
