@@ -31,8 +31,8 @@ from objcrop.option import cannot_act, option, options_of
 from objcrop.option_value import flag, pair, whole, word
 from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
-from objcrop.ssl.transfer.coco_ap import coco_ap
 from objcrop.ssl.transfer.detections import Detections
+from objcrop.ssl.transfer.judged_detections import judged_detections
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.paste_masks import pasted
@@ -41,7 +41,6 @@ from objcrop.ssl.transfer.rcnn_c4 import c4_detector
 from objcrop.ssl.transfer.rcnn_fpn import fpn_detector
 from objcrop.ssl.transfer.task import Task
 from objcrop.ssl.transfer.vitdet import layer_scale, vitdet_detector
-from objcrop.ssl.transfer.voc_ap import voc_ap
 
 MODELS = ("faster-rcnn-fpn", "mask-rcnn-fpn", "faster-rcnn-c4", "mask-rcnn-c4", "vitdet-mask", "vitdet-cascade")
 SIDE = whole(32, 8192)
@@ -165,11 +164,7 @@ class Detection(Task):
         if parts is None:
             return None
         found, bad = Detections.joined([part for part, _ in parts]), sum(bad for _, bad in parts)
-        figures = dict(coco_ap(images, found).figures)
-        if self.masks:
-            figures |= _named("mask_", coco_ap(images, found, "masks").figures)
-        figures |= _named("voc07_", voc_ap(images, found)) | _named("voc_", voc_ap(images, found, "area"))
-        return figures | {
+        return judged_detections(images, found, folder) | {
             "detections": len(found),
             "without_objects": self.without_objects,
             "tested": len(images) - bad,
@@ -214,10 +209,6 @@ class Detection(Task):
 
 
 _NOTHING = Detections(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0, np.float32), np.zeros(0, np.int64))
-
-
-def _named(prefix: str, figures: dict[str, Any]) -> dict[str, Any]:
-    return {prefix + name: figure for name, figure in figures.items()}
 
 
 def _objects(catalog: Catalog, masks: bool) -> NDArray[np.int64]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from objcrop.whole_file import whole_file
@@ -31,6 +33,43 @@ def draw_confusion(confusion: torch.Tensor, classes: Sequence[str], path: Path) 
     if len(classes) <= MOST_NAMED:
         axes.set_xticks(range(len(classes)), classes, rotation=90, fontsize=6, parse_math=False)
         axes.set_yticks(range(len(classes)), classes, fontsize=6, parse_math=False)
+    with whole_file(path) as part:
+        figure.savefig(part, format="png", dpi=120)
+
+
+def draw_precision_recall(precision: npt.NDArray[np.float64], classes: Sequence[str], path: Path) -> None:
+    """Draw precision at each recall: the mean over classes at three overlaps, and each class's at an overlap of a half.
+
+    Args:
+        precision: float64 (10, 101, C) at overlaps of .5 to .95 and recalls of 0 to 1; NaN for a class without objects.
+        classes: C names.
+        path: PNG to write.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    recall = np.linspace(0, 1, precision.shape[1])
+    known = np.flatnonzero(~np.isnan(precision[0]).any(0))
+    figure = Figure((11, 4.5), layout="constrained")
+    means, of_each = figure.subplots(1, 2)
+    for at, overlap in ((0, ".50"), (5, ".75"), (9, ".95")):
+        curve = precision[at][:, known].mean(1) if len(known) else np.zeros(len(recall))
+        means.plot(recall, curve, linewidth=2, label=f"overlap {overlap}: {curve.mean():.3f}")
+    means.set(title="mean over classes", ylabel="precision")
+    means.legend(title="average precision", fontsize=8, title_fontsize=8)
+    colours = colormaps["tab20"](np.arange(20))
+    of_each.set(title="each class, overlap .50")
+    for place, label in enumerate(sorted(known.tolist(), key=lambda label: -precision[0, :, label].mean())):
+        curve = precision[0, :, label]
+        about = f"{classes[label]}: {curve.mean():.3f}"
+        of_each.plot(recall, curve, linewidth=1, color=colours[place % len(colours)], label=about)
+    for axes in (means, of_each):
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall")
+    if 0 < len(known) <= MOST_NAMED:
+        columns = -(-len(known) // 20)
+        legend = of_each.legend(fontsize=6, ncols=columns, loc="upper left", bbox_to_anchor=(1, 1))
+        for text in legend.get_texts():
+            text.set_parse_math(False)
     with whole_file(path) as part:
         figure.savefig(part, format="png", dpi=120)
 

@@ -44,7 +44,7 @@ def voc_ap(catalog: Catalog, detections: Detections, rule: Rule = "11-point") ->
     detections.refuse_misfits(catalog)
     truth = catalog.all_annotations()
     ignored = truth.difficult | truth.crowd
-    overlap, nearest = _nearest(catalog, detections)
+    overlap, nearest = nearest_objects(catalog, detections)
     average = eleven_points if rule == "11-point" else _area
     found = np.full((len(OVERLAPS), len(catalog.classes)), np.nan)
     for label in range(len(catalog.classes)):
@@ -60,7 +60,7 @@ def voc_ap(catalog: Catalog, detections: Detections, rule: Rule = "11-point") ->
     return dict(zip(("ap", "ap50", "ap75"), means)) | {"per_class": dict(zip(catalog.classes, of_each, strict=True))}
 
 
-def _nearest(catalog: Catalog, detections: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+def nearest_objects(catalog: Catalog, detections: Detections) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
     """Return for each detection the largest overlap with an object of its class, and which of all objects that is.
 
     Overlap is intersection over union; 0 and object 0 where the image has none of the class.
