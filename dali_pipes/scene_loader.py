@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torchvision.ops import masks_to_boxes
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.scene_plan import ScenePlan, ScenePlanner
-from objcrop.dali_pipes.scenes import Scenes, follow_boxes, follow_masks
+from objcrop.dali_pipes.scenes import Scenes, follow_boxes, follow_masks, shown_of
 from objcrop.kernels.crop_resize import Windows, pixels_of, resize_uint8
 from objcrop.launcher import cores_here
 
@@ -31,6 +32,7 @@ def load_scenes(
     batch_size: int,
     flip_p: float = 0.5,
     masks: bool = False,
+    scales: tuple[float, float] | None = None,
     seed: int = 0,
     threads: int | None = None,
     prefetch: int = 2,
@@ -50,6 +52,7 @@ def load_scenes(
         batch_size: the global batch, over all processes.
         flip_p: how often an image is mirrored.
         masks: whether masks come too; objects without one are left out then.
+        scales: of large-scale jitter, in place of `sides`; see `ScenePlanner`.
         seed: of order, sizes and mirror images.
         threads: that decode and resize; this process's share of the cores where nothing is said.
         prefetch: batches kept ready.
@@ -60,7 +63,7 @@ def load_scenes(
         rank: see `load_views`.
         world_size: see `load_views`.
     """
-    planner = ScenePlanner(catalog, sides, longest, flip_p, seed)
+    planner = ScenePlanner(catalog, sides, longest, flip_p, seed, scales)
     contract: dict[str, Any] = {"batch_size": batch_size, "shuffle": shuffle, "drop_last": drop_last}
     contract |= {"rank": rank, "world_size": world_size, "prefetch": prefetch, "threads": threads or cores_here()}
     return SceneLoader(planner, BadImages(catalog, max_bad, bad_images), masks=masks, **contract)
@@ -82,26 +85,29 @@ class SceneLoader(DaliLoader):
             "batch_size": self.batch_size,
             "sides": [int(side) for side in self.planner.sides],
             "longest": self.planner.longest,
+            "scales": None if self.planner.scales is None else list(self.planner.scales),
             "catalog": self.catalog.fingerprint,
         }
 
     def _finished(self, plan: Any, asked: Any, windows: Windows, images: Any) -> Any:
         """Return the batch whose images are these, which are held until they are read."""
         of_image = Windows(*(part[0] for part in windows))
-        frame = -(-plan.size.max(0) // MULTIPLE) * MULTIPLE
+        shown = plan.part[:, 2:] - plan.part[:, :2]
+        frame = -(-shown.max(0) // MULTIPLE) * MULTIPLE
         out = torch.zeros(len(plan), frame[1], frame[0], 3, dtype=torch.uint8)
 
         def one(i: int) -> tuple[torch.Tensor, ...]:
-            width, height = plan.size[i].tolist()
+            (width, height), (x0, y0, x1, y1) = plan.size[i].tolist(), plan.part[i].tolist()
             seen = pixels_of(of_image, i)
             upright = np.array(seen[:, ::-1] if plan.flip[i] else seen, order="C")  # a copy: no negative strides
-            out[i, :height, :width] = resize_uint8(torch.from_numpy(upright), (height, width), "bilinear")
+            whole = resize_uint8(torch.from_numpy(upright), (height, width), "bilinear")
+            out[i, : y1 - y0, : x1 - x0] = whole[y0:y1, x0:x1]
             return self._objects(plan, i)
 
         boxes, labels, masks = (list(part) for part in zip(*self._pool.map(one, range(len(plan)))))
         return Scenes(
             images=out.permute(0, 3, 1, 2),
-            sizes=torch.from_numpy(plan.size[:, ::-1].astype(np.int64)),
+            sizes=torch.from_numpy(shown[:, ::-1].astype(np.int64)),
             boxes=boxes,
             labels=labels,
             masks=masks if self.masks else [],
@@ -117,11 +123,17 @@ class SceneLoader(DaliLoader):
         truth = self.catalog.annotations(row)
         held = self.catalog.masks(row) if self.masks else []
         kept = [k for k in range(len(truth.boxes)) if not truth.crowd[k] and not (held and held[k] is None)]
-        old, new = tuple(plan.windows[i, 0, 2:].tolist()), tuple(plan.size[i].tolist())
-        boxes = follow_boxes(truth.boxes[kept], old, new, bool(plan.flip[i]))
+        old, new, part = (tuple(v.tolist()) for v in (plan.windows[i, 0, 2:], plan.size[i], plan.part[i]))
+        flip = bool(plan.flip[i])
+        boxes = shown_of(follow_boxes(truth.boxes[kept], old, new, flip), part)
+        seen = np.flatnonzero((boxes[:, :2] < boxes[:, 2:]).all(1))
+        boxes, kept = boxes[seen], [kept[k] for k in seen]
         labels = torch.from_numpy(truth.classes[kept].astype(np.int64))
         if not self.masks:
             return torch.from_numpy(boxes), labels, torch.zeros(0)
         rles: Any = [held[k] for k in kept]
-        masks = follow_masks(rles, boxes, new, bool(plan.flip[i]))
-        return torch.from_numpy(boxes), labels, torch.from_numpy(masks)
+        masks = torch.from_numpy(follow_masks(rles, boxes, new, flip, part))
+        if self.planner.scales is None:
+            return torch.from_numpy(boxes), labels, masks
+        some = masks.flatten(1).any(1).bool()  # what is shown has the box of its pixels, as in Detectron2
+        return masks_to_boxes(masks[some]) + torch.tensor([0.0, 0, 1, 1]), labels[some], masks[some]

@@ -1,7 +1,8 @@
 """The plan of whole images for detection: how large each comes and whether it is mirrored, before any pixel is touched.
 
 As a `ViewPlan` it is a pure function of (seed, epoch, sample). An image keeps its aspect: its shorter side becomes one
-of `sides`, unless its longer one would then exceed `longest` (Detectron2's ResizeShortestEdge).
+of `sides`, unless its longer one would then exceed `longest` (Detectron2's ResizeShortestEdge); or it is scaled more
+freely, and a part of it is shown (large-scale jitter; Ghiasi et al. 2021, section 3).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class ScenePlan(SamplePlan):
         windows: int32 (N, 1, 4) the image's frame, x0, y0, x1, y1 in upright pixels.
         size: int32 (N, 2) width and height that it comes in.
         flip: bool (N,) mirrored left to right.
+        part: int32 (N, 4) what is shown, x0, y0, x1, y1 in pixels of the resized and mirrored image; mostly all of it.
     """
 
     sample: NDArray[np.int64]
@@ -36,6 +38,7 @@ class ScenePlan(SamplePlan):
     windows: NDArray[np.int32]
     size: NDArray[np.int32]
     flip: NDArray[np.bool_]
+    part: NDArray[np.int32]
 
 
 class ScenePlanner:
@@ -47,9 +50,20 @@ class ScenePlanner:
         longest: the most that a longer side may be, pixels.
         flip_p: how often an image is mirrored.
         seed: the run's seed.
+        scales: of large-scale jitter, in place of `sides`: the smallest and largest scale of an image that fits into a
+            square of `longest`; of a larger one a random part of that size is shown.
     """
 
-    def __init__(self, catalog: Catalog, sides: tuple[int, int], longest: int, flip_p: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        sides: tuple[int, int],
+        longest: int,
+        flip_p: float,
+        seed: int = 0,
+        scales: tuple[float, float] | None = None,
+    ) -> None:
+        self.scales = scales
         self.catalog, self.longest, self.flip_p, self.seed = catalog, longest, flip_p, seed_of(seed)
         self.sides = np.arange(sides[0], sides[1] + 1, STEP)
         self.samples = len(catalog)
@@ -57,13 +71,23 @@ class ScenePlanner:
     def plan(self, samples: NDArray[np.int64], epoch: int) -> ScenePlan:
         """Make every decision for these samples of this epoch."""
         sizes = self.catalog.sizes_of(samples).astype(np.int64)
-        turn = uniforms(self.seed, epoch, samples, 0, "scene_side")[..., 0] * len(self.sides)
+        turn = uniforms(self.seed, epoch, samples, 0, "scene_side")[..., 0]
+        if self.scales is None:
+            size = scaled(sizes, self.sides[(turn * len(self.sides)).astype(np.int64)], self.longest)
+        else:
+            low, high = self.scales
+            longer = np.floor(self.longest * (low + turn * (high - low)) + 0.5).astype(np.int64)
+            size = _times(sizes, np.maximum(longer, 1), sizes.max(1))
+        shown = np.minimum(size, self.longest)
+        drawn = uniforms(self.seed, epoch, samples, 0, "crop", 2)
+        corner = (drawn * (size - shown + 1)).astype(np.int32)
         return ScenePlan(
             sample=samples,
             row=samples,
             windows=np.concatenate([np.zeros_like(sizes), sizes], axis=1).astype(np.int32)[:, None],
-            size=scaled(sizes, self.sides[turn.astype(np.int64)], self.longest),
+            size=size,
             flip=uniforms(self.seed, epoch, samples, 0, "flip")[..., 0] < self.flip_p,
+            part=np.concatenate([corner, corner + shown], 1).astype(np.int32),
         )
 
     def substitute(self, samples: NDArray[np.int64], epoch: int, attempt: int) -> NDArray[np.int64]:
@@ -78,5 +102,10 @@ def scaled(sizes: NDArray[np.int64], sides: NDArray[np.int64], longest: int) -> 
     """
     short, long = sizes.min(1), sizes.max(1)
     fits = long * sides <= longest * short
-    top, bottom = np.where(fits, sides, longest)[:, None], np.where(fits, short, long)[:, None]
+    return _times(sizes, np.where(fits, sides, longest), np.where(fits, short, long))
+
+
+def _times(sizes: NDArray[np.int64], top: NDArray[np.int64], bottom: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return sizes (N, 2) × top / bottom, (N,) each, rounded half up; at least 1."""
+    top, bottom = top[:, None], bottom[:, None]
     return np.maximum((2 * sizes * top + bottom) // (2 * bottom), 1).astype(np.int32)

@@ -21,8 +21,9 @@ class Scenes(Batch):
 
     Attributes:
         images: uint8 (N, 3, H, W), black beyond each image's own size; H and W are multiples of 32.
-        sizes: int64 (N, 2) height and width of each.
-        boxes: N of float32 (k, 4), x0, y0, x1, y1 in the resized image's pixels, half-open; crowds are left out.
+        sizes: int64 (N, 2) height and width of each, as much of it as is shown.
+        boxes: N of float32 (k, 4), x0, y0, x1, y1 in pixels of what is shown of the resized image, half-open; crowds
+            and what lies beyond are left out.
         labels: N of int64 (k,), class ids.
         masks: N of uint8 (k, h, w), h and w as of `sizes`; empty where they were not asked for.
         index: int64 (N,) catalog row shown.
@@ -55,8 +56,18 @@ def follow_boxes(
     return moved.astype(np.float32)
 
 
+def shown_of(boxes: NDArray[np.float32], part: tuple[int, int, int, int]) -> NDArray[np.float32]:
+    """Return boxes (k, 4) where a part (x0, y0, x1, y1) of their image is shown, clipped: some may lose all area."""
+    corner, end = np.array(part[:2] * 2, np.float32), np.array(part[2:] * 2, np.float32)
+    return np.clip(boxes, corner, end) - corner
+
+
 def follow_masks(
-    masks: Sequence[dict[str, Any]], boxes: NDArray[np.float32], new: tuple[int, int], flip: bool
+    masks: Sequence[dict[str, Any]],
+    boxes: NDArray[np.float32],
+    new: tuple[int, int],
+    flip: bool,
+    part: tuple[int, int, int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """Return masks where their image is resized to `new` (width, height), then mirrored.
 
@@ -67,23 +78,25 @@ def follow_masks(
         boxes: (k, 4) theirs where they end up; pixels further than one outside of them are not looked at.
         new: width and height.
         flip: whether it is mirrored.
+        part: what is shown of it, x0, y0, x1, y1, and what boxes are in; None for all.
 
     Returns:
-        uint8 (k, height, width), 1 where the object is.
+        uint8 (k, height, width), 1 where the object is, of what is shown.
     """
     from pycocotools import mask as coco_mask
 
-    width, height = new
-    out = np.zeros((len(masks), height, width), np.uint8)
+    (width, height), (x0, y0, x1, y1) = new, part or (0, 0, *new)
+    out = np.zeros((len(masks), y1 - y0, x1 - x0), np.uint8)
     for i, rle in enumerate(masks):
         old = coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")})
         ys, xs = (((2 * np.arange(n) + 1) * m) // (2 * n) for n, m in ((height, old.shape[0]), (width, old.shape[1])))
         if flip:
             xs = xs[::-1]
+        ys, xs = ys[y0:y1], xs[x0:x1]
         low = np.maximum(np.floor(boxes[i, :2]).astype(int) - 1, 0)
         high = np.ceil(boxes[i, 2:]).astype(int) + 1
-        part = (slice(low[1], high[1]), slice(low[0], high[0]))
-        out[i][part] = old[ys[part[0]]][:, xs[part[1]]]
+        near = (slice(low[1], high[1]), slice(low[0], high[0]))
+        out[i][near] = old[ys[near[0]]][:, xs[near[1]]]
     return out
 
 

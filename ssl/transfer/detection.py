@@ -1,11 +1,17 @@
-"""Detection: the boxes of objects, and their masks, by Faster and Mask R-CNN (OAC Tables 4 and 5, CIB Tables 1 to 4).
+"""Detection: the boxes of objects, and their masks, by Faster and Mask R-CNN and ViTDet (OAC Tables 4, 5; CIB 1 to 6).
 
-Training sees whole images, resized at random and mirrored (`load_scenes`), testing the images one by one. Objects that
-are crowds are not learnt from; difficult ones are, as in Detectron2. One class is enough: it is told from what is none.
+Training sees whole images, resized at random and mirrored (`load_scenes`), testing the images one by one. Crowds are
+not learnt from: what lies in them is background. Difficult objects of VOC are learnt as others. Both is so in
+Detectron2. One class is enough: it is told from what is none.
 
-What differs from Detectron2, whose numbers the presets are: batches are not of images of one aspect; BatchNorm's
-averages are those of learning, not made anew before testing (PRECISE_BN); masks are compared with the catalog's, not
-with polygons; an anchor's proposals are float32 in bf16 too.
+The presets have Detectron2's numbers, and so have anchors, RoIAlign, sampling, losses and first weights (`Convention`
+says what torchvision has in their place). What is left that differs from Detectron2:
+
+- A batch is not of images of one aspect, so that more of its frame is empty.
+- BatchNorm's averages are those of learning, not made anew before testing (PRECISE_BN).
+- Masks are compared with the catalog's pixels, not with polygons.
+- ViTDet's images are not padded to a square of 1024 pixels.
+- On a GPU that has it steps are computed in bf16 where nothing is said; boxes stay float32.
 """
 
 from __future__ import annotations
@@ -28,7 +34,7 @@ from objcrop.dali_pipes.scenes import Scenes, normalised
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.errors import ObjcropError
 from objcrop.option import cannot_act, option, options_of
-from objcrop.option_value import flag, pair, whole, word
+from objcrop.option_value import flag, number, pair, whole, word
 from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.detections import Detections
@@ -50,6 +56,10 @@ def _has_pyramid(at: DetectionOptions) -> str | None:
     return f"model '{at.model}' has no pyramid" if at.model.endswith("-c4") else None
 
 
+def _by_sides(at: DetectionOptions) -> str | None:
+    return None if at.scales is None else "images are resized by scales"
+
+
 @dataclass(frozen=True)
 class DetectionOptions(Transfer):
     """What is learnt of objects."""
@@ -65,7 +75,16 @@ class DetectionOptions(Transfer):
         "(c4); vitdet-… is Mask or Cascade R-CNN on a plain Vision Transformer, with masks",
     )
     sides: tuple[int, int] = option(
-        (480, 800), pair(SIDE), "smallest and largest shorter side of an image to learn from, pixels, 32 apart"
+        (480, 800),
+        pair(SIDE),
+        "smallest and largest shorter side of an image to learn from, pixels, 32 apart",
+        idle=_by_sides,
+    )
+    scales: tuple[float, float] | None = option(
+        None,
+        pair(number(0, 16, above=True)),
+        "large-scale jitter in place of sides: smallest and largest scale of an image that fits into a square of "
+        "longest, of which a random part of that size is shown; default: none",
     )
     test_side: int = option(800, SIDE, "shorter side of an image to be tested on, pixels")
     longest: int = option(1333, SIDE, "the most that a longer side may be, pixels")
@@ -140,6 +159,7 @@ class Detection(Task):
             longest=how.longest,
             batch_size=how.batch_size,
             masks=self.masks,
+            scales=how.scales,
             seed=how.seed,
             threads=how.threads,
             prefetch=how.prefetch,

@@ -137,6 +137,55 @@ def test_a_batch_is_the_images_resized_mirrored_and_padded(catalog):
             assert np.abs(np.array(seen) - (x0, y0, x1, y1)).max() <= 1.5
 
 
+def test_large_scale_jitter_shows_parts_of_scaled_images(catalog):
+    """Each image and mask resized as a whole by PIL and by centres of pixels, then cut."""
+    how = {**SMALL, "longest": 96, "scales": (0.3, 2.0), "batch_size": 10}
+    with load_scenes(catalog, masks=True, **how) as loader:
+        batches = walked(loader, 3)
+    cut = 0
+    for batch in batches:
+        assert batch.sizes.max() <= 96
+        for i, row in enumerate(batch.index.tolist()):
+            (w, h), (x0, y0, x1, y1) = batch.plan.size[i].tolist(), batch.plan.part[i].tolist()
+            assert batch.sizes[i].tolist() == [y1 - y0, x1 - x0] == [min(h, 96), min(w, 96)]
+            assert x0 >= 0 and y0 >= 0 and x1 <= w and y1 <= h
+            small = Image.fromarray(np.asarray(open_upright(catalog, row).convert("RGB"))).resize(
+                (w, h), Image.BILINEAR
+            )
+            pixels = np.asarray(small, int)[:, :: -1 if batch.plan.flip[i] else 1][y0:y1, x0:x1]
+            held = batch.images[i].permute(1, 2, 0).numpy().astype(int)
+            assert np.abs(held[: y1 - y0, : x1 - x0] - pixels).mean() < 2
+            truth, masks, expected = catalog.annotations(row), catalog.masks(row), []
+            for k, mask in enumerate(masks):
+                if truth.crowd[k] or mask is None:
+                    continue
+                old = coco_mask.decode({**mask, "counts": mask["counts"].encode()})
+                ys, xs = (np.arange(h) + 0.5) * old.shape[0] / h, (np.arange(w) + 0.5) * old.shape[1] / w
+                whole = old[ys.astype(int)][:, xs.astype(int)][:, :: -1 if batch.plan.flip[i] else 1]
+                shown = whole[y0:y1, x0:x1]
+                cut += shown.sum() < whole.sum()
+                if shown.any():
+                    expected.append((truth.classes[k], shown))
+            assert batch.labels[i].tolist() == [label for label, _ in expected]
+            for mask, box, (_, shown) in zip(batch.masks[i].numpy(), batch.boxes[i].tolist(), expected, strict=True):
+                assert (mask != shown).mean() < 0.01
+                ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+                assert box == [xs[0], ys[0], xs[-1] + 1, ys[-1] + 1]
+    assert cut > 5
+    longer = np.concatenate([batch.plan.size.max(1) for batch in batches])
+    assert longer.min() >= 28 and longer.max() <= 192 and longer.max() > 150 and longer.min() < 60
+
+
+def test_boxes_of_what_is_not_shown_are_left_out(catalog):
+    how = {**SMALL, "longest": 64, "scales": (2.0, 4.0), "batch_size": 10}
+    with load_scenes(catalog, **how) as loader:
+        batch = walked(loader, 1)[0]
+    objects = sum((~catalog.annotations(row).crowd).sum() for row in batch.index.tolist())
+    boxes = torch.cat(batch.boxes)
+    assert 0 < len(boxes) < objects and len(boxes) == len(torch.cat(batch.labels))
+    assert (boxes >= 0).all() and (boxes <= 64).all() and (boxes[:, :2] < boxes[:, 2:]).all()
+
+
 def test_masks_lie_where_the_object_is_seen(tmp_path):
     """A white block on black, turned by EXIF, mirrored or not: its mask covers what is white."""
     folder = tmp_path / "blocks"

@@ -41,7 +41,7 @@ def learn(scenes, output, train=None, checkpoint=NET, **options):
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_from_start_to_figures(scenes, tmp_path, model):
-    vit = {"checkpoint": "untrained:timm/test_vit", "optimiser": "adamw", "lr": 1e-3}
+    vit = {"checkpoint": "untrained:timm/test_vit", "optimiser": "adamw", "lr": 1e-3, "scales": (0.5, 2), "sides": None}
     found = learn(
         scenes, tmp_path / "run", model=model, width=None if model.endswith("c4") else 8,
         **(vit if model.startswith("vitdet") else {}),
@@ -200,7 +200,7 @@ def test_norms_do_not_decay(scenes):
 
 def test_presets_have_the_published_numbers():
     """He et al. 2020, section 4.2 and appendix; Detectron2's 1× and 2× schedules."""
-    names = [name for name in preset_names() if "rcnn" in name]
+    names = [name for name in preset_names() if "-rcnn-" in name]
     how = {n: DetectionOptions.read(with_preset(n, "detection", DetectionOptions, {})) for n in names}
     coco = ((640, 800), 1000)
     expected = {
@@ -217,3 +217,39 @@ def test_presets_have_the_published_numbers():
         at = [0, warmup // 2, warmup, first - 1, first, second - 1, second, steps - 1]
         wanted = [2e-5, 0.5 * (2e-5 + 0.02), 0.02, 0.02, 0.002, 0.002, 0.0002, 0.0002]
         assert [h.rate(step, steps) for step in at] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("kind", ["mask", "cascade"])
+def test_presets_of_vitdet_have_the_published_numbers(kind):
+    """Li et al. 2022, appendix A.2; Detectron2's schedule of 100 epochs for ViT-B."""
+    name = f"vitdet-{kind}-coco-100ep"
+    h = DetectionOptions.read(with_preset(name, "detection", DetectionOptions, {}))
+    assert (h.model, h.batch_size, h.optimiser, h.weight_decay) == (f"vitdet-{kind}", 64, "adamw", 0.1)
+    assert (h.scales, h.longest, h.test_side, h.steps) == ((0.1, 2.0), 1024, 1024, 184_375)
+    at = [0, 250, 163_888, 163_889, 177_545, 177_546]
+    assert [h.rate(step, h.steps) for step in at] == pytest.approx([1e-7, 1e-4, 1e-4, 1e-5, 1e-5, 1e-6])
+
+
+def test_vitdet_learns_by_rates_of_its_blocks(scenes):
+    torch.manual_seed(0)
+    how = DetectionOptions.read({**TINY, "model": "vitdet-mask", "optimiser": "adamw"})
+    task = Detection(how, origin_of("untrained:timm/test_vit"), scenes, scenes)
+    names = {id(p): name.removeprefix("network.") for name, p in task.named_parameters()}
+    groups = {names[id(p)]: (g["scale"], g.get("weight_decay")) for g in task.weights() for p in g["params"]}
+    expected = {"backbone.body.pos_embed": (0.7**7, 0.0), "backbone.body.blocks.5.mlp.fc1.weight": (0.7, None),
+                "backbone.body.blocks.0.norm1.weight": (0.7**6, 0.0), "rpn.head.cls_logits.weight": (1.0, None),
+                "backbone.pyramid.0.4.0.weight": (1.0, None), "backbone.pyramid.0.4.1.weight": (1.0, 0.0)}  # fmt: skip
+    assert {name: groups[name] for name in expected} == expected
+    assert "backbone.body.cls_token" not in groups and "backbone.body.norm.weight" not in groups
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["faster-rcnn-fpn", "mask-rcnn-fpn"])
+def test_a_detector_learns_64_scenes_by_heart(tmp_path, model):
+    """What a small backbone and slim heads can on a CPU, from random weights."""
+    draw_scenes(tmp_path / "s", 64, seed=0, size=(128, 96), classes=3, masks=True)
+    catalog, _ = index(tmp_path / "s", "scenes")
+    given = {"sides": (128, 128), "test_side": 128, "longest": 256, "regions": 64, "width": 32, "batch_size": 8}
+    found = learn(catalog, tmp_path / "run", model=model, **given, steps=600, log_every_steps=50)
+    assert found["ap50"] > 0.8, found
+    assert model.startswith("faster") or found["mask_ap50"] > 0.8, found
