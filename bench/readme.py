@@ -47,7 +47,7 @@ def speed(results: Path) -> str:
     rows = []
     for path, kind in found:
         result = read_result(path)
-        name, where = path.name.removesuffix(f"_{kind}.json"), result["machine"]
+        name, where = path.name.partition("_")[0], result["machine"]
         machines[name] = f"{where['gpu'] + ', ' if where['gpu'] else ''}{where['cpu']}, {where['cores']} cores"
         what, number = ROWS[kind](result)
         rows.append([what, number, f"[{name}]({path.as_posix()})", f"`{where['command']}`"])

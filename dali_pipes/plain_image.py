@@ -10,6 +10,7 @@ A part of the check is a help only: a file may pass and still fail to decode, wh
 
 from __future__ import annotations
 
+import struct
 import zlib
 from typing import NamedTuple
 
@@ -45,6 +46,8 @@ def plain_image(data: bytes) -> PlainImage | None:
 
 _FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all Huffman
 _TABLES = (0xC4, 0xDB, 0xDD)  # DHT, DQT, DRI
+_SAMPLING = frozenset(across << 4 | down for across in range(1, 5) for down in range(1, 5))
+_SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
 
 
 def _jpeg(data: bytes) -> PlainImage | None:
@@ -52,25 +55,26 @@ def _jpeg(data: bytes) -> PlainImage | None:
     end, at = len(data), 2
     size, adobe, kept_from, parts = None, None, 0, []
     while True:
-        if at + 4 > end or data[at] != 0xFF:  # no fill bytes, nothing between segments
+        if at + 4 > end:
             return None
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        prefix, marker, length = _SEGMENT(data, at)
         following = at + 2 + length
-        if length < 2 or following > end:
+        if prefix != 0xFF or length < 2 or following > end:  # no fill bytes, nothing between segments
             return None
         if marker == 0xDA:
             break
-        if marker in _FRAMES:
-            size = _frame(data, at + 4, length - 2) if size is None else None
-            if size is None:
-                return None
-        elif marker in _TABLES:
+        if marker in _TABLES:
             if length < 4:
+                return None
+        elif marker in _FRAMES:
+            size = _frame(data[at + 4 : following]) if size is None else None
+            if size is None:
                 return None
         elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
             if marker == 0xEE and length == 14 and data[at + 4 : at + 9] == b"Adobe":
                 adobe = data[at + 15]
-            else:  # what is left out: metadata, previews, comments
+            elif marker != 0xE0 or not _is_bare_jfif(data[at + 4 : following]):
+                # What is left out: metadata, previews, comments.
                 parts.append((kept_from, at))
                 kept_from = following
         else:
@@ -84,22 +88,28 @@ def _jpeg(data: bytes) -> PlainImage | None:
     return PlainImage(np.concatenate([whole[a:b] for a, b in [*parts, (kept_from, end)]]), size)
 
 
-def _frame(data: bytes, at: int, length: int) -> tuple[int, int] | None:
+def _is_bare_jfif(body: bytes) -> bool:
+    """Return whether this says YCbCr, as is taken for granted, and a resolution; nearly every image begins with it.
+
+    To leave it out would copy them all, while no other thread runs Python.
+    """
+    return len(body) == 14 and body[:6] == b"JFIF\0\1" and body[12:] == b"\0\0"
+
+
+def _frame(body: bytes) -> tuple[int, int] | None:
     """Return width and height of a frame header of 8 bits with one or three components, sampled plainly."""
-    count = data[at + 5] if length >= 6 else 0
-    if count not in (1, 3) or length != 6 + 3 * count or data[at] != 8:
+    if len(body) not in (9, 15) or body[0] != 8 or body[5] != (len(body) - 6) // 3:
         return None
-    height, width = data[at + 1] << 8 | data[at + 2], data[at + 3] << 8 | data[at + 4]
-    components = [data[at + 6 + 3 * i : at + 9 + 3 * i] for i in range(count)]
-    names = bytes(component[0] for component in components)
-    sampling = [(component[1] >> 4, component[1] & 15) for component in components]
-    if not (width and height) or len(set(names)) < count or names in (b"RGB", b"rgb"):
+    names, sampling, tables = body[6::3], body[7::3], body[8::3]
+    if (
+        len(set(names)) < len(names)
+        or names in (b"RGB", b"rgb")
+        or max(tables) > 3
+        or not _SAMPLING.issuperset(sampling)
+    ):
         return None
-    if any(not (1 <= across <= 4 and 1 <= down <= 4) for across, down in sampling):
-        return None
-    if any(component[2] > 3 for component in components):
-        return None
-    return width, height
+    width, height = body[3] << 8 | body[4], body[1] << 8 | body[2]
+    return (width, height) if width and height else None
 
 
 # ---- PNG (third edition)

@@ -18,7 +18,7 @@ from PIL import Image
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.plain_image import plain_image
 from objcrop.errors import ObjcropError
-from objcrop.exif import stored_size
+from objcrop.exif import stored_size, stored_sizes
 from objcrop.pixels import decoded
 
 
@@ -103,10 +103,21 @@ def encoded(catalog: Catalog, row: int, window: NDArray[np.int32] | None = None,
         BadImage: see `open_upright`.
         ObjcropError: see `open_upright`.
     """
+    return _encoded(catalog, row, stored_size(catalog, row), catalog.orientation(row), window, by_pil)
+
+
+def _encoded(
+    catalog: Catalog,
+    row: int,
+    size: tuple[int, int],
+    orientation: int,
+    window: NDArray[np.int32] | None,
+    by_pil: bool,
+) -> Encoded:
     data = _bytes_of(catalog, row)
     plain = None if by_pil else plain_image(data)
-    if plain is not None and plain.size == stored_size(catalog, row):
-        return Encoded(plain.data, catalog.orientation(row))
+    if plain is not None and plain.size == size:
+        return Encoded(plain.data, orientation)
     image = _upright(catalog, row, data)
     x0, y0, x1, y1 = (0, 0, *image.size) if window is None else window.tolist()
     pixels = np.asarray(image)[y0:y1, x0:x1]
@@ -135,10 +146,14 @@ def read_encoded(
     Returns:
         Each image, or why it is bad.
     """
+    # What the catalog holds is looked up for all at once: to do so one by one costs as much as to read the files.
+    sizes = [(width, height) for width, height in stored_sizes(catalog, rows).tolist()]
+    orientations = catalog.orientations_of(rows).tolist()
 
     def one(i: int) -> Encoded | BadImage:
+        window = None if windows is None else windows[i]
         try:
-            return encoded(catalog, rows[i], None if windows is None else windows[i], rows[i] in by_pil)
+            return _encoded(catalog, rows[i], sizes[i], orientations[i], window, rows[i] in by_pil)
         except BadImage as error:
             return error
 

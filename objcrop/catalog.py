@@ -100,11 +100,15 @@ class Catalog:
     @cached_property
     def orientations(self) -> npt.NDArray[np.int8]:
         """EXIF orientation 1..8 of every image, int8 (N,)."""
-        return self._sound_orientations(slice(None))
+        return self._sound_orientations(np.arange(len(self)))
 
     def orientation(self, row: int) -> int:
         """Return the EXIF orientation 1..8 of the image in `row`."""
-        return int(self._sound_orientations(slice(row, row + 1))[0])
+        return int(self.orientations_of([row])[0])
+
+    def orientations_of(self, rows: npt.ArrayLike) -> npt.NDArray[np.int8]:
+        """Return the EXIF orientation 1..8 of some images, int8 (n,), of `rows`, integers (n,); see `sizes_of`."""
+        return self._sound_orientations(np.asarray(rows, np.int64))
 
     @cached_property
     def box_offsets(self) -> npt.NDArray[np.int64]:
@@ -142,6 +146,8 @@ class Catalog:
     def place(self, row: int) -> Place:
         """Return where the bytes of the image in `row` lie."""
         key, row = self.key(row), int(row)
+        if self._all_are_files:
+            return Place(under(self.root, key), key)
         number, offset, length = (self._column(name)[row].as_py() for name in ("source", "offset", "length"))
         if number is None:
             return Place(under(self.root, key), key)
@@ -330,14 +336,17 @@ class Catalog:
             raise self._damaged(f"row {rows[at]} has the size {sizes[at].tolist()}")
         return sizes
 
-    def _sound_orientations(self, rows: slice) -> npt.NDArray[np.int8]:
+    def _sound_orientations(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
         orientations = self._turns[rows]
         wrong = (orientations < 1) | (orientations > 8)
         if wrong.any():
             at = int(wrong.argmax())
-            row = at + (rows.start or 0)
-            raise self._damaged(f"row {row} has the orientation {orientations[at]}, which is not 1 to 8")
+            raise self._damaged(f"row {rows[at]} has the orientation {orientations[at]}, which is not 1 to 8")
         return orientations
+
+    @cached_property
+    def _all_are_files(self) -> bool:
+        return self._column("source").null_count == len(self)
 
     @cached_property
     def _sides(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:

@@ -113,8 +113,14 @@ def upright_sizes(sizes: npt.ArrayLike, orientations: npt.ArrayLike) -> npt.NDAr
 
 def stored_size(catalog: Catalog, row: int) -> tuple[int, int]:
     """Return width and height of a catalog's image as they lie in its file."""
-    width, height = catalog.sizes_of([row])[0].tolist()
-    return (height, width) if _SWAP[catalog.orientation(row)] else (width, height)
+    width, height = stored_sizes(catalog, [row])[0].tolist()
+    return width, height
+
+
+def stored_sizes(catalog: Catalog, rows: npt.ArrayLike) -> npt.NDArray[np.int32]:
+    """Return width and height of some images as they lie in their files, int32 (n, 2), of `rows`, integers (n,)."""
+    sizes = catalog.sizes_of(rows)
+    return np.where(_SWAP[catalog.orientations_of(rows)][:, None], sizes[:, ::-1], sizes)
 
 
 def stored_windows(

@@ -82,7 +82,14 @@ def read_file(path: str) -> bytes:
     """
 
     def read() -> bytes:
-        with open(open_file(path), "rb", buffering=0) as file:
-            return file.read()
+        descriptor = open_file(path)
+        try:
+            wanted = os.fstat(descriptor).st_size
+            data = os.read(descriptor, wanted)
+            while len(data) < wanted and (more := os.read(descriptor, wanted - len(data))):
+                data += more
+            return data
+        finally:
+            os.close(descriptor)
 
     return patiently(path, read)

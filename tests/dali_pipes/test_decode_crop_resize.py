@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import weakref
 from collections import deque
 from types import SimpleNamespace
 from unittest.mock import create_autospec
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import photo
 from nvidia.dali import Pipeline
+from PIL import Image
 
 from objcrop.dali_pipes.dali_loader import _Fed, _GraphRun
 from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of, orientations_of, windows_in
@@ -163,3 +165,25 @@ def test_views_do_not_depend_on_the_way_of_decoding(turned, augment):
             assert all(torch.equal(a, b) for a, b in zip(plain, way, strict=True))
     if augment == "none":  # else the two ways of colouring differ
         assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("prefetch", [1, 2, 5])
+def test_what_is_fed_is_held_until_it_is_decoded(prefetch):
+    """DALI reads arrays where they lie, so none may go before its batch is handed out."""
+    alive: list[weakref.ref[np.ndarray]] = []
+    files = [jpeg(photo(80, 60, i)) for i in range(4)]
+
+    def feed():
+        images = [file.copy() for file in files]
+        alive.append(weakref.ref(images[0]))
+        return [images]
+
+    pipe = decode_graph(feed, batch_size=4, threads=2, prefetch=prefetch, decode="whole")
+    with Image.open(io.BytesIO(files[0].tobytes())) as image:
+        expected = np.asarray(image).astype(int)
+    for i in range(4 * prefetch):
+        (decoded,) = pipe.run()
+        assert all(array() is not None for array in alive[i + 1 :])
+        np.testing.assert_allclose(np.asarray(decoded[0]), expected, atol=2)
+    del pipe, decoded
+    assert sum(array() is not None for array in alive) <= prefetch + 2
