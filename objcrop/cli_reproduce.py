@@ -31,7 +31,8 @@ def reproduce(
         list[str] | None, typer.Option("--set", metavar="OPTION=VALUE", help="An option of all pretraining runs.")
     ] = None,
     set_transfer: Annotated[
-        list[str] | None, typer.Option("--set-transfer", metavar="OPTION=VALUE", help="An option of all transfers.")
+        list[str] | None,
+        typer.Option("--set-transfer", metavar="OPTION=VALUE", help="An option of all transfers, sync_bn=true say."),
     ] = None,
     torchrun: Annotated[
         str, typer.Option(metavar="WORDS", help="Train under torchrun with these words, '--nproc-per-node 8' say.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 from collections.abc import Mapping
@@ -132,15 +133,11 @@ def _compared(result: Mapping[str, Any], words: list[str]) -> str:
 
 def _curves(result: Mapping[str, Any]) -> str:
     """Return a picture of the loss of all pretraining runs."""
-    runs = {
-        row["run"]: row["row"] for row in result["rows"] if row["run"] and (Path(row["run"]) / "metrics.jsonl").exists()
-    }
     curves = {}
-    for run, name in runs.items():
-        try:
-            curves[name] = [(line["step"], line["loss"]) for line in read_metrics(Path(run) / "metrics.jsonl")]
-        except (ObjcropError, KeyError):  # broken off in its first line
-            continue
+    for run in dict.fromkeys(row["run"] for row in result["rows"] if row["run"]):
+        with contextlib.suppress(ObjcropError, KeyError):  # not begun, or broken off in its first line
+            lines = read_metrics(Path(run) / "metrics.jsonl")
+            curves[Path(run).name.rpartition("-")[0]] = [(line["step"], line["loss"]) for line in lines]
     if not any(curves.values()):
         return ""
     from matplotlib.figure import Figure

@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from objcrop.catalog import Catalog, catalog_at
 from objcrop.dali_pipes.loading import Loading
-from objcrop.errors import ObjcropError, UsageError, one_of, shown, way_out
+from objcrop.errors import ObjcropError, UsageError, shown, way_out
 from objcrop.option import Options, options_of
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.recipe_rows import NONE, QUOTED, Row, needed
+from objcrop.ssl.reproduction.data import given_data
 from objcrop.ssl.reproduction.stage import Stage, key_of
-from objcrop.ssl.reproduction.table import PROBE, Table, Transfer, transfers_of
+from objcrop.ssl.reproduction.table import PROBE, Table, Transfer, table_of, transfers_of
 from objcrop.ssl.reproduction.tiny import ARCH, tiny_pretraining, tiny_transfer
 from objcrop.ssl.training.options import Watched
 from objcrop.ssl.training.recipe import acting, name_of, needs_of, resolve, settings
@@ -34,14 +34,6 @@ UNTRAINED = "none: no pretraining"
 ASIDE = {*options_of(Watched), *options_of(Loading)} - {
     *("precision", "batch_size", "seed", "colour", "cache_side", "max_bad")
 }
-
-
-class Given(NamedTuple):
-    """A catalog by a data name: its file, how many images, and a digest of what it holds; None where none was given."""
-
-    file: str
-    images: int | None
-    content: str | None
 
 
 class PlannedRow(NamedTuple):
@@ -99,10 +91,7 @@ class Plan:
         )
         tasks = [options_of(each.options) for each in TASKS.values()]
         _refuse_unknown(self.transfer, "transfers", [*tasks, options_of(ProbeOptions)])
-        self.wrong: list[str] = []
-        self.data = {name: self._given(name, data.get(name)) for name in names_of_data(table)}
-        for name in data:
-            one_of(name, self.data, "data")
+        self.data, self.wrong = given_data(table, data)
         self.stages: dict[Path, Stage] = {}
         self.rows = [self._planned(row) for row in table.rows]
         if all(row.left_out for row in self.rows):
@@ -118,7 +107,7 @@ class Plan:
         elif row.recipe.startswith(IMAGENET):
             checkpoint = str(self.weights)
         else:
-            first = next(other.recipe for other in self.table.rows if other.trained)
+            first = next(other.recipe for other in table_of(self.table.name).rows if other.trained)
             checkpoint = f"untrained:{resolve(first, self._of_method(first, {})).arch}"
         measured = [(each, self._measure(each, checkpoint)) for each in transfers_of(row) if _can(each, row)]
         return PlannedRow(row, measured, "" if measured else "nothing that it is measured by is there")
@@ -202,45 +191,6 @@ class Plan:
         if "steps" in given:
             setting = {name: None if name == "epochs" else value for name, value in setting.items()}
         return {**setting, **given}
-
-    def _given(self, name: str, file: str | None) -> Given:
-        says, command = needed("data")[name]
-        if file is None:
-            way = way_out(f"give --data {name}=CATALOG", f"give data['{name}']")
-            self.wrong.append(f"{self.table.name} needs {name} ({says}): {way}, made by `{command}`.")
-            return Given(name.upper(), None, None)
-        catalog = catalog_at(file)
-        wants = {each.task for row in self.table.rows for each in transfers_of(row) if name in (each.train, each.test)}
-        for task in sorted(wants):
-            self.wrong += [
-                f"{name}, {file}, has no {what} for {task}; make it by `{command}`." for what in _lacks(catalog, task)
-            ]
-        return Given(file, len(catalog), content_of(catalog))
-
-
-def names_of_data(table: Table) -> list[str]:
-    """Return the names of the data that the rows of a table are pretrained on, learn from and are tested on."""
-    trained = [needs_of(row.recipe)["data"] for row in table.rows if row.trained and "data" in needs_of(row.recipe)]
-    transfers = [each for row in table.rows for each in transfers_of(row)]
-    return list(dict.fromkeys([*trained, *(each.train for each in transfers), *(each.test for each in transfers)]))
-
-
-def content_of(catalog: Catalog) -> str:
-    """Return a digest of a catalog's images, classes and annotations, wherever its files lie, 16 hex digits."""
-    digest = hashlib.sha256(json.dumps([catalog.fingerprint, catalog.classes]).encode())
-    held = catalog.table.select(["labels", "boxes", "box_classes", "difficult", "crowd", "masks"])
-    for batch in held.to_batches(max_chunksize=65536):
-        digest.update(batch.serialize())
-    return digest.hexdigest()[:16]
-
-
-def _lacks(catalog: Catalog, task: str) -> list[str]:
-    has = {"labels": bool(catalog.classes), "boxes": bool(catalog.box_offsets[-1])}
-    has["masks"] = (
-        has["boxes"] and catalog.table["masks"].combine_chunks().flatten().null_count < catalog.box_offsets[-1]
-    )
-    wanted = {"detection": "boxes", "segmentation": "masks"}.get(task, "labels")
-    return [] if has[wanted] else [wanted]
 
 
 def _left_out(row: Row, weights: str | None) -> str:

@@ -21,8 +21,9 @@ from objcrop import __version__
 from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.recipe_rows import needed
+from objcrop.ssl.reproduction.data import names_of_data, names_of_one_class
 from objcrop.ssl.reproduction.page import html_page, markdown
-from objcrop.ssl.reproduction.plan import Plan, PlannedRow, names_of_data
+from objcrop.ssl.reproduction.plan import Plan, PlannedRow
 from objcrop.ssl.reproduction.stage import RECORD, Stage, run_stage
 from objcrop.ssl.reproduction.table import published, table_of, transfers_of
 from objcrop.ssl.reproduction.tiny import tiny_data
@@ -73,10 +74,8 @@ def reproduce(
     if tiny:
         if data:
             raise UsageError("data were given, but in miniature scenes are drawn for them; leave them out.")
-        transfers = [each for row in table.rows for each in transfers_of(row)]
-        one_class = [n for row in table.rows if "top-1" in published(row) for t in transfers_of(row) for n in t[3:]]
-        names, tests = names_of_data(table), [each.test for each in transfers]
-        data = tiny_data(names, one_class, tests, folder / "tiny-data")
+        tests = {each.test for row in table.rows for each in transfers_of(row)}
+        data = tiny_data(names_of_data(table), names_of_one_class(table), tests, folder / "tiny-data")
     options: dict[str, Any] = {
         "pretraining": pretraining or {},
         "transfer": transfer or {},
@@ -132,7 +131,7 @@ def _result(plan: Plan, failed: Mapping[Path, str]) -> dict[str, Any]:
     table = plan.table
     result: dict[str, Any] = {"name": table.name, "title": table.title, "tiny": plan.tiny, "objcrop": __version__}
     result["data"] = {
-        name: {"says": needed("data")[name][0], "file": given.file, "images": given.images}
+        name: {"says": needed("data")[name][0].split(";")[0], "file": given.file, "images": given.images}
         for name, given in plan.data.items()
     }
     result["rows"] = [_row(each, failed) for each in plan.rows]

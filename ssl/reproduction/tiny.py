@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def tiny_transfer(task: str) -> dict[str, Any]:
     return common
 
 
-def tiny_data(names: Sequence[str], one_class: Sequence[str], tests: Sequence[str], folder: Path) -> dict[str, str]:
+def tiny_data(
+    names: Collection[str], one_class: Collection[str], tests: Collection[str], folder: Path
+) -> dict[str, str]:
     """Draw scenes and return a catalog for each data name.
 
     Args:

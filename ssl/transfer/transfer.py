@@ -71,7 +71,7 @@ def transfer(
     """
     made = task_class(task)
     how = made.options.read(with_preset(preset, task, made.options, options))
-    catalogs = _fitting(catalog_at(train), catalog_at(test))
+    catalogs = fitting(catalog_at(train), catalog_at(test))
     device = device_of(how.device)
     with process_group("nccl" if device.type == "cuda" else "gloo"):
         if how.sync_bn and device.type != "cuda":
@@ -184,7 +184,7 @@ def _evaluate(run: TransferRun, of: Mapping[str, Any]) -> None:
         part.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
-def _fitting(train: Catalog, test: Catalog) -> tuple[Catalog, Catalog]:
+def fitting(train: Catalog, test: Catalog) -> tuple[Catalog, Catalog]:
     """Return the catalogs with the classes of `train`.
 
     Raises:

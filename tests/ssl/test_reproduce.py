@@ -242,10 +242,50 @@ def test_wrong_use(words, said, tmp_path, capsys):
     assert not list(tmp_path.rglob("*.json"))
 
 
-def test_data_that_do_not_fit(scenes, tmp_path):
-    data = {"coco": scenes["coco"], "cityscapes": scenes["cub"], "cityscapes-val": scenes["coco"]}
-    with pytest.raises(ObjcropError, match=r"cityscapes, \S*one-class.arrow, has no masks for segmentation; make"):
-        reproduce("cib-table6", data, tmp_path, only=["BYOL"])
+@pytest.mark.parametrize(
+    ("table", "data", "said"),
+    [
+        (
+            "cib-table6",
+            {"cityscapes": "cub"},
+            "cityscapes, X, has not the masks that segmentation learns; make it by `o",
+        ),
+        ("cib-table6", {"voc0712": "cub"}, "voc0712, X, has not the boxes that detectors learn; make it by `objcrop i"),
+        ("cib-table7", {"cub": "coco"}, "cub, X, has not the one class an image that top-1 is of; make it by `objcro"),
+        (
+            "oac-table3",
+            {"openimages-subset": "bare"},
+            "openimages-subset, X, has not the labels that classifiers learn",
+        ),
+        ("cib-table7", {"cub": "cub", "cub-test": "other"}, "has 1 classes that are not learnt from that of"),
+    ],
+)
+def test_data_that_do_not_fit_are_told_before_any_work(scenes, tmp_path, table, data, said):
+    catalog = Catalog.load(scenes["cub-test"])
+    files = [catalog.path(row) for row in range(len(catalog))]
+    Catalog.from_files(files).save(tmp_path / "bare.arrow")
+    Catalog.from_files(files, ["zebra"] * len(files)).save(tmp_path / "other.arrow")
+    there = {**scenes, "bare": str(tmp_path / "bare.arrow"), "other": str(tmp_path / "other.arrow")}
+    with pytest.raises(ObjcropError) as error:
+        reproduce(table, {name: there[which] for name, which in data.items()}, tmp_path / "out")
+    assert said.replace("X", there[next(iter(data.values()))]) in str(error.value) and not (tmp_path / "out").exists()
+
+
+def test_rows_that_begin_with_other_weights(tmp_path):
+    (tmp_path / "resnet50.pth").write_bytes(b"weights")
+    rows = planned("oac-table4", {}, tmp_path, ["Supervised", "MoCo"], weights=str(tmp_path / "resnet50.pth")).rows
+    by_name = {each.row.row: each for each in rows}
+    (_, untrained), *_ = by_name["Supervised, random weights"].transfers
+    (_, supervised), *_ = by_name["Supervised, ImageNet"].transfers
+    assert untrained.command[:2] == ["transfer", "untrained:timm/test_resnet"] and not untrained.after
+    assert supervised.command[:2] == ["transfer", str(tmp_path / "resnet50.pth")]
+    (tmp_path / "resnet50.pth").write_bytes(b"others")
+    again = planned("oac-table4", {}, tmp_path, ["ImageNet"], weights=str(tmp_path / "resnet50.pth")).rows
+    assert again[0].transfers[0][1].folder != supervised.folder
+    without = {each.row.row: each.left_out for each in planned("oac-table4", {}, tmp_path).rows}
+    assert without["Supervised, ImageNet"] and without["Self-EMD"] == "quoted from elsewhere" and not without["BYOL"]
+    longer = {each.row.row: each.transfers[0][0].preset for each in rows if "180k" in each.row.row}
+    assert longer == {"MoCo-v2, obj-obj+dilate, 180k steps": "mask-rcnn-fpn-coco-180k"}
 
 
 def test_an_option_that_rows_try_values_of_is_refused(tmp_path):
