@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from objcrop.dali_pipes.loading import Loading
 from objcrop.errors import ObjcropError, UsageError, shown, way_out
 from objcrop.option import Options, options_of
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
-from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.recipe_rows import NONE, QUOTED, Row, needed
 from objcrop.ssl.reproduction.data import given_data
 from objcrop.ssl.reproduction.stage import Stage, key_of
@@ -86,16 +86,15 @@ class Plan:
     ) -> None:
         self.table, self.output, self.weights, self.tiny = table, output, weights, tiny
         self.pretraining, self.transfer = dict(pretraining), dict(transfer)
-        _refuse_unknown(
-            self.pretraining, "pretraining runs", [options_of(method.options) for method in METHODS.values()]
-        )
-        tasks = [options_of(each.options) for each in TASKS.values()]
-        _refuse_unknown(self.transfer, "transfers", [*tasks, options_of(ProbeOptions)])
+        self.acting: dict[str, set[str]] = {"pretraining": set(), "transfer": set()}
         self.data, self.wrong = given_data(table, data)
         self.stages: dict[Path, Stage] = {}
         self.rows = [self._planned(row) for row in table.rows]
         if all(row.left_out for row in self.rows):
             raise UsageError(f"nothing of {table.name} can be done: {self.rows[0].row.row}: {self.rows[0].left_out}.")
+        for what, given in (("pretraining", self.pretraining), ("transfer", self.transfer)):
+            for name in given.keys() - self.acting[what]:
+                raise UsageError(f"{shown(name)} acts in no {what} of {table.name}: mend its name, or leave it out.")
 
     def _planned(self, row: Row) -> PlannedRow:
         left_out = _left_out(row, self.weights)
@@ -148,6 +147,7 @@ class Plan:
         after, weights = ((checkpoint,), str(checkpoint.made)) if isinstance(checkpoint, Stage) else ((), checkpoint)
         given = {**transfer.options, **(tiny_transfer(transfer.task) if self.tiny else {}), **self.transfer}
         words, made, options = _told(transfer, given)
+        self.acting["transfer"] |= options.keys()
         words = [words[0], weights, *words[1:]]
         words += ["--train", self.data[transfer.train].file, "--test", self.data[transfer.test].file]
         for name, value in options.items():
@@ -180,17 +180,23 @@ class Plan:
         return self.stages.setdefault(folder, Stage(kind, name, tuple(words), made_from, after, folder, makes))
 
     def _of_method(self, recipe: str, setting: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a row's setting and the options of all runs that its method has."""
-        method = resolve(recipe, setting).method
-        known = options_of(METHODS[method].options)
-        given = {name: value for name, value in self.pretraining.items() if name in known}
-        for name in given.keys() & setting.keys():
+        """Return a row's setting and those options of all runs that act in its own."""
+        for name in self.pretraining.keys() & setting.keys():
             raise UsageError(f"{name} is what rows of {self.table.name} try values of; leave it out.")
-        if self.tiny:
-            given = {**tiny_pretraining(method), **given}
+        bare = resolve(recipe, setting)
+        given = {**(tiny_pretraining(bare.method) if self.tiny else {}), **self.pretraining}
+        given = _acting(given, lambda known: replace(bare, **known), type(bare))
+        self.acting["pretraining"] |= given.keys()
         if "steps" in given:
             setting = {name: None if name == "epochs" else value for name, value in setting.items()}
         return {**setting, **given}
+
+
+def _acting(given: Mapping[str, Any], made: Callable[[Any], Options], group: type[Options]) -> dict[str, Any]:
+    """Return those of the given options that a group has, and that act beside the others."""
+    known = {name: value for name, value in given.items() if name in options_of(group)}
+    together = made(known)
+    return {name: value for name, value in known.items() if together.acts(name)}
 
 
 def _left_out(row: Row, weights: str | None) -> str:
@@ -217,20 +223,16 @@ def _can(transfer: Transfer, row: Row) -> bool:
 def _told(transfer: Transfer, given: Mapping[str, Any]) -> tuple[list[str], Options, dict[str, Any]]:
     """Return the first words of the command, its options as they are read, and those that must be told."""
     if transfer.task == PROBE:
-        options = {name: value for name, value in given.items() if name in options_of(ProbeOptions)}
-        if options.get("linear") != "sgd":
-            options = {name: value for name, value in options.items() if not name.startswith("linear_")}
+        options = _acting(given, lambda known: ProbeOptions(**known), ProbeOptions)
         return ["probe"], ProbeOptions.read(options), options
     group = TASKS[transfer.task].options
-    options = {name: value for name, value in given.items() if name in options_of(group)}
-    made = group.read(with_preset(transfer.preset, transfer.task, group, options))
-    return ["transfer", "--task", transfer.task, "--preset", transfer.preset, "--resume=auto"], made, options
 
+    def whole(known: Mapping[str, Any]) -> dict[str, Any]:
+        return with_preset(transfer.preset, transfer.task, group, known)
 
-def _refuse_unknown(given: Mapping[str, Any], runs: str, known: Sequence[Mapping[str, Any]]) -> None:
-    for name in given:
-        if not any(name in group for group in known):
-            raise UsageError(f"{shown(name)} is an option of none of the {runs}.")
+    options = _acting(given, lambda known: group(**whole(known)), group)
+    words = ["transfer", "--task", transfer.task, "--preset", transfer.preset, "--resume=auto"]
+    return words, group.read(whole(options)), options
 
 
 def _as_flag(flag: str, value: Any) -> list[str]:

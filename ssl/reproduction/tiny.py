@@ -38,7 +38,7 @@ def tiny_transfer(task: str) -> dict[str, Any]:
         return {**common, "batch_size": 2, "crop": [64, 64]}
     if task == "detection":
         sides = {"sides": [64, 96], "test_side": 64, "longest": 128}
-        return {**common, "batch_size": 2, **sides, "anchor": 8, "regions": 32, "warmup_steps": 0}
+        return {**common, "batch_size": 2, **sides, "width": 16, "anchor": 8, "regions": 32}
     return common
 
 
