@@ -38,13 +38,16 @@ def print_loaders(rows: dict[str, dict[str, Any]], what: str, console: Console) 
 
 
 def print_sources(rows: dict[str, dict[str, Any]], console: Console) -> None:
-    """Print one row a source: its speed, and the share of a folder's."""
+    """Print one row a source: its speed and the share of a folder's, its processor time and the share in that."""
     table = Table(box=None, pad_edge=False)
-    for head in ("source", "images/s", "(min–max)", "of the folder's"):
+    for head in ("source", "images/s", "(min–max)", "share", "CPU ms/image", "share"):
         table.add_column(head, justify="left" if head == "source" else "right")
     for name, row in rows.items():
         spread = f"({row['images_per_s_min']:,.0f}–{row['images_per_s_max']:,.0f})"
-        table.add_row(name, f"{row['images_per_s']:,.0f}", spread, f"{row['share_of_folder']:.0%}")
+        shares = [f"{row[key]:.0%}" for key in ("share_of_folder", "cpu_share_of_folder")]
+        table.add_row(
+            name, f"{row['images_per_s']:,.0f}", spread, shares[0], f"{row['cpu_ms_per_image']:.2f}", shares[1]
+        )
     console.print(table)
 
 

@@ -137,7 +137,7 @@ class Loading(Backend):
     disk_cache_gb: float = option(
         100.0,
         number(0.001, 10**6),
-        "the most that the folder may hold, 10**9 bytes; what was not read for longest goes",
+        "the most that images may take there, 10**9 bytes; what was not used for longest goes",
         idle=_is_kept_on_disk,
     )
     max_bad: float = option(

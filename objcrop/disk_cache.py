@@ -1,30 +1,35 @@
 """A cache of encoded images on a local disk, for what lies far away: filled as it is read, within a number of bytes.
 
-An image is a file, which appears whole (by a rename) and is read only where its checksum holds; so a process or a
-machine may stop at any moment. A ledger, locked while it is changed, says how much there is; when that would be too
-much, the images that were not read for the longest time go. Several processes may share a folder. What is being written
-lies there beside the limit until it is whole.
+Images are appended to segments, files of a thirty-second of the limit; where there would be too many, the one that was
+not used for the longest time goes. An index beside them, a hash table in a file, says where an image lies. Neither is
+trusted: an image is given only where its checksum holds, which begins with its name. So a process or a machine may stop
+at any moment, and nothing is to be mended afterwards. Several processes may share a folder: who appends holds a lock,
+who reads needs none.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import logging
 import os
-import threading
-import time
+import re
+import struct
 import zlib
-from contextlib import suppress
+from functools import lru_cache
+from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from objcrop.errors import ObjcropError
 from objcrop.place import Place, StrPath
 from objcrop.whole_file import refuse_unwritable_folder
 
-HEAD = 4  # bytes of the checksum before an image
-ROOM = 0.1  # share of the limit that is made free at once
-FORGOTTEN = 3600.0  # seconds after which a file that was never finished is taken for a crash's
+SEGMENTS = 32  # as many fit into the limit
+BUCKETS, SLOTS = 1 << 18, 16  # of the index: 4 million images in up to 128 MiB
+SLOT = struct.Struct("<12sIIIq")  # an image's name, segment, checksum, length (0: no image) and where it begins
+BUCKET = SLOTS * SLOT.size  # bytes
 
 
 class DiskCache:
@@ -32,7 +37,7 @@ class DiskCache:
 
     Args:
         folder: where the files are; made where it is not there.
-        gigabytes: the most that they may take, of 10**9 bytes.
+        gigabytes: the most that the images may take, of 10**9 bytes.
 
     Raises:
         ObjcropError: the folder cannot be written.
@@ -40,92 +45,114 @@ class DiskCache:
 
     def __init__(self, folder: StrPath, gigabytes: float) -> None:
         self.folder, self.limit = Path(os.path.abspath(folder)), int(gigabytes * 1e9)
-        refuse_unwritable_folder(self.folder)
-        self._ledger = self.folder / "bytes-used"
+        self._gigabytes, self._most = gigabytes, self.limit // SEGMENTS
+        self._growing: tuple[int, FileIO] | None = None  # the segment that this process appends to
         self._full = False
+        refuse_unwritable_folder(self.folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self._index = FileIO(os.open(self.folder / "index", os.O_RDWR | os.O_CREAT, 0o644), "r+")
         except OSError as error:
             raise ObjcropError(f"disk_cache: {self.folder} cannot be made ({error.strerror}); name another.") from None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return DiskCache, (self.folder, self._gigabytes)
+
     def get(self, place: Place) -> bytes | None:
         """Return an image's bytes, None where they are not here, or not what was written."""
-        path = self._path(place)
+        name, at = _name_of(place)
         try:
-            with open(path, "rb", buffering=0) as file:
-                held = file.read()
-                os.utime(file.fileno())  # it was used now
+            return self._found(name, self._bucket(at))
         except OSError:
             return None
-        data = held[HEAD:]
-        if len(held) < HEAD or zlib.crc32(data).to_bytes(HEAD, "little") != held[:HEAD]:
-            path.unlink(missing_ok=True)
-            return None
-        return data
 
     def put(self, place: Place, data: bytes) -> None:
         """Keep an image's bytes; what others have kept makes room for it. A full disk is said once."""
-        size = HEAD + len(data)
-        if size > self.limit * ROOM or self._full:
+        if not 0 < len(data) <= self._most or self._full:
             return
-        path = self._path(place)
-        if path.exists():
-            return
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+        name, at = _name_of(place)
+        checksum = zlib.crc32(data, zlib.crc32(name))
         try:
-            path.parent.mkdir(exist_ok=True)
-            unfinished.write_bytes(zlib.crc32(data).to_bytes(HEAD, "little") + data)
-            self._reserve(size, unfinished)
-            unfinished.replace(path)
+            lock = os.open(f"{self.folder}/index", os.O_RDONLY | os.O_CLOEXEC)  # anew: threads lock each other out too
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                bucket = self._bucket(at)
+                if self._found(name, bucket) is None:  # else another process was quicker
+                    segment, begin = self._append(data)
+                    slot = SLOT.pack(name, segment, checksum, len(data), begin)
+                    os.pwrite(self._index.fileno(), slot, at + self._slot_for(name, bucket) * SLOT.size)
+            finally:
+                os.close(lock)
         except OSError as error:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
             self._full = True
             logging.getLogger("objcrop").warning(
                 "disk_cache: %s cannot be written (%s); this process keeps no more there.", self.folder, error.strerror
             )
 
-    def _path(self, place: Place) -> Path:
-        where = repr((place.path, place.source and tuple(place.source), place.offset, place.length))
-        name = hashlib.sha256(where.encode("utf-8", "surrogateescape")).hexdigest()[:40]
-        return self.folder / name[:2] / name[2:]
+    def _bucket(self, at: int) -> bytes:
+        return os.pread(self._index.fileno(), BUCKET, at).ljust(BUCKET, b"\0")
 
-    def _reserve(self, size: int, unfinished: Path) -> None:
-        """Enter the bytes of an unfinished file into the ledger, images removed where they are too many.
-
-        The file is there before: whoever counts meanwhile counts it.
-        """
-        ledger = os.open(self._ledger, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def _found(self, name: bytes, bucket: bytes) -> bytes | None:
+        """Return the bytes of an image that a bucket knows, None where they are gone or not what was written."""
+        at = bucket.find(name)
+        if at < 0:
+            return None
+        _, segment, checksum, length, begin = SLOT.unpack_from(bucket, at - at % SLOT.size)
         try:
-            fcntl.flock(ledger, fcntl.LOCK_EX)
-            said = os.pread(ledger, 8, 0)
-            used = int.from_bytes(said, "little") if len(said) == 8 else self.limit  # none yet: count them
-            if used + size > self.limit:
-                used = self._make_room(int(self.limit * (1 - ROOM)), str(unfinished))
-            os.pwrite(ledger, (used + size).to_bytes(8, "little"), 0)
-        finally:
-            os.close(ledger)
+            file = os.open(self._segment(segment), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                data = os.pread(file, length, begin)
+                os.utime(file)  # it was used now
+            finally:
+                os.close(file)
+        except (OSError, MemoryError):  # of a length that was never written
+            return None
+        return data if len(data) == length and zlib.crc32(data, zlib.crc32(name)) == checksum else None
 
-    def _make_room(self, most: int, but: str) -> int:
-        """Remove images, the longest unread first, until all but one file take at most so many bytes; return these."""
-        found, being_written, now = [], 0, time.time()
-        for group in os.scandir(self.folder):
-            for entry in os.scandir(group.path) if group.is_dir() else ():
-                try:
-                    facts = entry.stat()
-                    unfinished = entry.name.startswith(".")
-                    if unfinished and now - facts.st_mtime > FORGOTTEN:
-                        os.unlink(entry.path)
-                    elif unfinished:
-                        being_written += facts.st_size if entry.path != but else 0
-                    else:
-                        found.append((facts.st_mtime_ns, facts.st_size, entry.path))
-                except FileNotFoundError:
-                    continue
-        used = being_written + sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if used <= most:
-                break
-            Path(path).unlink(missing_ok=True)
-            used -= size
-        return used
+    def _append(self, data: bytes) -> tuple[int, int]:
+        """Append an image to a segment; return the segment's number and where the image begins."""
+        number, file = self._growing or self._segment_with_room(len(data))
+        facts = os.fstat(file.fileno())
+        if not facts.st_nlink or facts.st_size + len(data) > self._most:  # another process removed it, or it is full
+            number, file = self._segment_with_room(len(data))
+            facts = os.fstat(file.fileno())
+        self._growing = number, file
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return number, facts.st_size
+
+    def _segment_with_room(self, length: int) -> tuple[int, FileIO]:
+        """Open the newest segment if so many bytes fit, else a new one, for which the longest unused ones go."""
+        names = (re.fullmatch(r"(\d{1,9})\.images", name) for name in os.listdir(self.folder))
+        found = {int(name[1]): os.stat(self._segment(int(name[1]))) for name in names if name}
+        number = max(found, default=0)
+        if not found or found[number].st_size + length > self._most:
+            used = sum(max(facts.st_size, self._most) for facts in found.values())  # each may still grow
+            for oldest in sorted(found, key=lambda number: (found[number].st_mtime_ns, number)):
+                if used + self._most <= self.limit:
+                    break
+                os.unlink(self._segment(oldest))
+                used -= max(found[oldest].st_size, self._most)
+            number += 1
+        return number, FileIO(self._segment(number), "a")
+
+    def _slot_for(self, name: bytes, bucket: bytes) -> int:
+        """Return where in a bucket an image is entered: its own slot, a free one, a lost segment's or the oldest's."""
+        slots = list(SLOT.iter_unpack(bucket))
+
+        def worth(i: int) -> tuple[bool, bool, int]:
+            entered, segment, _, length, _ = slots[i]
+            return entered != name, length > 0 and os.path.exists(self._segment(segment)), segment
+
+        return min(range(SLOTS), key=worth)
+
+    def _segment(self, number: int) -> str:
+        return f"{self.folder}/{number}.images"
+
+
+@lru_cache(1 << 10)  # who finds nothing will put it
+def _name_of(place: Place) -> tuple[bytes, int]:
+    """Return an image's name, and where its bucket begins in the index."""
+    where = place.path if place.source is None else repr((place.path, tuple(place.source), place.offset, place.length))
+    name = hashlib.blake2b(where.encode("utf-8", "surrogateescape"), digest_size=12).digest()
+    return name, int.from_bytes(name[:4], "little") % BUCKETS * BUCKET
