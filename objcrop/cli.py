@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from objcrop import __version__
 from objcrop.cli_bench import bench_app
 from objcrop.cli_errors import run
 from objcrop.cli_index import index, join, subset
@@ -42,17 +43,31 @@ from objcrop.cli_options import (
 )
 from objcrop.cli_reproduce import reproduce
 from objcrop.cli_transfer import transfer
-from objcrop.dali_pipes.crops import Crops
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
 from objcrop.whole_file import refuse_overwriting, refuse_unwritable, whole_file
 
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"objcrop {__version__}")
+        raise typer.Exit
+
+
+def of_all_commands(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is, and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Object-aware views for self-supervised pretraining, fed at the speed of the GPU."""
+    note_options(context)
+
+
 app = typer.Typer(
     name="objcrop",
-    help="Object-aware views for self-supervised pretraining, fed at the speed of the GPU.",
-    no_args_is_help=True,
-    add_completion=False,
-    callback=note_options,
+    invoke_without_command=True,
+    callback=of_all_commands,
     cls=Commands,
     pretty_exceptions_enable=False,
 )
@@ -205,7 +220,7 @@ def stats(
 
 
 @app.command()
-@takes(view_options, only=(*options_of(Crops), "seed", "backend"))
+@takes(view_options, only=lambda: (*options_of(crops_alone()), "seed", "backend"))
 def show(
     catalog: CatalogFile,
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.", callback=writes(".png"))],

@@ -22,7 +22,10 @@ from objcrop.cli_options import (
 from objcrop.errors import UsageError, one_of
 
 bench_app = typer.Typer(
-    help="Measure; a table on screen, JSON in bench/results.", no_args_is_help=True, callback=note_options, cls=Commands
+    help="Measure; a table on screen, JSON in bench/results.",
+    invoke_without_command=True,
+    callback=note_options,
+    cls=Commands,
 )
 console = Console(soft_wrap=True)
 

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from objcrop.errors import ObjcropError, in_a_sentence
 
+COMPLETES = "_OBJCROP_COMPLETE"  # set by the shell where it asks how a line may go on
+
 
 def run(app: typer.Typer, words: list[str]) -> None:
     """Run a command line to its end.
@@ -50,10 +52,13 @@ def run(app: typer.Typer, words: list[str]) -> None:
 
 
 def _invoke(app: typer.Typer, words: list[str]) -> None:
-    # Not app(): it would answer a broken pipe itself, whichever pipe it was.
+    command = typer.main.get_command(app)
+    if os.environ.get(COMPLETES):
+        command.main(list(words), "objcrop", COMPLETES)  # answers the shell, and ends
+    # Not main(): it would answer a broken pipe itself, whichever pipe it was.
     with (
         warnings.catch_warnings(),
-        typer.main.get_command(app).make_context("objcrop", list(words)) as context,
+        command.make_context("objcrop", list(words)) as context,
     ):
         # Pillow's remarks on files that it reads all the same; of those that it does not, objcrop says which and why.
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")

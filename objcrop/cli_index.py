@@ -10,7 +10,7 @@ from rich.console import Console
 
 from objcrop.cli_options import SEEDS, TABLE, RayOption, RootOption, writes_folder
 from objcrop.errors import UsageError
-from objcrop.formats import FORMATS
+from objcrop.formats_by_name import FORMATS
 from objcrop.whole_file import refuse_overwriting
 
 console = Console(soft_wrap=True)

@@ -13,8 +13,6 @@ import typer
 import typer.core
 import typer.main
 
-from objcrop.dali_pipes.crops import Crops
-from objcrop.dali_pipes.loading import ViewOptions
 from objcrop.errors import ObjcropError, UsageError, one_of, options_at_hand
 from objcrop.option import Option, Options, home_of, in_words, options_of
 from objcrop.option_value import flag
@@ -48,11 +46,15 @@ RootOption = Annotated[
 
 def crops_alone() -> type[Options]:
     """Return the options of crops."""
+    from objcrop.dali_pipes.crops import Crops
+
     return Crops
 
 
 def view_options() -> type[Options]:
     """Return the options of `load_views`."""
+    from objcrop.dali_pipes.loading import ViewOptions
+
     return ViewOptions
 
 
@@ -65,9 +67,9 @@ def probe_options() -> type[Options]:
 
 def every_recipe() -> type[Options]:
     """Return the options of all methods' recipes, put together."""
-    from objcrop.ssl.methods.by_name import METHODS
+    from objcrop.ssl.methods.recipes import RECIPES
 
-    found = {method.options: None for method in METHODS.values()}
+    found = RECIPES.values()
     last = tuple(each for each in found if not any(issubclass(other, each) for other in found if other is not each))
     return dataclass(frozen=True)(type("EveryRecipe", last, {}))  # of a recipe and one made from it the latter says all
 
@@ -79,7 +81,7 @@ def of_recipe(recipe: str | None, options: dict[str, Any]) -> dict[str, Any]:
     from objcrop.ssl.training.recipe import acting, resolve
 
     made = acting(resolve(recipe, options))
-    return {name: value for name, value in made.items() if name in options_of(Crops) or name in options}
+    return {name: value for name, value in made.items() if name in options_of(crops_alone()) or name in options}
 
 
 def writes(*suffixes: str, beside: str | None = None) -> Callable[[Path | None], Path | None]:
@@ -116,19 +118,20 @@ SEEDS: Any = {"min": 0, "max": 2**64 - 1}
 
 
 def takes(
-    group: Callable[[], type[Options]], only: Collection[str] = ()
+    group: Callable[[], type[Options]], only: Callable[[], Collection[str]] = tuple
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a group as flags; it gets those that were given as `options`, by name.
 
     Args:
-        group: returns the group. It is asked when the command is looked up: groups of methods import PyTorch.
-        only: the options that it has; none given stands for all.
+        group: returns the group. It is asked when the command is called, and imports it then.
+        only: returns those of its options that the command has; none stands for all.
     """
 
     def declared(command: Callable[..., None]) -> Callable[..., None]:
         def derived() -> Callable[..., None]:
             made_of = group()
-            known = {n: o for n, o in options_of(made_of).items() if n in only or not only}
+            some = only()
+            known = {n: o for n, o in options_of(made_of).items() if n in some or not some}
             hints = get_type_hints(command, include_extras=True)
             parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "options"]
             own = [p.replace(annotation=hints[p.name]) for p in parameters]
@@ -168,18 +171,39 @@ class _Command(typer.core.TyperCommand):
 
 
 class Commands(typer.core.TyperGroup):
-    """Commands, of which those that `takes` declares get their flags when they are looked up."""
+    """Commands, of which those that `takes` declares get their flags when they are looked up, not when they are listed.
+
+    So a list of commands imports nothing of what they do.
+    """
+
+    _listing = False
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a command by name."""
         command = super().get_command(ctx, cmd_name)
         derived = getattr(getattr(command, "callback", None), "derived", None)
-        if derived is None:
+        if derived is None or self._listing:
             return command
         single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
         single.command(cmd_name, cls=_Command)(derived())
         self.commands[cmd_name] = typer.main.get_command(single)
         return self.commands[cmd_name]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help of the group."""
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Return the commands and options that words for the shell may go on with."""
+        self._listing = True
+        try:
+            return super().shell_complete(ctx, incomplete)
+        finally:
+            self._listing = False
 
 
 def _flag(option: Option, home: type[Options]) -> Any:
@@ -192,9 +216,15 @@ def _flag(option: Option, home: type[Options]) -> Any:
 
 
 def note_options(context: typer.Context) -> None:
-    """Tell `way_out` the options of the command that is about to run; the callback of every group of commands."""
+    """Tell `way_out` the options of the command that is about to run; the callback of every group of commands.
+
+    A group that is called alone answers with its help.
+    """
     group: Any = context.command
-    command = group.get_command(context, context.invoked_subcommand) if context.invoked_subcommand else None
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+    command = group.get_command(context, context.invoked_subcommand)
     if command is not None:
         names = (name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))
         options_at_hand.set(frozenset(name for name in names if name.startswith("--")))

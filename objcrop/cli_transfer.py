@@ -17,10 +17,9 @@ console = Console(soft_wrap=True)
 
 def every_task() -> type[Options]:
     """Return the options of all tasks, put together."""
-    from objcrop.ssl.transfer.by_name import TASKS
+    from objcrop.ssl.transfer.task_options import TASK_OPTIONS
 
-    groups = tuple(dict.fromkeys(task.options for task in TASKS.values()))
-    return dataclass(frozen=True)(type("EveryTask", groups, {}))
+    return dataclass(frozen=True)(type("EveryTask", tuple(TASK_OPTIONS.values()), {}))
 
 
 @takes(every_task)

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from objcrop.errors import UsageError, shown
 
 Kind = Callable[[Any], Any]
@@ -44,7 +42,7 @@ def whole(low: int, high: int) -> Kind:
 
     def read(value: Any) -> int:
         number: int | None = None
-        if isinstance(value, (bool, np.bool_)):
+        if isinstance(value, bool):
             pass
         elif isinstance(value, Integral):
             number = int(value)
@@ -74,7 +72,7 @@ def number(low: float, high: float, *, above: bool = False, below: bool = False)
 
     def read(value: Any) -> float:
         try:
-            is_number = isinstance(value, Real) and not isinstance(value, (bool, np.bool_))
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
             is_number |= isinstance(value, str) and bool(_DECIMAL.fullmatch(value))
             found = float(value) if is_number else math.nan
         except OverflowError:
@@ -142,7 +140,8 @@ def text(like: str = ".+", must: str = "a word, a name or a path in one line") -
 
 def flag(value: Any) -> bool:
     """The kind of true and false."""
-    if not isinstance(value, (bool, np.bool_)):
+    of_numpy = type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    if not (isinstance(value, bool) or of_numpy):
         raise Unfit("true or false")
     return bool(value)
 

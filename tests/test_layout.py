@@ -71,7 +71,7 @@ HEAVY = {
     "objcrop": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
     "objcrop.dali_pipes.load_views": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
     "objcrop.dali_pipes.torch_loader": ("nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
-    "objcrop.cli": ("torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
+    "objcrop.cli": ("numpy", "yaml", "torch", "nvidia.dali", "cupy", "numba", "matplotlib", "pycocotools", "ray"),
 }
 
 
@@ -80,6 +80,33 @@ def test_imports_stay_light(module, heavy):
     code = f"import {module}, sys; print(sorted(set({heavy!r}) & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.stdout.strip() == "[]", run.stdout + run.stderr
+
+
+HELP = """
+import contextlib, io, sys, typer
+from objcrop.cli import app, main
+
+def commands(words, command):
+    yield words
+    for name, below in getattr(command, "commands", {}).items():
+        yield from commands([*words, name], below)
+
+heavy, seen = set(sys.argv[1].split()), {}
+for words in commands([], typer.main.get_command(app)):
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    assert "Usage: objcrop" in said.getvalue(), words
+    for module in heavy & set(sys.modules) - set(seen):
+        seen[module] = "objcrop " + " ".join(words)
+print(seen)
+"""
+
+
+def test_help_imports_nothing_that_works():
+    """Options stand in modules of their own, so that no command's help waits for what the command does."""
+    heavy = (*HEAVY["objcrop"], "torchvision", "pyarrow", "PIL", "cv2", "timm", "obstore")
+    run = subprocess.run([sys.executable, "-c", HELP, " ".join(heavy)], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "{}", run.stdout + run.stderr
 
 
 def test_environment_yml():

@@ -11,12 +11,11 @@ that without local views it is BYOL's. Only large views have targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 
+from objcrop.ssl.methods.byol_recipe import BYOLRecipe
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.methods.multi_crop import LARGE, embed_together, local_groups
 from objcrop.ssl.methods.unit_rows import unit_rows
@@ -24,29 +23,12 @@ from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads, byol_head
 from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import JointEmbedding, Recipe
 from objcrop.ssl.training.schedules import byol_momentum
 
 
 def byol_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Return the mean of 2 - 2 cos(prediction, target) (equation 2); both (N, dim), the target without gradient."""
     return (2 - 2 * (unit_rows(prediction) * unit_rows(target)).sum(1)).mean()
-
-
-@dataclass(frozen=True)
-class BYOLRecipe(Recipe, JointEmbedding):
-    """The options of BYOL, and what its paper trains with (appendix A and table 6)."""
-
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "augment": "byol",
-        "scale": (0.08, 1.0),
-        "optimiser": "lars",
-        "base_lr": 0.2,
-        "weight_decay": 1.5e-6,
-        "warmup_epochs": 10.0,
-        "dim": 256,
-        "ema": 0.996,
-    }
 
 
 class BYOL(Method):

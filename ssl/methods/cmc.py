@@ -15,27 +15,23 @@ from views in float, not of bytes; K is its code's 16,384 (its README says 4,096
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, augment_recipe
 from objcrop.dali_pipes.philox_torch import integers
-from objcrop.errors import UsageError, shown
-from objcrop.option import option
-from objcrop.option_value import whole, word
+from objcrop.errors import UsageError
 from objcrop.ranks import average_over_ranks
+from objcrop.ssl.methods.cmc_recipe import CMCRecipe
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads
 from objcrop.ssl.networks.memory_bank import MemoryBank
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices, sent
-from objcrop.ssl.training.recipe import Embedding, Recipe, Temperature
 
 SIDES = (("l", "ab"), ("ab", "l"))  # an embedding and the bank it is compared with
 
@@ -51,41 +47,6 @@ def nce_loss(scores: torch.Tensor, samples: int) -> torch.Tensor:
     positive, negative = scores[:, :1], scores[:, 1:]
     told = torch.log(positive / (positive + noise + 1e-7)).sum() + torch.log(noise / (negative + noise + 1e-7)).sum()
     return -told / len(scores)
-
-
-@dataclass(frozen=True)
-class CMCRecipe(Recipe, Embedding, Temperature):
-    """The options of CMC, and what its code trains a ResNet-50 with."""
-
-    in_parts: ClassVar[bool] = False
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "arch": "lab/resnet50",
-        "crops": "scene",
-        "augment": "flip",
-        "scale": (0.08, 1.0),
-        "batch_size": 128,
-        "epochs": 240,
-        "base_lr": 0.06,
-        "temperature": 0.07,
-    }
-
-    negatives: int = option(16384, whole(1, 2**18), "K, drawn for each sample")
-    loss: str = option("nce", word("nce", "softmax"), "nce, or softmax: InfoNCE over the same samples")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.arch.startswith("lab/"):
-            raise UsageError(
-                f"arch is {shown(self.arch)}, but {self.method} sees lightness and colour: take lab/NAME of a ResNet."
-            )
-        views = self.policy.views
-        for view, of_recipe in zip(views, augment_recipe(self.augment, len(views))):
-            augment = view.augment or of_recipe
-            if (augment.mean, augment.std) != (IMAGENET_MEAN, IMAGENET_STD):
-                raise UsageError(
-                    f"augment is {shown(self.augment)}, but {self.method} goes back to colours from views normalised "
-                    "by ImageNet's mean and deviation: take flip."
-                )
 
 
 class CMC(Method):

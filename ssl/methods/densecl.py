@@ -15,16 +15,14 @@ queues are no negatives, as in `moco.py`. Not built, since no shipped configurat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from objcrop.option import option
-from objcrop.option_value import number
+from objcrop.ssl.methods.densecl_recipe import DenseCLRecipe
 from objcrop.ssl.methods.info_nce import info_nce, info_nce_in_chunks
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
-from objcrop.ssl.methods.moco import MoCoRecipe, query_view
+from objcrop.ssl.methods.moco import query_view
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.feature_maps import give_maps
@@ -61,13 +59,6 @@ class DenseEncoder(Encoder):
         features, (last,) = self.backbone(views)
         cells = self.dense_heads(last, role)
         return features, self.heads(features, role), cells.flatten(2).mT, last.flatten(2).mT
-
-
-@dataclass(frozen=True)
-class DenseCLRecipe(MoCoRecipe):
-    """The options of DenseCL; trained as MoCo-v2 is."""
-
-    dense_weight: float = option(0.5, number(0, 1), "λ, share of the loss on cells; 0 is MoCo-v2")
 
 
 class DenseCL(Method):

@@ -15,9 +15,8 @@ bf16.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +25,13 @@ from torch import nn
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.dali_pipes.to_device import sent
 from objcrop.errors import UsageError
-from objcrop.option import option
-from objcrop.option_value import flag, number, whole
 from objcrop.ranks import rank_and_world_size
+from objcrop.ssl.methods.mae_recipe import MAERecipe
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.heads import RoleHeads
 from objcrop.ssl.networks.masked_vit import Decoder, encode_seen, taken, vision_transformer
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import Recipe
 
 
 def patches_of(views: torch.Tensor, side: int) -> torch.Tensor:
@@ -54,34 +51,6 @@ def masks(seed: int, step: int, samples: Any, patches: int) -> torch.Tensor:
     """Return the patches of each sample in a random order, int64 (N, patches); the first of them are seen."""
     drawn = uniforms(seed, step, samples, 0, "mask", patches)
     return torch.from_numpy(np.argsort(drawn, axis=1, kind="stable"))
-
-
-@dataclass(frozen=True)
-class MAERecipe(Recipe):
-    """The options of MAE, and what its paper trains with (appendix A.1, table 8)."""
-
-    has_batch_norm: ClassVar[bool] = False
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "arch": "timm/vit_base_patch16_224",
-        "crops": "scene",
-        "augment": "mae",
-        "epochs": 800,
-        "optimiser": "adamw",
-        "betas": (0.9, 0.95),
-        "base_lr": 1.5e-4,
-        "weight_decay": 0.05,
-        "warmup_epochs": 40.0,
-    }
-
-    mask: float = option(0.75, number(0, 1, above=True, below=True), "share of the patches that is hidden")
-    norm_pix: bool = option(True, flag, "draw each patch with the mean and variance of its pixels taken out")
-    decoder_dim: int = option(512, whole(32, 8192), "width of the decoder, a multiple of 32, the width of a head")
-    decoder_depth: int = option(8, whole(1, 1024), "blocks of the decoder")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decoder_dim % 32:
-            raise UsageError(f"decoder_dim is {self.decoder_dim}, but it must be a multiple of 32.")
 
 
 class MAE(Method):

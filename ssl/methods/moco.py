@@ -16,15 +16,14 @@ key: the loss is the mean over all queries, as theirs. Local views have no keys.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from objcrop.dali_pipes.philox import uniforms
-from objcrop.errors import UsageError
 from objcrop.ssl.methods.info_nce import info_nce
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.moco_recipe import MoCoRecipe
 from objcrop.ssl.methods.multi_crop import embed_together, local_groups
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
@@ -32,35 +31,11 @@ from objcrop.ssl.networks.heads import RoleHeads, moco_head
 from objcrop.ssl.networks.key_queue import KeyQueue
 from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import JointEmbedding, Queue, Recipe, Temperature
 
 
 def query_view(seed: int, step: int) -> int:
     """Return which of the two large views is the query at this step."""
     return int(uniforms(seed, step, 0, 0, "query_view")[0] < 0.5)
-
-
-def default_bn_groups(batch_size: int, most: int = 8) -> int:
-    """Return the largest power of two up to `most` that leaves every virtual device at least 4 rows."""
-    groups = most
-    while groups > 1 and (batch_size % groups or batch_size // groups < 4):
-        groups //= 2
-    return groups
-
-
-@dataclass(frozen=True)
-class MoCoRecipe(Recipe, JointEmbedding, Temperature, Queue):
-    """The options of MoCo-v2."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.queue:
-            raise UsageError(f"queue is 0, but {self.method} has no other negatives: take {self.batch_size}.")
-
-    @property
-    def virtual_devices(self) -> int:
-        """8, as the published runs had GPUs, where that leaves rows enough."""
-        return self.bn_groups or default_bn_groups(self.batch_size)
 
 
 class MoCo(Method):

@@ -12,20 +12,19 @@ velocity. One head serves all roles: neither of the two papers on boxes trains S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
 from objcrop.ranks import gather_ranks, rank_and_world_size
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
+from objcrop.ssl.methods.simclr_recipe import SimCLRRecipe
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads, simclr_head
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import MLPHead, Recipe, Temperature
 
 
 class OfAllRanks(torch.autograd.Function):
@@ -63,22 +62,6 @@ def nt_xent(one: torch.Tensor, other: torch.Tensor, temperature: float) -> torch
     logits = z @ OfAllRanks.apply(z).T / temperature
     logits = logits.scatter(1, before + rows[:, None], -torch.inf)
     return cross_entropy(logits, before + (rows + len(one)) % len(z))
-
-
-@dataclass(frozen=True)
-class SimCLRRecipe(Recipe, MLPHead, Temperature):
-    """The options of SimCLR, and what its paper trains with (section 2.2 and appendix A)."""
-
-    in_parts: ClassVar[bool] = False
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "augment": "simclr",
-        "scale": (0.08, 1.0),
-        "optimiser": "lars",
-        "base_lr": 0.3,
-        "weight_decay": 1e-6,
-        "warmup_epochs": 10.0,
-        "temperature": 0.1,
-    }
 
 
 class SimCLR(Method):

@@ -18,18 +18,15 @@ assigned to are made, since BatchNorm sees them, but not compared with what woul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 from torchvision.ops import roi_align
 
-from objcrop.option import option
-from objcrop.option_value import number, whole
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.methods.soco_boxes import cut_out, draws, jittered, shared_boxes
+from objcrop.ssl.methods.soco_recipe import SoCoRecipe
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.feature_maps import give_maps
@@ -37,7 +34,6 @@ from objcrop.ssl.networks.fpn import Pyramid
 from objcrop.ssl.networks.heads import RoleHeads, byol_head, region_head
 from objcrop.ssl.networks.momentum_encoder import follow, momentum_copy
 from objcrop.ssl.networks.shuffle_bn import VirtualBatchNorm, VirtualDevices
-from objcrop.ssl.training.recipe import MLPHead, MomentumEncoder, Recipe
 from objcrop.ssl.training.schedules import byol_momentum
 
 LEVELS = 4
@@ -114,31 +110,6 @@ def of_level(by_level: Sequence[torch.Tensor], level: torch.Tensor) -> torch.Ten
     """Return of (N × K, dim) a level those of each box's own (N, K), at length 1: (N, K, dim)."""
     every = torch.stack([each.unflatten(0, level.shape) for each in by_level])
     return unit_rows(every.gather(0, level[None, ..., None].expand(1, -1, -1, every.shape[-1]))[0])
-
-
-@dataclass(frozen=True)
-class SoCoRecipe(Recipe, MLPHead, MomentumEncoder):
-    """The options of SoCo, and what hologerry/SoCo trains it with (tools/SoCo_FPN_100ep.sh)."""
-
-    in_parts: ClassVar[bool] = False  # a step's boxes are looked up together
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "crops": "soco",
-        "scale": (0.5, 1.0),
-        "optimiser": "lars",
-        "base_lr": 1.0,
-        "weight_decay": 1e-5,
-        "warmup_epochs": 10.0,
-        "warmup_lr": 0.01,
-        "epochs": 100,
-        "dim": 256,
-        "ema": 0.99,
-    }
-
-    shared_boxes: int = option(4, whole(1, 1024), "boxes of an image that two views are compared by")
-    box_jitter: float = option(0.1, number(0, 0.5), "largest move and change of a box in the first view, share of it")
-    cutout: float = option(0.5, number(0, 1), "how often a square is cut out of a box in the other views")
-    pyramid_width: int = option(256, whole(1, 65536), "channels of the feature pyramid and of the regions' head")
-    region_width: int = option(1024, whole(1, 65536), "width of what the regions' head hands to the projection")
 
 
 class SoCo(Method):

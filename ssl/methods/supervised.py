@@ -6,15 +6,14 @@ mean over the classes of logistic regression.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Sequence
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from objcrop.errors import UsageError
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output
+from objcrop.ssl.methods.supervised_recipe import SupervisedRecipe
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads
@@ -27,21 +26,6 @@ def label_loss(logits: torch.Tensor, labels: torch.Tensor, single: bool) -> torc
     if single:
         return cross_entropy(logits.float(), labels.argmax(1))
     return binary_cross_entropy_with_logits(logits.float(), labels)
-
-
-@dataclass(frozen=True)
-class SupervisedRecipe(Recipe):
-    """One crop an image and its mirror image, as networks are trained on labels (He et al. 2016, torchvision)."""
-
-    learns_labels: ClassVar[bool] = True
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "crops": "scene",
-        "augment": "flip",
-        "scale": (0.08, 1.0),
-        "optimiser": "adam",
-        "base_lr": 1e-3,
-        "weight_decay": 0.0,
-    }
 
 
 class Supervised(Method):

@@ -21,26 +21,23 @@ Against facebookresearch/swav, at its script for batch 256:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.functional import log_softmax, normalize
 
-from objcrop.option import option
-from objcrop.option_value import number, whole
 from objcrop.ssl.methods.method import Batch, Data, Encoder, Method, Output, similarities
 from objcrop.ssl.methods.multi_crop import LARGE
 from objcrop.ssl.methods.sinkhorn import sinkhorn
+from objcrop.ssl.methods.swav_recipe import SwAVRecipe
 from objcrop.ssl.methods.unit_rows import unit_rows
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.heads import RoleHeads, byol_head
 from objcrop.ssl.networks.key_queue import KeyQueue
 from objcrop.ssl.networks.shuffle_bn import VirtualDevices
-from objcrop.ssl.training.recipe import MLPHead, Queue, Recipe, Temperature
 
 
 def swapped_prediction(scores: torch.Tensor, codes: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -54,36 +51,6 @@ def swapped_prediction(scores: torch.Tensor, codes: torch.Tensor, temperature: f
     log_p = log_softmax(scores / temperature, dim=2)
     others = log_p.sum(0) - log_p[: len(codes)]  # of each assigned crop: those of all crops but itself
     return -(codes * others).sum(2).mean() / (len(scores) - 1)
-
-
-def _queue_is_kept(at: SwAVRecipe) -> str | None:
-    return None if at.queue else "there is no queue"
-
-
-@dataclass(frozen=True)
-class SwAVRecipe(Recipe, MLPHead, Temperature, Queue):
-    """The options of SwAV, and what its paper trains with at batch 256 (facebookresearch/swav, scripts)."""
-
-    in_parts: ClassVar[bool] = False
-    holds_negatives: ClassVar[bool] = False
-    own_defaults: ClassVar[Mapping[str, Any]] = {
-        "augment": "swav",
-        "scale": (0.14, 1.0),
-        "local_views": 6,
-        "optimiser": "larc",
-        "base_lr": 0.6,
-        "final_lr": 0.0006,
-        "weight_decay": 1e-6,
-        "temperature": 0.1,
-        "queue": 3840,
-    }
-
-    prototypes: int = option(3000, whole(2, 2**24), "clusters that crops are assigned to")
-    epsilon: float = option(0.05, number(1e-4, 100), "smoothness of the codes; OAC takes .03 on OpenImages")
-    freeze_prototypes: int | None = option(
-        None, whole(0, 2**31 - 1), "steps that they stay as they are; default: an epoch's"
-    )
-    queue_epoch: int = option(15, whole(0, 10**6), "epoch, from 0, that the queue is filled from", idle=_queue_is_kept)
 
 
 class SwAV(Method):

@@ -7,9 +7,8 @@ each image has one class the loss is cross-entropy and the figures are top-1 and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +20,7 @@ from objcrop.dali_pipes.loading import Loading
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
-from objcrop.option import option, options_of
-from objcrop.option_value import flag, number, pair, whole
+from objcrop.option import options_of
 from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.average_precision import (
     average_precision,
@@ -33,27 +31,12 @@ from objcrop.ssl.evaluation.frozen_features import features, joined
 from objcrop.ssl.evaluation.probe import refuse_several
 from objcrop.ssl.methods.supervised import label_loss
 from objcrop.ssl.networks.backbones import width_at
+from objcrop.ssl.transfer.classification_options import ClassificationOptions
 from objcrop.ssl.transfer.confusion import confusion_of
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.pictures import draw_bars, draw_confusion
 from objcrop.ssl.transfer.task import Task
-
-
-@dataclass(frozen=True)
-class ClassificationOptions(Transfer):
-    """What is learnt of labels."""
-
-    group: ClassVar[str] = "classification"
-
-    size: int | None = option(None, whole(8, 8192), "side of the views, pixels; default: the checkpoint's")
-    scale: tuple[float, float] = option(
-        (0.08, 1.0), pair(number(0, 1, above=True)), "smallest and largest crop as shares of the image"
-    )
-    freeze: bool = option(False, flag, "leave the backbone as it is, its BatchNorm too, and learn the classifier alone")
-    single_label: bool | None = option(
-        None, flag, "each image has one class; default: where that is so of all images to learn from"
-    )
 
 
 class Classification(Task):

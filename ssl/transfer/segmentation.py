@@ -11,9 +11,8 @@ one class fills three quarters are drawn anew, and its photometric distortion dr
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,8 +28,7 @@ from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.errors import UsageError
 from objcrop.launcher import cores_here
-from objcrop.option import cannot_act, option
-from objcrop.option_value import flag, number, pair, whole, word
+from objcrop.option import cannot_act
 from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.confusion import confusion, segmentation_scores
@@ -44,6 +42,7 @@ from objcrop.ssl.transfer.pictures import draw_confusion
 from objcrop.ssl.transfer.psanet import psanet_head
 from objcrop.ssl.transfer.pspnet import pspnet_head
 from objcrop.ssl.transfer.scaled_crops import ScaledCrops
+from objcrop.ssl.transfer.segmentation_options import SegmentationOptions
 from objcrop.ssl.transfer.segmented_sheet import draw_segmented
 from objcrop.ssl.transfer.segmenter import Segmenter
 from objcrop.ssl.transfer.task import Task
@@ -53,28 +52,6 @@ MIRRORED = Augment(flip_p=0.5)
 SHOWN = 8  # test images in the picture
 # The ranges of the photometric distortion that SSD and mmsegmentation have.
 JITTERED = Augment(brightness=0.125, contrast=0.5, saturation=0.5, hue=0.05, jitter_p=0.5, flip_p=0.5)
-
-
-@dataclass(frozen=True)
-class SegmentationOptions(Transfer):
-    """What is learnt of pixels."""
-
-    group: ClassVar[str] = "segmentation"
-
-    backend: str = option("torch", word("torch"), "PIL in worker processes", flag="loader")
-    head: str = option(
-        "fcn",
-        word("fcn", "fcn-moco", "pspnet", "psanet"),
-        "fcn is torchvision's; fcn-moco has two dilated convolutions and maps of stride 16, not 8 (He et al. 2020)",
-    )
-    aux_weight: float = option(0.4, number(0, 10), "of a second head's loss, on the last map but one; 0 for none")
-    crop: tuple[int, int] = option((512, 1024), pair(whole(16, 8192)), "height and width of the crops, pixels")
-    scales: tuple[float, float] = option(
-        (0.5, 2.0), pair(number(0, 16, above=True)), "smallest and largest scale of an image before it is cropped"
-    )
-    jitter: bool = option(False, flag, "jitter brightness, contrast, saturation and hue of half of the crops")
-    background: bool = option(False, flag, "pixels of no mask are a class of their own; false leaves them out")
-    test_by: str = option("whole", word("whole", "windows"), "whole images, or windows of the crop's size")
 
 
 class Segmentation(Task):

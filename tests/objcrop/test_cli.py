@@ -9,6 +9,7 @@ import sys
 import pytest
 import typer
 
+from objcrop import __version__
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.cli import app
@@ -96,7 +97,28 @@ def test_errors_are_one_sentence_and_a_code(tmp_path, objcrop, arguments, code, 
 @pytest.mark.parametrize("words", [(), ("bench",)])
 def test_without_a_command_there_is_help_and_nothing_else(objcrop, words):
     run = objcrop(*words)
-    assert run.returncode == 2 and "Usage: objcrop" in run.stdout and not run.stderr.strip()
+    assert run.returncode == 0 and "Usage: objcrop" in run.stdout and not run.stderr.strip()
+
+
+def test_it_says_its_version(objcrop):
+    assert objcrop("--version").stdout == f"objcrop {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "goes_on"),
+    [
+        ("objcrop re", {"recipes", "reproduce", "reconstruct"}),
+        ("objcrop pretrain --epo", {"--epochs"}),
+        ("objcrop transfer --mod", {"--model"}),
+        ("objcrop bench so", {"sources"}),
+    ],
+)
+def test_the_shell_is_told_how_a_line_goes_on(objcrop, monkeypatch, line, goes_on):
+    asked = {"_OBJCROP_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    run = objcrop()
+    assert set(run.stdout.split()) == goes_on and not run.stderr
 
 
 def test_a_reader_that_goes_away_ends_it_in_silence():

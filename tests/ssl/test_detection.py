@@ -16,7 +16,8 @@ from objcrop.formats import index
 from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.run_folder import read_metrics
-from objcrop.ssl.transfer.detection import MODELS, Detection, DetectionOptions
+from objcrop.ssl.transfer.detection import Detection
+from objcrop.ssl.transfer.detection_options import MODELS, DetectionOptions
 from objcrop.ssl.transfer.origin import origin_of
 from objcrop.ssl.transfer.preset import preset_names, with_preset
 from objcrop.ssl.transfer.transfer import transfer

@@ -7,7 +7,8 @@ import pytest
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
 from objcrop.ssl.methods.by_name import METHODS
-from objcrop.ssl.methods.moco import MoCoRecipe
+from objcrop.ssl.methods.moco_recipe import MoCoRecipe
+from objcrop.ssl.methods.recipes import RECIPES
 from objcrop.ssl.training.recipe import FOLDER, Recipe, acting, resolve, settings
 
 
@@ -74,6 +75,10 @@ def test_files_that_are_no_recipe(tmp_path, text):
 def test_an_unknown_recipe_lists_those_there_are():
     with pytest.raises(UsageError, match="moco-v2"):
         resolve("mocco", {})
+
+
+def test_each_method_has_its_options():
+    assert {name: method.options for name, method in METHODS.items()} == RECIPES
 
 
 def test_the_option_method_names_all_that_there_are():

@@ -21,6 +21,7 @@ from objcrop.option import home_of, option, options_of, takes_options
 from objcrop.option_value import whole
 from objcrop.ssl.evaluation.probe_options import ProbeOptions
 from objcrop.ssl.methods.by_name import METHODS
+from objcrop.ssl.methods.recipes import RECIPES
 from objcrop.ssl.training.options import Training
 from objcrop.ssl.training.recipe import Recipe, acting, as_dict, resolve
 
@@ -78,6 +79,7 @@ def test_a_new_option_appears_everywhere(tmp_path, monkeypatch):
         novelty: int = option(3, whole(1, 9), "how new it is")
 
     monkeypatch.setattr(METHODS["byol"], "options", More)
+    monkeypatch.setitem(RECIPES, "byol", More)
     recipe = resolve(None, {"method": "byol", "novelty": "4"})
     assert recipe.novelty == 4 and as_dict(recipe)["byol"]["novelty"] == 4
     (tmp_path / "r.yaml").write_text("method: byol\nbyol: {novelty: 5}\n")

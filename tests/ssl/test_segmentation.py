@@ -16,7 +16,8 @@ from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.transfer.label_map import label_map
 from objcrop.ssl.transfer.origin import origin_of
 from objcrop.ssl.transfer.preset import preset_names, with_preset
-from objcrop.ssl.transfer.segmentation import Segmentation, SegmentationOptions
+from objcrop.ssl.transfer.segmentation import Segmentation
+from objcrop.ssl.transfer.segmentation_options import SegmentationOptions
 from objcrop.ssl.transfer.transfer import transfer
 
 TINY = {"background": True, "crop": (48, 64), "scales": (0.8, 1.25), "batch_size": 4, "steps": 3, "lr": 0.05,

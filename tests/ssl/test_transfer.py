@@ -25,6 +25,7 @@ from objcrop.ssl.transfer.confusion import confusion_of
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import origin_of
 from objcrop.ssl.transfer.preset import FOLDER, preset_names, with_preset
+from objcrop.ssl.transfer.task_options import TASK_OPTIONS
 from objcrop.ssl.transfer.transfer import TransferRun, transfer
 
 SMALL = dict(size=32, batch_size=8, steps=6, lr=0.02, device="cpu", loader="torch", workers=0, log_every_steps=1)
@@ -213,6 +214,10 @@ def test_rates_fall(options, rates):
 def test_the_rate_rises_for_a_tenth_of_the_run_at_most():
     made = Transfer(lr=2.0, warmup_steps=100, warmup_factor=0.5, milestones=(1, 1))
     assert [made.rate(step, 40) for step in range(5)] == pytest.approx([1, 1.25, 1.5, 1.75, 2])
+
+
+def test_each_task_has_its_options():
+    assert {name: task.options for name, task in TASKS.items()} == TASK_OPTIONS
 
 
 @pytest.mark.parametrize("name", preset_names())
