@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
-from torchvision.transforms import functional as tv
 
 from objcrop.kernels.colour_decisions import Decisions
 
@@ -17,6 +16,8 @@ def colour_pil(view: Image.Image, decisions: Decisions, mean: Sequence[float], s
     Returns:
         float32 (3, S, S).
     """
+    from torchvision.transforms import functional as tv  # 4 s of processor time, which other loaders need not wait for
+
     flip, jitter, factors, order, grey, sigma, solarise = decisions
     if jitter:
         steps = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torchvision.transforms.v2 import functional as tv
 
 from objcrop.kernels.colour_decisions import Decisions
 
@@ -33,6 +32,8 @@ def colour_reference(
     Returns:
         float32 (3, S, S).
     """
+    from torchvision.transforms.v2 import functional as tv  # as in colour_pil.py
+
     flip, jitter, factors, order, grey, sigma, solarise = decisions
     x = view.to(torch.float32) / 255
     if jitter:
