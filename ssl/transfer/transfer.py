@@ -106,7 +106,7 @@ class TransferRun(Loop):
         resume: whether it goes on.
     """
 
-    fixed = ("task", "arch", "size", "model", "head")
+    fixed = ("task", "arch", "size", "model", "head", "optimiser")
 
     def __init__(
         self, task: Task, of: Mapping[str, Any], folder: RunFolder, device: torch.device, resume: bool

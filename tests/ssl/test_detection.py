@@ -111,6 +111,8 @@ def test_a_resumed_run_ends_where_the_whole_one_does(scenes, tmp_path, monkeypat
     assert all(torch.equal(value, saved[1][name]) for name, value in saved[0].items())
     with pytest.raises(ObjcropError, match="was trained with model=mask-rcnn-fpn, not faster-rcnn-fpn"):
         learn(scenes, tmp_path / "part", resume=True)
+    with pytest.raises(ObjcropError, match="was trained with optimiser=sgd, not adamw"):
+        learn(scenes, tmp_path / "part", model="mask-rcnn-fpn", optimiser="adamw", resume=True)
 
 
 def test_bf16_and_bad_images(scenes, tmp_path):
@@ -251,6 +253,6 @@ def test_a_detector_learns_64_scenes_by_heart(tmp_path, model):
     draw_scenes(tmp_path / "s", 64, seed=0, size=(128, 96), classes=3, masks=True)
     catalog, _ = index(tmp_path / "s", "scenes")
     given = {"sides": (128, 128), "test_side": 128, "longest": 256, "regions": 64, "width": 32, "batch_size": 8}
-    found = learn(catalog, tmp_path / "run", model=model, **given, steps=600, log_every_steps=50)
+    found = learn(catalog, tmp_path / "run", model=model, **given, steps=900, log_every_steps=50)
     assert found["ap50"] > 0.8, found
     assert model.startswith("faster") or found["mask_ap50"] > 0.8, found
