@@ -109,7 +109,7 @@ class Plan:
             first = next(other.recipe for other in table_of(self.table.name).rows if other.trained)
             checkpoint = f"untrained:{resolve(first, self._of_method(first, {})).arch}"
         measured = [(each, self._measure(each, checkpoint)) for each in transfers_of(row) if _can(each, row)]
-        return PlannedRow(row, measured, "" if measured else "nothing that it is measured by is there")
+        return PlannedRow(row, measured, "" if measured else "a probe takes checkpoints of objcrop alone")
 
     def _pretrain(self, recipe: str, at: str = "") -> Stage:
         needs = needs_of(recipe)
@@ -204,7 +204,8 @@ def _left_out(row: Row, weights: str | None) -> str:
     if row.recipe == QUOTED:
         return "quoted from elsewhere"
     if row.recipe.startswith(IMAGENET):
-        return "" if weights else way_out("begins with torchvision's weights, give --weights FILE", "weights is None")
+        says = "begins with torchvision's weights"
+        return "" if weights else way_out(f"{says}, give --weights FILE", f"{says}, which are not given")
     if not row.trained:
         return "" if row.recipe == UNTRAINED else row.recipe.removeprefix(NONE)
     if "data" not in needs_of(row.recipe):
