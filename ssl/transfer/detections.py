@@ -98,12 +98,6 @@ class Detections:
         row, boxes, scores = (column[order] for column in columns)
         return Detections(row, boxes, scores, labels[order], masks)
 
-    def of(self, row: int) -> Detections:
-        """Return the detections on one image."""
-        these = slice(*np.searchsorted(self.row, [row, row + 1]).tolist())
-        masks = None if self.masks is None else self.masks[these]
-        return Detections(self.row[these], self.boxes[these], self.scores[these], self.labels[these], masks)
-
     def refuse_misfits(self, catalog: Catalog) -> None:
         """Raise an `ObjcropError` where these cannot be detections on a catalog's images."""
         if len(self) and (self.row[-1] >= len(catalog) or self.labels.max() >= len(catalog.classes)):
