@@ -197,8 +197,25 @@ def policies(results: Path) -> str:
     return table + f"\n\n`{result['machine']['command']}`"
 
 
+# ---- transfer
+
+
+def transfer(results: Path) -> str:
+    """Return one row an origin of the first transfer on photos."""
+    result = read_result(results / "voc07_transfer_cpu.json")
+    kinds = ("linear_map", "linear_map_11_point", "fine_tuned_map", "fine_tuned_map_11_point")
+    rows = [[name, *(_share(row[kind]) for kind in kinds)] for name, row in result["origins"].items()]
+    table = _table(["begins with", "linear mAP", "11-point", "fine-tuned mAP", "11-point"], rows)
+    return table + f"\n\n`{result['machine']['command']}`"
+
+
 def _share(value: float) -> str:
     return f"{value:.3f}".lstrip("0") if value < 0.9995 else "1"
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"speed": speed, "proposals": proposals, "policies": policies}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "speed": speed,
+    "proposals": proposals,
+    "policies": policies,
+    "transfer": transfer,
+}
