@@ -131,7 +131,7 @@ def _solarise(planes):
 
 @_compiled
 def _before_blur(pixels, jitter, factors, order, grey, planes):
-    """Spread uint8 (S, S, 3) into planes float32 (3, S * S), then jitter and grey."""
+    """Spread uint8 (H, W, 3) into planes float32 (3, H * W), then jitter and grey."""
     flat = pixels.reshape(-1)
     for c in range(3):
         plane = planes[c]
@@ -154,24 +154,24 @@ def _before_blur(pixels, jitter, factors, order, grey, planes):
 
 @_compiled
 def _after_blur(planes, solarise, flip, gain, bias, out):
-    """Solarise, normalise and interleave planes into out (S, S, 3), mirrored if asked."""
+    """Solarise, normalise and interleave planes into out (H, W, 3), mirrored if asked."""
     if solarise:
         _solarise(planes)
-    size = out.shape[0]
-    for y in range(size):
+    height, width = out.shape[:2]
+    for y in range(height):
         for c in range(3):
-            row = planes[c, y * size : (y + 1) * size]
+            row = planes[c, y * width : (y + 1) * width]
             target = out[y, :, c]
             if flip:
-                for x in range(size):
-                    target[x] = row[size - 1 - x] * gain[c] + bias[c]
+                for x in range(width):
+                    target[x] = row[width - 1 - x] * gain[c] + bias[c]
             else:
-                for x in range(size):
+                for x in range(width):
                     target[x] = row[x] * gain[c] + bias[c]
 
 
 def _blur(planes: NDArray[np.float32], size: int, sigma: float) -> None:
-    """Blur the planes in place with OpenCV's separable filter; its border 101 is torch's "reflect"."""
+    """Blur planes of a square view in place with OpenCV's separable filter; its border 101 is torch's "reflect"."""
     half = blur_kernel_size(size) // 2
     taps = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
     taps = taps / taps.sum()
@@ -182,12 +182,12 @@ def _blur(planes: NDArray[np.float32], size: int, sigma: float) -> None:
         cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel, dst=plane, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _planes_for(size: int) -> NDArray[np.float32]:
-    """Return this thread's planes for views of that side."""
-    planes: dict[int, NDArray[np.float32]] = _scratch.__dict__.setdefault("planes", {})  # one a side: views take turns
-    if size not in planes:
-        planes[size] = np.empty((3, size * size), np.float32)
-    return planes[size]
+def _planes_for(pixels: int) -> NDArray[np.float32]:
+    """Return this thread's planes, float32 (3, pixels), a part of the largest that it had."""
+    room: NDArray[np.float32] | None = getattr(_scratch, "room", None)
+    if room is None or room.size < 3 * pixels:
+        room = _scratch.room = np.empty(3 * pixels, np.float32)
+    return room[: 3 * pixels].reshape(3, pixels)
 
 
 def colour_one(
@@ -200,17 +200,17 @@ def colour_one(
     """Augment and normalise one view; arguments as `colour_reference`, with the GIL released.
 
     Args:
-        view: uint8 (S, S, 3), contiguous.
+        view: uint8 (H, W, 3), contiguous; square where it is blurred.
         decisions: of this view.
         mean: per channel.
         std: per channel.
-        out: float32 (S, S, 3), contiguous; filled.
+        out: float32 (H, W, 3), contiguous; filled.
     """
-    size = view.shape[0]
-    planes = _planes_for(size)
+    height, width = view.shape[:2]
+    planes = _planes_for(height * width)
     gain = (1 / np.asarray(std)).astype(np.float32)
     flip, jitter, factors, order, grey, sigma, solarise = decisions
     _before_blur(view, bool(jitter), factors, order, bool(grey), planes)
     if sigma > 0:
-        _blur(planes, size, float(sigma))
+        _blur(planes, width, float(sigma))
     _after_blur(planes, bool(solarise), bool(flip), gain, (-np.asarray(mean) * gain).astype(np.float32), out)

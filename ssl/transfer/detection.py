@@ -32,7 +32,6 @@ from objcrop.dali_pipes.scene_loader import load_scenes
 from objcrop.dali_pipes.scenes import Scenes, normalised
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.errors import ObjcropError
-from objcrop.option import cannot_act, options_of
 from objcrop.ranks import gather_on_first
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.detection_options import DetectionOptions
@@ -56,9 +55,7 @@ class Detection(Task):
 
     def __init__(self, how: Transfer, origin: Origin, train: Catalog, test: Catalog) -> None:
         super().__init__(how, origin, train, test)
-        for name in ("cache", "decode", "hw_decoder_load", "decoder_padding"):
-            if (value := getattr(how, name)) != options_of(DetectionOptions)[name].default:
-                raise cannot_act(name, value, "whole images are decoded on the CPU")
+        how.refuse_what_cpus_lack()
         self.masks = not self.how.model.startswith("faster-")
         objects = _objects(train, self.masks)
         _objects(test, self.masks)

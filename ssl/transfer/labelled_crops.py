@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.batch import Batch
+from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.torch_loader import Batches, TorchLoader
 from objcrop.dali_pipes.view_loader import GlobalBatches
 from objcrop.dali_pipes.view_plan import ViewPlan
+from objcrop.kernels.crop_resize import Windows, pixels_of
 from objcrop.ssl.transfer.label_map import label_map
 from objcrop.ssl.transfer.scaled_crops import ScaledCrops, scaled_crop
 
@@ -41,6 +44,41 @@ class LabelledCrops(Batch):
         return len(self.index)
 
 
+class DaliCropLoader(DaliLoader):
+    """Yields `LabelledCrops`, decoded by DALI on the CPU, scaled and coloured on threads.
+
+    Args:
+        planner: of the crops.
+        bad_images: what cannot be read.
+        background: whether pixels of no mask have a class.
+        dtype: of the crops.
+        **contract: as of `DaliLoader`.
+    """
+
+    planner: ScaledCrops
+
+    def __init__(
+        self, planner: ScaledCrops, bad_images: BadImages, *, background: bool, dtype: torch.dtype, **contract: Any
+    ) -> None:
+        super().__init__(planner, bad_images, device="cpu", dtype=dtype, decode="whole", **contract)
+        self._crops = _CropBatches(self.batches, "float", dtype, background)
+
+    def _identity(self) -> dict[str, Any]:
+        return {**super()._identity(), "crops": _name_of(self.planner)}
+
+    def _finished(self, plan: Any, asked: Any, windows: Windows, images: Any) -> Any:
+        """Return the batch whose images are these, which are held until they are read."""
+        of_image = Windows(*(part[0] for part in windows))
+        out = self._crops.blank(len(plan))
+
+        def one(i: int) -> None:
+            self._crops.put(out, i, Image.fromarray(np.ascontiguousarray(pixels_of(of_image, i))), plan)
+
+        for _ in self._pool.map(one, range(len(plan))):
+            pass
+        return self._crops.together(plan, asked, out)
+
+
 class CropLoader(TorchLoader):
     """Yields `LabelledCrops`, decoded by PIL in worker processes.
 
@@ -61,7 +99,11 @@ class CropLoader(TorchLoader):
         return _CropBatches(self.batches, self.colour, self.dtype, self.background)
 
     def _identity(self) -> dict[str, Any]:
-        return {**super()._identity(), "crops": f"{self.planner.crop} × {self.planner.scales}"}
+        return {**super()._identity(), "crops": _name_of(self.planner)}
+
+
+def _name_of(planner: ScaledCrops) -> str:
+    return f"{planner.crop} × {planner.scales}"
 
 
 class _CropBatches(Batches):
@@ -80,7 +122,7 @@ class _CropBatches(Batches):
         height, width = self._planner.crop
         return [torch.empty(n, height, width, 3), torch.empty(n, height, width, dtype=torch.uint8)]
 
-    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: ViewPlan) -> None:
+    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: Any) -> None:
         """Fill in sample i."""
         labels = label_map(self._planner.catalog, int(plan.row[i]), self.background)
         crop, classes = scaled_crop(image, labels, plan, i, self._planner.augment[0])

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from objcrop.dali_pipes.loading import Loading
-from objcrop.option import option
+from objcrop.option import cannot_act, option, options_of
 from objcrop.option_value import flag, number, pair, text, whole, word
 from objcrop.ssl.training.options import COUNT, RATE, Watched
 from objcrop.ssl.training.schedules import cosine_rate
@@ -56,6 +56,12 @@ class Transfer(Watched, Loading):
     nesterov: bool = option(False, flag, "Nesterov's momentum", idle=_is_sgd)
     weight_decay: float = option(1e-4, RATE, "L2, or of adamw")
     sync_bn: bool = option(False, flag, "BatchNorm over the batch of all GPUs, not of each")
+
+    def refuse_what_cpus_lack(self) -> None:
+        """Raise a `UsageError` where an option is given of decoding on a GPU or of a cache: neither is used here."""
+        for name in ("cache", "decode", "hw_decoder_load", "decoder_padding"):
+            if (value := getattr(self, name)) != options_of(type(self))[name].default:
+                raise cannot_act(name, value, "whole images are decoded on the CPU")
 
     def rate(self, step: int, total: int) -> float:
         """Return the learning rate of a step, from 0, of `total`."""

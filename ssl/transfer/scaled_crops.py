@@ -6,7 +6,7 @@ size, a mirror image half of the time. As with views, every decision is a pure f
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,15 +18,26 @@ from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
-from objcrop.kernels.colour_reference import colour_reference
+from objcrop.kernels.colour_cpu import colour_one
 from objcrop.ssl.transfer.segmenter import IGNORED
 
 
-class ScaledCrops(ViewPlanner):
-    """Plans of one view a sample, whose regions and windows are in pixels of the *scaled* image.
+@dataclass
+class CropPlan(ViewPlan):
+    """A plan of one view a sample, whose region and window are the whole image.
 
-    `regions` are the scaled image, `windows` the crop, which reaches over the right and lower edge of an image that is
-    smaller; what lies beyond is filled with the mean colour, and ignored.
+    Attributes:
+        scaled: int32 (N, 2) width and height of the scaled image.
+        crop: int32 (N, 4) x0, y0, x1, y1 in it; it reaches over the right and lower edge of an image that is smaller.
+            What lies beyond is filled with the mean colour, and ignored.
+    """
+
+    scaled: npt.NDArray[np.int32]
+    crop: npt.NDArray[np.int32]
+
+
+class ScaledCrops(ViewPlanner):
+    """Plans of crops.
 
     Args:
         catalog: the images.
@@ -42,7 +53,7 @@ class ScaledCrops(ViewPlanner):
         super().__init__(catalog, None, Crops(crops="scene", augment=augment), seed=seed)
         self.crop, self.scales = crop, scales
 
-    def plan(self, samples: npt.NDArray[np.int64], epoch: int) -> ViewPlan:
+    def plan(self, samples: npt.NDArray[np.int64], epoch: int) -> CropPlan:
         """Make every decision for these samples of this epoch."""
         plan = super().plan(samples, epoch)
         drawn = uniforms(self.seed, epoch, plan.sample, 0, "crop", 3)
@@ -51,12 +62,12 @@ class ScaledCrops(ViewPlanner):
         scaled = np.maximum(np.floor(self.catalog.sizes_of(plan.row) * scale + 0.5), 1).astype(np.int32)
         side = np.array(self.crop[::-1], np.int32)
         corner = (drawn[:, 1:] * (np.maximum(scaled - side, 0) + 1)).astype(np.int32)
-        regions = np.concatenate([np.zeros_like(scaled), scaled], 1)[:, None]
-        return replace(plan, regions=regions, windows=np.concatenate([corner, corner + side], 1)[:, None])
+        whole = {**vars(plan), "windows": plan.regions}
+        return CropPlan(**whole, scaled=scaled, crop=np.concatenate([corner, corner + side], 1))
 
 
 def scaled_crop(
-    image: Image.Image, labels: npt.NDArray[np.uint8], plan: ViewPlan, i: int, augment: Augment
+    image: Image.Image, labels: npt.NDArray[np.uint8], plan: CropPlan, i: int, augment: Augment
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return sample i's crop, float32 (3, h, w), normalised, and its labels, uint8 (h, w).
 
@@ -69,15 +80,17 @@ def scaled_crop(
         i: position in it.
         augment: its mean and standard deviation.
     """
-    (width, height), (x0, y0, x1, y1) = plan.regions[i, 0, 2:].tolist(), plan.windows[i, 0].tolist()
+    (width, height), (x0, y0, x1, y1) = plan.scaled[i].tolist(), plan.crop[i].tolist()
     right, lower = min(x1, width), min(y1, height)
     across, down = image.width / width, image.height / height
     source = (x0 * across, y0 * down, min(right * across, image.width), min(lower * down, image.height))
     small = image.resize((right - x0, lower - y0), Image.Resampling.BILINEAR, box=source)
-    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)
-    crop = torch.zeros(3, y1 - y0, x1 - x0)
+    pixels = np.array(small)
+    coloured = np.empty(pixels.shape, np.float32)
     decisions = plan.decisions(i, 0)._replace(flip=False)  # mirrored below, with what lies beyond the image
-    crop[:, : lower - y0, : right - x0] = colour_reference(pixels, decisions, augment.mean, augment.std)
+    colour_one(pixels, decisions, augment.mean, augment.std, coloured)
+    crop = torch.zeros(3, y1 - y0, x1 - x0)
+    crop[:, : lower - y0, : right - x0] = torch.from_numpy(coloured).permute(2, 0, 1)
     # The source pixel under each one's centre, in whole numbers.
     columns = (2 * np.arange(x0, right) + 1) * image.width // (2 * width)
     rows = (2 * np.arange(y0, lower) + 1) * image.height // (2 * height)

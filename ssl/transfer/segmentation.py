@@ -35,7 +35,7 @@ from objcrop.ssl.transfer.confusion import confusion, segmentation_scores
 from objcrop.ssl.transfer.dilated_resnet import DilatedResNet
 from objcrop.ssl.transfer.fcn import fcn_head
 from objcrop.ssl.transfer.label_map import label_map, pixel_classes
-from objcrop.ssl.transfer.labelled_crops import CropLoader, LabelledCrops
+from objcrop.ssl.transfer.labelled_crops import CropLoader, DaliCropLoader, LabelledCrops
 from objcrop.ssl.transfer.options import Transfer
 from objcrop.ssl.transfer.origin import Origin
 from objcrop.ssl.transfer.pictures import draw_confusion
@@ -64,6 +64,7 @@ class Segmentation(Task):
         super().__init__(how, origin, train, test)
         self.classes = pixel_classes(train, self.how.background)
         pixel_classes(test, self.how.background)
+        how.refuse_what_cpus_lack()
         if self.how.colour != "float":
             raise cannot_act("colour", self.how.colour, "crops are jittered in floating point alone")
         if self.how.head == "psanet" and self.how.test_by == "whole":
@@ -83,25 +84,22 @@ class Segmentation(Task):
         self.network = Segmenter(backbone, head, aux, self.how.aux_weight)
 
     def loader(self, device: torch.device, dtype: str, bad_images: Path) -> ViewLoader:
-        """Return crops with their label maps, decoded by PIL; see `Task`."""
+        """Return crops with their label maps; see `Task`."""
         how = self.how
         augment = JITTERED if how.jitter else MIRRORED
         images = self.train_images
         if how.disk_cache is not None:
             images = images.cached_on_disk(how.disk_cache, how.disk_cache_gb)
-        return CropLoader(
+        planned = (
             ScaledCrops(images, how.crop, how.scales, augment, how.seed),
             BadImages(images, how.max_bad, bad_images),
-            background=how.background,
-            workers=cores_here() if how.workers is None else how.workers,
-            prefetch=how.prefetch,
-            colour="float",
-            device=str(device),
-            dtype=TENSOR_TYPES[dtype],
-            batch_size=how.batch_size,
-            shuffle=True,
-            drop_last=True,
         )
+        contract: dict[str, Any] = {"background": how.background, "dtype": TENSOR_TYPES[dtype]}
+        contract |= {"batch_size": how.batch_size, "prefetch": how.prefetch, "shuffle": True, "drop_last": True}
+        if how.backend == "dali":
+            return DaliCropLoader(*planned, threads=how.threads or cores_here(), **contract)
+        workers = cores_here() if how.workers is None else how.workers
+        return CropLoader(*planned, workers=workers, colour="float", device=str(device), **contract)
 
     def forward(self, batch: LabelledCrops) -> dict[str, torch.Tensor]:
         """Return the losses of a batch; see `Task`."""

@@ -16,7 +16,9 @@ class SegmentationOptions(Transfer):
 
     group: ClassVar[str] = "segmentation"
 
-    backend: str = option("torch", word("torch"), "PIL in worker processes", flag="loader")
+    backend: str = option(
+        "dali", word("dali", "torch"), "dali, on the CPU, or torch for PIL in worker processes", flag="loader"
+    )
     head: str = option(
         "fcn",
         word("fcn", "fcn-moco", "pspnet", "psanet"),

@@ -21,7 +21,7 @@ from objcrop.ssl.transfer.segmentation_options import SegmentationOptions
 from objcrop.ssl.transfer.transfer import transfer
 
 TINY = {"background": True, "crop": (48, 64), "scales": (0.8, 1.25), "batch_size": 4, "steps": 3, "lr": 0.05,
-        "workers": 0, "device": "cpu"}  # fmt: skip
+        "threads": 1, "device": "cpu"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +111,10 @@ def test_what_cannot_be(scenes, tmp_path, objcrop):
         learn(scenes, tmp_path / "a", train=no_masks)
     with pytest.raises(UsageError, match="arch is 'timm/test_vit', which is no ResNet and cannot be dilated"):
         learn(scenes, tmp_path / "a", "untrained:timm/test_vit")
-    with pytest.raises(UsageError, match="backend is 'dali', but it must be one of: torch"):
-        learn(scenes, tmp_path / "a", backend="dali")
+    with pytest.raises(UsageError, match="backend is 'numpy', but it must be one of: dali, torch"):
+        learn(scenes, tmp_path / "a", backend="numpy")
+    with pytest.raises(UsageError, match=r"cache \('host'\) cannot act here: whole images are decoded on the CPU"):
+        learn(scenes, tmp_path / "a", cache="host")
     with pytest.raises(UsageError, match=r"colour \('pil'\) cannot act here"):
         learn(scenes, tmp_path / "a", colour="pil")
     too_large = r"images of 96×\d\d pixels are tested and PSANet takes no larger ones than its crops of 32×32"
