@@ -48,7 +48,7 @@ class BadImages:
             return
         self.reasons[row] = reason
         key = self.catalog.key(row)
-        log.warning("%s %s; another sample is shown instead", key, reason)
+        log.warning("%s %s; it is not used", key, reason)
         if self.listing is not None:
             try:
                 if f"{key}\t" not in self._listed():

@@ -39,12 +39,14 @@ def transfer(
 ) -> None:
     """Let a checkpoint learn a task and measure it; also under torchrun."""
     from objcrop.ranks import rank_and_world_size
+    from objcrop.ssl.transfer.by_name import task_class
     from objcrop.ssl.transfer.transfer import EVALUATION
     from objcrop.ssl.transfer.transfer import transfer as run_transfer
 
     found = run_transfer(checkpoint, task, train, test, output, preset=preset, resume=RESUMES[resume], **options)
     if rank_and_world_size()[0] > 0:
         return
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in found.items() if isinstance(value, float))
+    printed = task_class(task).headline or [name for name, value in found.items() if isinstance(value, float)]
+    figures = "  ".join(f"{name} {found[name]:.4f}" for name in printed if name in found)
     console.print(f"{checkpoint}, {task}: {figures}", markup=False, highlight=False)
     console.print(f"→ {output / EVALUATION}", highlight=False)

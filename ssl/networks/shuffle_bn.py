@@ -31,6 +31,24 @@ from objcrop.kernels.batch_norm import batch_norm, fits
 from objcrop.ranks import gather_ranks, rank_and_world_size
 
 
+class _SumOverRanks(torch.autograd.Function):
+    """A sum over all ranks, whose gradient is the sum of theirs; torch.distributed.nn's is on its way out."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return _summed(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        return _summed(gradients[0])
+
+
+def _summed(x: torch.Tensor) -> torch.Tensor:
+    total = x.clone(memory_format=torch.contiguous_format)
+    torch.distributed.all_reduce(total)
+    return total
+
+
 class VirtualBatchNorm(nn.modules.batchnorm._NormBase):
     """BatchNorm over the rows of one virtual device at a time; rows of a device lie side by side.
 
@@ -70,16 +88,14 @@ class VirtualBatchNorm(nn.modules.batchnorm._NormBase):
         Torch's SyncBatchNorm refuses tensors on the CPU, and on a GPU the host waits in every forward pass of it
         (pytorch/pytorch#78549).
         """
-        from torch.distributed.nn.functional import all_reduce
-
         axes = [0, *range(2, x.ndim)]
         wide = x.to(self.weight.dtype)
         _, world = rank_and_world_size()
         count = x.numel() // self.num_features * world
-        mean = all_reduce(wide.sum(axes)) / count
+        mean = _SumOverRanks.apply(wide.sum(axes)) / count
         shape = (1, -1, *[1] * (x.ndim - 2))
         centred = wide - mean.view(shape)
-        var = all_reduce(centred.square().sum(axes)) / count
+        var = _SumOverRanks.apply(centred.square().sum(axes)) / count
         with torch.no_grad():
             self._follow(mean, var * count / (count - 1))
         y = centred * torch.rsqrt(var + self.eps).view(shape)

@@ -6,6 +6,7 @@ resumed goes on as if nothing had happened.
 
 from __future__ import annotations
 
+import inspect
 import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -175,3 +176,15 @@ class Loop(ABC):
             self.folder.remove_unfinished()
             self.folder.cut_metrics(self.step)
         return saved
+
+
+def over_ranks(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module whose gradients are averaged over all ranks.
+
+    Its buffers are made the same when a checkpoint is written, not in every step.
+    """
+    # PyTorch 2.13 has another name for it, and warns of the old one in every rank.
+    new = "forward_sync_buffers" in inspect.signature(nn.parallel.DistributedDataParallel).parameters
+    how: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
+    devices = [device.index] if device.type == "cuda" else None
+    return nn.parallel.DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True, **how)

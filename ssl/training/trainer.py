@@ -35,7 +35,7 @@ from objcrop.ranks import any_rank, process_group, rank_and_world_size
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.methods.method import Batch, Data, Method
 from objcrop.ssl.networks.backbones import width_at
-from objcrop.ssl.training.loop import Loop
+from objcrop.ssl.training.loop import Loop, over_ranks
 from objcrop.ssl.training.online_boxes import PREFIX, OnlineBoxes
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.optimisers import optimiser_of
@@ -224,13 +224,7 @@ class Run(Loop):
                 logging.getLogger("objcrop").warning("Compiling the encoders: the first step may take minutes.")
         self.model: nn.Module = self.method
         if self.world > 1:
-            # Buffers are made the same when a checkpoint is written, not in every step.
-            self.model = nn.parallel.DistributedDataParallel(
-                self.method,
-                device_ids=[device.index] if device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+            self.model = over_ranks(self.method, device)
         if self.leads:
             self.folder.write_recipe({**as_dict(recipe), "resolved": {**loader.resolved, **self._origin()}})
             self._warn()

@@ -51,6 +51,7 @@ class Detection(Task):
     """A detector; see `Task`."""
 
     options = DetectionOptions
+    headline = ("ap", "ap50", "ap75", "mask_ap", "mask_ap50", "voc07_ap50", "voc_ap50")
     how: DetectionOptions
 
     def __init__(self, how: Transfer, origin: Origin, train: Catalog, test: Catalog) -> None:

@@ -38,10 +38,12 @@ class Task(nn.Module, ABC):
 
     Attributes:
         options: the class of `how`.
+        headline: the figures that the command line prints, where it does not print all.
         size: side of the views that `origin` is asked for, None for the checkpoint's own; read of the options.
     """
 
     options: ClassVar[type[Transfer]] = Transfer
+    headline: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, how: Transfer, origin: Origin, train: Catalog, test: Catalog) -> None:
         super().__init__()

@@ -23,7 +23,7 @@ from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError, printable
 from objcrop.ranks import any_rank, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.same_classes import same_classes
-from objcrop.ssl.training.loop import Loop
+from objcrop.ssl.training.loop import Loop, over_ranks
 from objcrop.ssl.training.recipe import acting
 from objcrop.ssl.training.run_folder import RunFolder, holds_run
 from objcrop.ssl.training.trainer import device_of, precision_of
@@ -130,10 +130,7 @@ class TransferRun(Loop):
         self.begin_watch(resume, "transfer", "lr")
         self.model: nn.Module = self.task
         if self.world > 1:
-            # Buffers are made the same when a checkpoint is written, not in every step.
-            self.model = nn.parallel.DistributedDataParallel(
-                self.task, device_ids=[device.index] if device.type == "cuda" else None, broadcast_buffers=False
-            )
+            self.model = over_ranks(self.task, device)
         if self.leads:
             resolved: dict[str, Any] = {"objcrop": __version__, "commit": commit(), "torch": str(torch.__version__)}
             resolved |= {"train": task.train_images.fingerprint, "test": task.test_images.fingerprint}
