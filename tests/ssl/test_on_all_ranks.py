@@ -61,7 +61,7 @@ def evaluated(folder, output):
     found = {}
     for name, (task, photos, options) in RUNS.items():
         catalog, made = Catalog.load(folder / f"{photos}.arrow"), TASKS[task]
-        how = made.options.read({**options, "device": "cpu", **({} if task == "detection" else {"workers": 0})})
+        how = made.options.read({**options, "device": "cpu", **({"workers": 0} if task == "classification" else {})})
         torch.manual_seed(0)
         learns = made(how, origin_of(NET, size=options.get("size")), catalog, catalog)
         (output / name).mkdir(parents=True, exist_ok=True)
@@ -70,7 +70,7 @@ def evaluated(folder, output):
 
 
 def learn(folder, **options):
-    about = {"background": True, "crop": (48, 64), "batch_size": 4, "steps": 1, "workers": 0, "device": "cpu"}
+    about = {"background": True, "crop": (48, 64), "batch_size": 4, "steps": 1, "threads": 1, "device": "cpu"}
     scenes = f"{folder}/scenes.arrow"
     return transfer(NET, "segmentation", scenes, scenes, f"{folder}/run", **about, **options)
 
