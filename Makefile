@@ -26,8 +26,13 @@ bench: $(STAMP)
 	$(BIN)/python -m objcrop bench plan
 	$(BIN)/python -m objcrop bench loader
 
-docs: $(STAMP)
+docs: $(VENV)/.installed-docs
 	$(BIN)/python -m objcrop.option_page docs/options.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+$(VENV)/.installed-docs: $(STAMP)
+	VIRTUAL_ENV=$(abspath $(VENV)) $(or $(UV),$(BIN)/uv) pip install -e '.[docs]' || $(BIN)/python -m pip install -e '.[docs]'
+	@touch $@
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,14))' || { echo "Python 3.10 to 3.13 is needed: make PYTHON=python3.12"; exit 1; }
@@ -38,4 +43,4 @@ $(STAMP): pyproject.toml
 	@rm -f $(VENV)/.installed-*; touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
