@@ -41,6 +41,11 @@ def test_every_page_is_in_the_menu():
     assert {page.name for page in PAGES} == {page for page in menu if "/" not in page}
 
 
+def test_the_reference_has_every_public_name():
+    named = re.findall(r"^::: .*\.(\w+)$", (DOCS / "reference.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(named) == sorted(objcrop.__all__)
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
 def test_what_a_page_links_to_is_there(page):
     text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
