@@ -5,10 +5,10 @@
     objcrop bench loader --where …        one loader, stage by stage: bench/where.py
 
 Our loaders make the same two moco-v2 views of the same images, from the same plan; rivals make theirs of the same
-files, which bench/rivals says more about. Each is warmed up by two batches a worker, then measured `repeats` times in
-turn with the others, so that a busy minute hits all alike; medians are reported, and processor time counts worker
-processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason: also what
-crashes, since all is measured in a process of its own. Ratios within one run are what to trust.
+files, which bench/rivals says more about. Each is warmed up by eight batches or two a worker, then measured `repeats`
+times in turn with the others, so that a busy minute hits all alike; medians are reported, and processor time counts
+worker processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason:
+also what crashes, since all is measured in a process of its own. Ratios within one run are what to trust.
 
 GPU memory is what the device has less of after a measurement than before the loader was made (torch.cuda.mem_get_info:
 DALI and PyTorch both keep what they once took, so that is their peak; another program on the device would count in).
@@ -49,6 +49,7 @@ from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.whole_file import save_picture
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
+WARM_UP = 8  # batches: workers started, code compiled, queues in their rhythm
 SLOWEST = 20  # images a second that any machine decodes
 QUICKER = 8  # times as many images are measured of those that work on a GPU
 
@@ -162,22 +163,24 @@ def measure(wanted: Wanted, name: str, count: int) -> tuple[Stopwatch, float]:
         name: of the contender or ceiling.
         count: batches; of what is fast enough more are taken, for a clock to tell.
     """
+    warm_up = WARM_UP
     if name in CEILINGS:
         begin, times = CEILINGS[name]
     else:
         begin, times = CONTENDERS[name].batches, QUICKER if CONTENDERS[name].needs_gpu else 1
+        if not name.startswith("dali, "):  # what works in processes
+            warm_up = max(warm_up, 2 * wanted.workers)
     watch = Stopwatch()
-    memory = lap(watch, begin, wanted, times * count)
+    memory = lap(watch, begin, wanted, times * count, warm_up)
     return watch, memory
 
 
-def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int) -> float:
-    """Take the time of `count` batches after a warm-up; return the GPU memory taken, MiB."""
+def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int, warm_up: int = WARM_UP) -> float:
+    """Take the time of `count` batches after a warm-up of so many; return the GPU memory taken, MiB."""
     on_gpu = wanted.device == "cuda"
     # Also before workers are forked: a pipeline of DALI that a child inherits and destroys would hang it.
     free_before = free_memory(on_gpu)
     with closing(begin(wanted)) as batches:
-        warm_up = max(8, 2 * wanted.workers)  # workers started, code compiled, queues in their rhythm
         for _ in alive(islice(batches, warm_up)):
             pass
         watch.lap(_until_done(alive(islice(batches, count)), on_gpu))

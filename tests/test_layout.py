@@ -121,3 +121,11 @@ def test_environment_yml():
     assert extras <= set(project["optional-dependencies"]) and len(extras & {"cuda12", "cuda13"}) == 1
     assert "pip" in conda and "python " + project["requires-python"] in conda
     assert not [c for c in conda if c.split()[0] in ("numpy", "pytorch", "torchvision", "opencv", "cupy")]
+
+
+def test_all_tell_the_same_version():
+    from objcrop import __version__
+
+    said = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["version"]
+    changes = re.search(r"^## ([\d.]+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert changes is not None and said == changes[1] == __version__
