@@ -61,7 +61,9 @@ def test_all_turns_whatever_is_decoded(turned, tmp_path, decode):
         expected = [view for batch in loader for view in batch.views]
     for ours, whole, other in zip(expected, *views, strict=True):
         assert (ours - whole).abs().mean() < 0.03  # nvJPEG is not libjpeg to the bit
-        assert torch.equal(whole, other)  # a view is its window alone, borders too
+        # A view is its window alone, borders too. Parts of JPEGs are decoded by another decoder than whole ones (on an
+        # H200 1 level off the CPU's at most, where whole ones are 4), so these are close, and the others equal.
+        assert torch.equal(whole, other) if decode != "union" else (whole - other).abs().mean() < 0.03
 
 
 def test_the_torch_loader_copies_ahead_and_in_order(photos):
