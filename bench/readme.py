@@ -203,9 +203,9 @@ def policies(results: Path) -> str:
 def transfer(results: Path) -> str:
     """Return one row an origin of the first transfer on photos."""
     result = read_result(results / "voc07_transfer_cpu.json")
-    kinds = ("linear_map", "linear_map_11_point", "fine_tuned_map", "fine_tuned_map_11_point")
+    kinds = ("linear_map", "linear_map_11_point", "fine_tuned_map", "fine_tuned_map_11_point", "detection_voc07_ap50")
     rows = [[name, *(_share(row[kind]) for kind in kinds)] for name, row in result["origins"].items()]
-    table = _table(["begins with", "linear mAP", "11-point", "fine-tuned mAP", "11-point"], rows)
+    table = _table(["begins with", "linear mAP", "11-point", "fine-tuned mAP", "11-point", "detection AP50"], rows)
     return table + f"\n\n`{result['machine']['command']}`"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torchvision.ops import masks_to_boxes
@@ -94,14 +95,19 @@ class SceneLoader(DaliLoader):
         of_image = Windows(*(part[0] for part in windows))
         shown = plan.part[:, 2:] - plan.part[:, :2]
         frame = -(-shown.max(0) // MULTIPLE) * MULTIPLE
-        out = torch.zeros(len(plan), frame[1], frame[0], 3, dtype=torch.uint8)
+        out = torch.empty(len(plan), frame[1], frame[0], 3, dtype=torch.uint8)
 
         def one(i: int) -> tuple[torch.Tensor, ...]:
             (width, height), (x0, y0, x1, y1) = plan.size[i].tolist(), plan.part[i].tolist()
             seen = pixels_of(of_image, i)
-            upright = np.array(seen[:, ::-1] if plan.flip[i] else seen, order="C")  # a copy: no negative strides
+            upright = np.array(seen, order="C")  # a copy: no negative strides
+            if plan.flip[i]:
+                upright = cv2.flip(upright, 1)  # NumPy takes thirty times as long, more than it takes to resize
             whole = resize_uint8(torch.from_numpy(upright), (height, width), "bilinear")
-            out[i, : y1 - y0, : x1 - x0] = whole[y0:y1, x0:x1]
+            height, width = y1 - y0, x1 - x0
+            out[i, :height, :width] = whole[y0:y1, x0:x1]
+            out[i, height:] = 0  # what lies beyond alone: all of it would take as long as to resize
+            out[i, :height, width:] = 0
             return self._objects(plan, i)
 
         boxes, labels, masks = (list(part) for part in zip(*self._pool.map(one, range(len(plan)))))
