@@ -101,6 +101,17 @@ def print_tried(result: dict[str, Any], console: Console) -> None:
     console.print(table)
 
 
+def print_checks(checks: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print one row a check: its verdict and what that means."""
+    table = Table(box=None, pad_edge=False)
+    for head in ("check", "verdict", "what was seen"):
+        table.add_column(head, no_wrap=head != "what was seen")
+    colours = {"passed": "green", "failed": "red", "cannot tell": "yellow"}
+    for name, check in checks.items():
+        table.add_row(name, Text(check["verdict"], colours[check["verdict"]]), Text(check["sentence"]))
+    console.print(table)
+
+
 def print_steps(summary: dict[str, Any], console: Console) -> None:
     """Print one row a step: how it ended and what came of it; and the names of those that are left."""
     table = Table(box=None, pad_edge=False)

@@ -138,6 +138,33 @@ def bench_loader(
             plot_loader(result, output.with_suffix(".png"))
 
 
+@bench_app.command("audit")
+def bench_audit(
+    factory: Annotated[
+        str, typer.Argument(help="Function that makes the loader, see below.", metavar="MODULE:FUNCTION")
+    ],
+    output: JsonOption = None,
+    size: Annotated[int, typer.Option(min=32, help="Side of the views, pixels.")] = 64,
+    epochs: Annotated[int, typer.Option(min=2, help="Epochs of 96 images whose views are measured.")] = 8,
+) -> None:
+    """Does anybody's loader feed what it says: order, ranks, resumption, bad files, crops, colours?
+
+    FUNCTION(folder, *, batch_size, size, seed, rank, world_size, blur_p) makes an iterable of pairs (views, index) of
+    an epoch: MoCo-v2's views of DIR/0000.jpg, 0001.jpg, …, uint8 or float in 0..1, and the numbers in their names.
+    `objcrop.bench.our_factory:make_loader` is ours; its file shows how one looks, bench/audit.py says all.
+    """
+    from objcrop.bench.audit import bench_audit as run_bench
+    from objcrop.bench.machine import write_result
+    from objcrop.bench.table import print_checks
+
+    result = run_bench(factory, size=size, epochs=epochs)
+    print_checks(result["checks"], console)
+    for line in result["verdict"]:
+        console.print(line, highlight=False)
+    if output is not None:
+        write_result(output, result)
+
+
 @bench_app.command("train")
 def bench_train(
     catalog: Annotated[Path | None, typer.Option(help="Catalog; default: drawn scenes.")] = None,

@@ -45,6 +45,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench scenes.output": ("missing.arrow",),
     "bench sources.output": ("--catalog", "missing.arrow"),
     "bench loader.output": ("--catalog", "missing.arrow"),
+    "bench audit.output": ("missing_module:make_loader",),
     "bench train.output": ("--catalog", "missing.arrow"),
     "bench policies.output": ("--train", "missing.arrow", "--test", "missing.arrow"),
     "bench policies.runs": ("--train", "missing.arrow", "--test", "missing.arrow", "-o", "fine.json"),
