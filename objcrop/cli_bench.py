@@ -140,9 +140,7 @@ def bench_loader(
 
 @bench_app.command("audit")
 def bench_audit(
-    factory: Annotated[
-        str, typer.Argument(help="Function that makes the loader, see below.", metavar="MODULE:FUNCTION")
-    ],
+    factory: Annotated[str, typer.Argument(help="The function that makes the loader.", metavar="MODULE:FUNCTION")],
     output: JsonOption = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the views, pixels.")] = 64,
     epochs: Annotated[int, typer.Option(min=2, help="Epochs of 96 images whose views are measured.")] = 8,
@@ -150,7 +148,7 @@ def bench_audit(
     """Does anybody's loader feed what it says: order, ranks, resumption, bad files, crops, colours?
 
     FUNCTION(folder, *, batch_size, size, seed, rank, world_size, blur_p) makes an iterable of pairs (views, index) of
-    an epoch: MoCo-v2's views of DIR/0000.jpg, 0001.jpg, …, uint8 or float in 0..1, and the numbers in their names.
+    an epoch: MoCo-v2's views of folder/0000.jpg, 0001.jpg, …, uint8 or float in 0..1, and the numbers in their names.
     `objcrop.bench.our_factory:make_loader` is ours; its file shows how one looks, bench/audit.py says all.
     """
     from objcrop.bench.audit import bench_audit as run_bench
