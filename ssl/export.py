@@ -53,7 +53,7 @@ def export(
     """
     one_of(format, FORMATS, "--format")
     saved = load_checkpoint(checkpoint, BACKBONE)
-    arch, weights = saved["recipe"]["arch"], backbone_weights(saved)
+    arch, weights = saved["recipe"]["arch"], backbone_weights(saved, checkpoint)
     if arch.startswith("lab/"):
         raise UsageError(f"{checkpoint} is {arch}, two networks of lightness and of colour, which no format holds.")
     of_timm = arch.startswith("timm/")

@@ -45,7 +45,7 @@ def frozen_backbone(checkpoint: str | os.PathLike[str], size: int | None = None)
     trained = int(saved["recipe"]["size"])
     network, _ = backbone(saved["recipe"]["arch"], trained)
     try:
-        network.load_state_dict(backbone_weights(saved))
+        network.load_state_dict(backbone_weights(saved, checkpoint))
     except RuntimeError as error:
         what = " ".join(str(error).split())[:160]
         raise ObjcropError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -156,7 +157,7 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     except Exception as error:
         raise ObjcropError(f"{path} holds no weights that can be read ({str(error).strip()[:80]!r}).") from None
     if isinstance(content, dict) and content.get("kind") == "objcrop checkpoint":
-        return backbone_weights(load_checkpoint(file, BACKBONE))
+        return backbone_weights(load_checkpoint(file, BACKBONE), path)
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(v, torch.Tensor) for v in content.values()):
@@ -164,7 +165,16 @@ def read_weights(path: str) -> dict[str, torch.Tensor]:
     return content
 
 
-def backbone_weights(checkpoint: dict) -> dict[str, torch.Tensor]:
-    """Return the encoder's weights out of a loaded checkpoint, named as the bare network names them."""
+def backbone_weights(checkpoint: dict, path: str | os.PathLike[str]) -> dict[str, torch.Tensor]:
+    """Return the encoder's weights out of a checkpoint loaded from `path`, named as the bare network names them.
+
+    Raises:
+        ObjcropError: it has none, as a run of transfer.
+    """
     prefix = "encoder.backbone."
-    return {k[len(prefix) :]: v for k, v in checkpoint["method"].items() if k.startswith(prefix)}
+    found = {k[len(prefix) :]: v for k, v in checkpoint["method"].items() if k.startswith(prefix)}
+    if not found:
+        task = checkpoint["recipe"].get("task")
+        what = "holds no pretrained backbone" if task is None else f"is of a run of transfer, and a network for {task}"
+        raise ObjcropError(f"{path} {what}; name the last.pt of a run of pretrain.")
+    return found

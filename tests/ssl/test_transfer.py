@@ -16,7 +16,9 @@ from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
 from objcrop.ssl.evaluation.average_precision import average_precision
-from objcrop.ssl.evaluation.frozen_features import features
+from objcrop.ssl.evaluation.frozen_features import features, frozen_backbone
+from objcrop.ssl.export import export
+from objcrop.ssl.networks.backbones import read_weights
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.ssl.transfer.by_name import TASKS
@@ -196,6 +198,21 @@ def test_weights_of_torchvision_and_of_ours_are_origins(colours, tmp_path):
         origin_of(last, "resnet18")
     with pytest.raises(ObjcropError, match=r"none\.pt"):
         origin_of(tmp_path / "none.pt")
+
+
+def test_a_run_of_transfer_is_no_origin(colours, tmp_path):
+    """Once an export of it held no weights, and said so in a number alone."""
+    learn(colours, tmp_path / "run", steps=1)
+    last = tmp_path / "run" / "last.pt"
+    said = "last.pt is of a run of transfer, and a network for classification; name the last.pt of a run of pretrain"
+    for use in (
+        lambda: export(last, tmp_path / "w.pt", "torchvision"),
+        lambda: frozen_backbone(last),
+        lambda: read_weights(str(last)),
+        lambda: learn(colours, tmp_path / "again", checkpoint=last),
+    ):
+        with pytest.raises(ObjcropError, match=said):
+            use()
 
 
 @pytest.mark.parametrize(
