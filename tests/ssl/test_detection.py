@@ -23,6 +23,7 @@ from objcrop.ssl.transfer.preset import preset_names, with_preset
 from objcrop.ssl.transfer.transfer import transfer
 
 NET = "untrained:timm/test_resnet"
+SLOWER = ("mask-rcnn-c4", "vitdet-cascade")  # of which no more is new than of their neighbours
 TINY = {"sides": (64, 96), "test_side": 64, "longest": 128, "anchor": 8, "regions": 16, "width": 8, "batch_size": 4,
         "steps": 3, "threads": 1, "device": "cpu", "log_every_steps": 1}  # fmt: skip
 
@@ -40,7 +41,7 @@ def learn(scenes, output, train=None, checkpoint=NET, **options):
     return transfer(checkpoint, "detection", train or scenes, scenes, output, **{**TINY, **options})
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", [pytest.param(m, marks=[pytest.mark.slow] * (m in SLOWER)) for m in MODELS])
 def test_every_model_from_start_to_figures(scenes, tmp_path, model):
     vit = {"checkpoint": "untrained:timm/test_vit", "optimiser": "adamw", "lr": 1e-3, "scales": (0.5, 2), "sides": None}
     found = learn(
@@ -141,6 +142,7 @@ def test_images_without_objects_are_negatives_or_left_out(scenes, tmp_path):
     assert (of_masks["without_objects"], of_masks["train_images"]) == (3, 5)
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_together(scenes, tmp_path):
     flags: list[str] = []
     for name, value in {**TINY, "steps": 2}.items():

@@ -125,6 +125,7 @@ def test_two_ranks_find_what_one_process_finds(folder):
             assert picture.read_bytes() == (folder / "two" / name / picture.name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_lost_rank_is_no_hang_and_the_evaluation_begins_anew(folder):
     """Row 3 is of the second rank: the first, which waits for it, is ended; the checkpoint is there."""
     run = on_two_ranks(LOST, folder)
