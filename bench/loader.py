@@ -70,12 +70,14 @@ class Contender:
         needs_gpu: makes its views on one.
         package: that must be installed.
         ours: made from the plan; the others are rivals.
+        processes: it works in processes of its own, each of which takes batches to begin.
     """
 
     batches: Batches
     needs_gpu: bool = False
     package: str | None = None
     ours: bool = False
+    processes: bool = True
 
     def left_out(self, device: str) -> str | None:
         """Return why it cannot be measured, None where it can."""
@@ -89,11 +91,17 @@ class Contender:
 CONTENDERS: dict[str, Contender] = {
     "torch, colour=pil": Contender(partial(our, backend="torch", colour="pil"), ours=True),
     "torch, colour=float": Contender(partial(our, backend="torch", colour="float"), ours=True),
-    "dali, cpu": Contender(partial(our, backend="dali", made_on="cpu"), ours=True),
-    "dali, cuda": Contender(partial(our, backend="dali"), needs_gpu=True, ours=True),
-    "dali, cpu, cache=host": Contender(partial(our, backend="dali", made_on="cpu", cache="host"), ours=True),
-    "dali, cuda, cache=host": Contender(partial(our, backend="dali", cache="host"), needs_gpu=True, ours=True),
-    "dali, cuda, cache=device": Contender(partial(our, backend="dali", cache="device"), needs_gpu=True, ours=True),
+    "dali, cpu": Contender(partial(our, backend="dali", made_on="cpu"), ours=True, processes=False),
+    "dali, cuda": Contender(partial(our, backend="dali"), needs_gpu=True, ours=True, processes=False),
+    "dali, cpu, cache=host": Contender(
+        partial(our, backend="dali", made_on="cpu", cache="host"), ours=True, processes=False
+    ),
+    "dali, cuda, cache=host": Contender(
+        partial(our, backend="dali", cache="host"), needs_gpu=True, ours=True, processes=False
+    ),
+    "dali, cuda, cache=device": Contender(
+        partial(our, backend="dali", cache="device"), needs_gpu=True, ours=True, processes=False
+    ),
     "torchvision v2": Contender(torchvision_v2),
     "nvImageCodec, torchvision v2": Contender(partial(nvimgcodec_v2, device="cpu"), package="nvidia.nvimgcodec"),
     "nvImageCodec, torchvision v2, gpu": Contender(
@@ -167,8 +175,9 @@ def measure(wanted: Wanted, name: str, count: int) -> tuple[Stopwatch, float]:
     if name in CEILINGS:
         begin, times = CEILINGS[name]
     else:
-        begin, times = CONTENDERS[name].batches, QUICKER if CONTENDERS[name].needs_gpu else 1
-        if not name.startswith("dali, "):  # what works in processes
+        contender = CONTENDERS[name]
+        begin, times = contender.batches, QUICKER if contender.needs_gpu else 1
+        if contender.processes:
             warm_up = max(warm_up, 2 * wanted.workers)
     watch = Stopwatch()
     memory = lap(watch, begin, wanted, times * count, warm_up)

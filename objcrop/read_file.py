@@ -22,6 +22,7 @@ T = TypeVar("T")
 _NAMES = """EIO ESTALE EMFILE ENFILE ENOMEM EINTR EAGAIN EBUSY ETIMEDOUT ENOBUFS EREMOTEIO ECONNRESET ECONNABORTED
 ECONNREFUSED ENOTCONN ENETDOWN ENETUNREACH ENETRESET EHOSTDOWN EHOSTUNREACH ENOLINK ECOMM EPROTO ESHUTDOWN ENOLCK"""
 PASSING = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
+BLOCK = 1 << 20  # bytes
 PAUSES = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)  # seconds between tries
 
 
@@ -84,9 +85,9 @@ def read_file(path: str) -> bytes:
     def read() -> bytes:
         descriptor = open_file(path)
         try:
-            wanted = os.fstat(descriptor).st_size
-            data = os.read(descriptor, wanted)
-            while len(data) < wanted and (more := os.read(descriptor, wanted - len(data))):
+            data = os.read(descriptor, os.fstat(descriptor).st_size + 1)
+            # One call gives 2 GiB at most, and a size may be none or an old one: on some shares, and of what grows.
+            while more := os.read(descriptor, BLOCK):
                 data += more
             return data
         finally:

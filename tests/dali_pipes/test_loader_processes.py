@@ -106,6 +106,7 @@ for backend, processes in dict(torch=dict(workers=0), dali=dict(threads=2)).item
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_stays_put_over_fifty_epochs(saved):
     run = subprocess.run([sys.executable, "-c", MEMORY], cwd=saved, capture_output=True, text=True, check=True)

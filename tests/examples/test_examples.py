@@ -82,6 +82,7 @@ def pretrain(output):
     return (*data, "--output", output, *(word for option in [*SMALL, "bn_groups=2"] for word in ("--set", option)))
 
 
+@pytest.mark.slow
 def test_two_machines(data):
     environment = {**os.environ, "HEAD": "127.0.0.1", "NODES": "2", "GPUS": "1", "PORT": str(free_port())}
     environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
@@ -133,6 +134,7 @@ def test_slurm_gives_a_run_time_to_save_itself():
         assert any(option in action.option_strings for action in launcher.get_args_parser()._actions), option
 
 
+@pytest.mark.slow
 def test_kubernetes(data, tmp_path):
     """The fields of a PyTorchJob that the operator asks for, and the container's own line, started as it starts it."""
     job = yaml.safe_load((EXAMPLES / "kubernetes.yaml").read_text())

@@ -38,6 +38,16 @@ def flaky(monkeypatch):
     return prepare
 
 
+def test_a_file_is_read_to_its_end_whatever_its_size_is_said_to_be(tmp_path, monkeypatch):
+    content = bytes(range(256)) * 9000
+    (tmp_path / "photo").write_bytes(content)
+    facts = os.stat(tmp_path / "photo")
+    for size in (0, 5, len(content), 2 * len(content)):
+        told = os.stat_result((*facts[:6], size, *facts[7:10]))
+        monkeypatch.setattr(reading.os, "fstat", lambda descriptor, told=told: told)
+        assert read_file(str(tmp_path / "photo")) == content
+
+
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOMEM, errno.EINTR, errno.ETIMEDOUT])
 def test_what_passes_is_waited_for(tmp_path, flaky, number):
     (tmp_path / "a").write_bytes(b"all of it")

@@ -413,6 +413,7 @@ def test_bf16_and_devices(photos, tmp_path):
     assert all(-8.01 < line["loss"] < 8.01 for line in read_metrics(tmp_path / "run" / "metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_the_loss_falls_and_nothing_collapses(photos, tmp_path):
     given = dict(TINY, optimiser="sgd", base_lr=0.3, warmup_epochs=0, pyramid_width=16, region_width=64, steps=30)
     run = pretrain(resolve(None, {**given, "log_every_steps": 1}), *photos, tmp_path / "run")

@@ -106,6 +106,7 @@ def test_wrong_use_is_one_sentence(recipe, photos, tmp_path):
         sweep(path, *photos, tmp_path / "runs", **TINY)
 
 
+@pytest.mark.slow
 def test_several_processes_sweep_together_and_one_of_them_tells(recipe, labelled, tmp_path):
     flags = [part for name, value in TINY.items() for part in ("--set", f"{name}={value}")]
     command = ("-m", "objcrop", "sweep", recipe, "--catalog", labelled, *flags, "-o", "runs")
