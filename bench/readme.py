@@ -1,8 +1,8 @@
-"""The README's numbers, from the files in bench/results.
+"""The tables of README.md and docs/numbers.md, from the files in bench/results.
 
-    objcrop bench readme          rewrites what stands between `<!-- made of NAME -->` and `<!-- end -->`
+    objcrop bench readme          rewrites what stands between `<!-- table: NAME -->` and `<!-- end -->`
 
-A file is named MACHINE_WHAT.json; what has no file yet has no row. A test holds the README to what this makes.
+A file is named MACHINE_WHAT.json; what has no file yet has no row. A test holds both pages to what this makes.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 
 from objcrop.bench.machine import read_result
 
-RESULTS = Path("bench/results")
+PAGES = (Path("README.md"), Path("docs/numbers.md"))
+RESULTS = Path("bench/results")  # docs/bench links here, so that one address serves both pages
 Result = dict[str, Any]
 
 
-def with_numbers(readme: str, results: Path = RESULTS) -> str:
-    """Return the text of a README with its blocks made anew.
+def with_numbers(page: str, results: Path = RESULTS) -> str:
+    """Return the text of a page with its tables made anew.
 
     Raises:
         ObjcropError: a result file is missing or is none.
@@ -29,7 +30,7 @@ def with_numbers(readme: str, results: Path = RESULTS) -> str:
         return f"{found[1]}\n\n{BLOCKS[found[2]](results)}\n\n{found[3]}"
 
     names = "|".join(BLOCKS)
-    return re.sub(rf"(<!-- made of ({names}) -->)\n.*?(<!-- end -->)", block, readme, flags=re.DOTALL)
+    return re.sub(rf"(<!-- table: ({names}) -->)\n.*?(<!-- end -->)", block, page, flags=re.DOTALL)
 
 
 def _table(heads: list[str], rows: list[list[str]]) -> str:
@@ -39,10 +40,24 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 # ---- speed: one row a file
 
 
+# The few that the README shows.
+TELLING = ("cpu_loader", "cpu_sources", "cpu_plan", "h200_train", "h200_kernels")
+
+
 def speed(results: Path) -> str:
     """Return the machines and one row for each file of a bench of speed, GPUs first."""
     found = [(path, kind) for kind in ROWS for path in results.glob(f"*_{kind}.json")]
     found.sort(key=lambda each: each[0].name.startswith("cpu"))  # stable: the kinds stay in order
+    return _speed(found)
+
+
+def telling(results: Path) -> str:
+    """Return the few rows of `speed` that say most."""
+    found = [(results / f"{name}.json", name.partition("_")[2]) for name in TELLING]
+    return _speed(found)
+
+
+def _speed(found: list[tuple[Path, str]]) -> str:
     machines: dict[str, str] = {}
     rows = []
     for path, kind in found:
@@ -214,6 +229,7 @@ def _share(value: float) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "telling": telling,
     "speed": speed,
     "proposals": proposals,
     "policies": policies,

@@ -310,12 +310,16 @@ def bench_gpu(
 
 @bench_app.command("readme")
 def bench_readme(
-    readme: Annotated[Path, typer.Argument(help="Text with blocks to fill.", callback=writes())] = Path("README.md"),
+    page: Annotated[
+        Path | None,
+        typer.Argument(help="Page with tables to fill; default: README.md and docs/numbers.md.", callback=writes()),
+    ] = None,
 ) -> None:
-    """Write the numbers of bench/results into the README."""
-    from objcrop.bench.readme import with_numbers
+    """Write the numbers of bench/results into the README and docs/numbers.md."""
+    from objcrop.bench.readme import PAGES, with_numbers
     from objcrop.whole_file import read_text, whole_file
 
-    text = with_numbers(read_text(readme, "text", "name one with blocks to fill"))
-    with whole_file(readme) as part:
-        part.write_text(text, encoding="utf-8")
+    for each in PAGES if page is None else (page,):
+        text = with_numbers(read_text(each, "text", "name one with tables to fill"))
+        with whole_file(each) as part:
+            part.write_text(text, encoding="utf-8")

@@ -52,7 +52,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "bench proposals.output": ("missing.arrow",),
     "bench kernels.output": ("--device", "cpu"),
     "bench gpu.output": ("--dry-run", "--only", "kernels"),
-    "bench readme.readme": (),
+    "bench readme.page": (),
 }
 FOLDERS = {
     "index.unpack",
@@ -96,7 +96,7 @@ def bad_places(folder):
 def test_a_place_that_cannot_be_written_is_said_before_any_work(tmp_path, objcrop, output):
     command, name = output.split(".")
     found = dict(paths_of(typer.main.get_command(app)))[output]
-    suffix = "" if output in FOLDERS or name == "readme" else next(s for s in SUFFIXES if accepts(found, s))
+    suffix = "" if output in FOLDERS or name == "page" else next(s for s in SUFFIXES if accepts(found, s))
     for place in bad_places(tmp_path):
         if output in FOLDERS and place in ("missing/x", "a-folder"):
             continue
@@ -128,7 +128,7 @@ def accepts(parameter, suffix):
     return True
 
 
-@pytest.mark.parametrize("output", sorted(set(WRITES) - FOLDERS - {"export.output", "bench readme.readme"}))
+@pytest.mark.parametrize("output", sorted(set(WRITES) - FOLDERS - {"export.output", "bench readme.page"}))
 def test_another_suffix_is_wrong_use(tmp_path, objcrop, output):
     command, name = output.split(".")
     run = objcrop(*command.split(), *WRITES[output], f"--{name}", "y.txt", cwd=tmp_path)
