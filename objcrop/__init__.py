@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from objcrop.bench.headroom import headroom
     from objcrop.box_stats import stats
     from objcrop.boxes import BoxTable
     from objcrop.catalog import Catalog
@@ -49,6 +50,7 @@ __all__ = [
     "ViewSpec",
     "Views",
     "export",
+    "headroom",
     "index",
     "join_catalogs",
     "load_views",
@@ -72,6 +74,7 @@ _HOMES = {
     "ViewSpec": "objcrop.dali_pipes.crop_policy",
     "Views": "objcrop.dali_pipes.views",
     "export": "objcrop.ssl.export",
+    "headroom": "objcrop.bench.headroom",
     "index": "objcrop.formats",
     "join_catalogs": "objcrop.joined_catalogs",
     "load_views": "objcrop.dali_pipes.load_views",

@@ -15,6 +15,7 @@ SIGNATURES = {
     "ViewPlan": "sample row box regions windows flip jitter factors order grey sigma solarise",
     "Views": "views index requested labels plan substituted boxes",
     "export": "checkpoint output format",
+    "headroom": "loader say",
     "index": "source format *limit *verify *strict **options",
     "join_catalogs": "catalogs",
     "load_views": " ".join(
