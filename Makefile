@@ -1,5 +1,5 @@
 # make demo | make test | make test-slow | make bench | make docs | make clean
-# needs: make, Python 3.10 to 3.13 with venv.  CUDA=12 or 13 (default: the driver's), PYTHON=python3.x
+# needs: make, Python 3.10 to 3.14 with venv.  CUDA=12 or 13 (default: the driver's), PYTHON=python3.x
 PYTHON ?= python3
 VENV   ?= .venv
 DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n "s/.*CUDA Version: *\([0-9]*\).*/\1/p")
@@ -35,11 +35,11 @@ $(VENV)/.installed-docs: $(STAMP)
 	@touch $@
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,14))' || { echo "Python 3.10 to 3.13 is needed: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3,10) <= sys.version_info[:2] < (3,15))' || { echo "Python 3.10 to 3.14 is needed: make PYTHON=python3.12"; exit 1; }
 	@test -L objcrop/ssl || { echo "objcrop/ssl is not a link: clone with git on Linux or WSL (core.symlinks=true)"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(if $(UV),,$(BIN)/python -m pip install -q uv)
-	VIRTUAL_ENV=$(abspath $(VENV)) $(or $(UV),$(BIN)/uv) pip install -e '.[cuda$(CUDA),test]' || $(BIN)/python -m pip install -e '.[cuda$(CUDA),test]'
+	VIRTUAL_ENV=$(abspath $(VENV)) $(or $(UV),$(BIN)/uv) pip install -e '.[cuda$(CUDA),all,test]' || $(BIN)/python -m pip install -e '.[cuda$(CUDA),all,test]'
 	@rm -f $(VENV)/.installed-*; touch $@
 
 clean:

@@ -46,6 +46,7 @@ from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.devices import device_kind
 from objcrop.errors import one_of, refuse_without_gpu
+from objcrop.extras import from_extra
 from objcrop.whole_file import save_picture
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
@@ -313,7 +314,7 @@ def plot_loader(result: dict[str, Any], path: Path) -> None:
 
     Lines are the smallest and the largest of the repeats. A ceiling far above all contenders is written, not drawn.
     """
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     loaders = result["loaders"]
     highest = max(row["images_per_s_max"] for row in loaders.values())

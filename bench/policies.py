@@ -17,6 +17,7 @@ from rich.console import Console
 
 from objcrop.bench.machine import write_result
 from objcrop.catalog import Catalog
+from objcrop.extras import from_extra
 from objcrop.proposals import propose
 from objcrop.ssl.evaluation.probe import probe
 from objcrop.ssl.training.recipe import resolve
@@ -96,7 +97,7 @@ def bench_policies(
 
 def plot_policies(result: dict[str, Any], path: Path) -> None:
     """Draw each contender's linear and nearest-neighbour mAP, a dot a seed, with the untrained network as a line."""
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)

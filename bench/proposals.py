@@ -27,6 +27,7 @@ from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import one_of
+from objcrop.extras import from_extra
 from objcrop.proposals import propose
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -87,7 +88,7 @@ def bench_proposals(
         UsageError: no method of a name in `only`.
         ObjcropError: the catalog has no ground truth.
     """
-    import cv2
+    cv2 = from_extra("cv2")
     import torch
 
     looking: dict[str, tuple[Callable[[], Proposer], int]] = dict(LOOKING)

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra
 
 BUCKET, KEY, SECRET = "bucket", "AKTESTKEY", "a-secret-that-nobody-may-see"
 # What the network may do to an answer besides delaying it.
@@ -54,8 +55,7 @@ class Server:
 
     def store(self, bucket: str = BUCKET) -> Any:
         """Return a bucket as obstore has it."""
-        from obstore.store import S3Store
-
+        S3Store = from_extra("obstore.store").S3Store
         where = f"http://127.0.0.1:{self.port}"
         options: Any = {"endpoint": where, "region": "us-east-1", "client_options": {"allow_http": True}}
         return S3Store(bucket, access_key_id=KEY, secret_access_key=SECRET, **options)

@@ -36,6 +36,7 @@ from objcrop.bench.stopwatch import Stopwatch
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra
 from objcrop.formats import index
 from objcrop.image_bytes import IN_FLIGHT
 
@@ -127,8 +128,7 @@ def _far_away(folder: Path, delay: float) -> Iterator[int]:
 
 def _laid_out(photos: Catalog, folder: Path) -> dict[str, Catalog]:
     """Put the images into a tar and the bucket, and return the catalog of each source."""
-    from obstore.store import from_url
-
+    from_url = from_extra("obstore.store").from_url
     plain: Any = {"client_options": {"allow_http": True}}
     bucket = from_url("s3://bucket", **plain)
     with tarfile.open(folder / "photos.tar", "w") as tar:

@@ -18,6 +18,7 @@ from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlanner
 from objcrop.devices import device_kind
 from objcrop.errors import UsageError
+from objcrop.extras import require
 from objcrop.launcher import cores_here
 from objcrop.option import takes_options
 
@@ -82,6 +83,7 @@ def load_views(
 
         workers = cores_here() if chosen.workers is None else chosen.workers
         return TorchLoader(planner, bad, workers=workers, colour=chosen.colour, **contract)
+    require("nvidia.dali")
     from objcrop.dali_pipes.dali_loader import DaliLoader
     from objcrop.dali_pipes.decode_crop_resize import default_threads
 

@@ -30,6 +30,7 @@ import torch
 from torch.nn.functional import conv2d
 
 from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra
 from objcrop.kernels.first_of_equal import first_of_equal
 from objcrop.whole_file import read_text, whole_file
 
@@ -122,7 +123,7 @@ def load_bing(path: str | os.PathLike[str]) -> BingModel:
 
 
 def _published(folder: Path) -> BingModel:
-    import cv2
+    cv2 = from_extra("cv2")
 
     def matrix(name: str) -> torch.Tensor:
         path = folder / f"ObjNessB2W8MAXBGR.{name}.yml.gz"

@@ -90,7 +90,12 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'objcrop' has no attribute '{name}'")
-    return getattr(import_module(_HOMES[name]), name)
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from objcrop.extras import missing_package
+
+        raise missing_package(error) or error from None
 
 
 def __dir__() -> list[str]:

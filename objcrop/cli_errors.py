@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from objcrop.errors import ObjcropError, in_a_sentence
+from objcrop.extras import missing_package
 
 COMPLETES = "_OBJCROP_COMPLETE"  # set by the shell where it asks how a line may go on
 
@@ -67,6 +68,7 @@ def _invoke(app: typer.Typer, words: list[str]) -> None:
 
 def _answer(error: Any) -> tuple[str, int]:
     """Return what to say of an error and the exit code; raises the error again where it is a fault of objcrop's own."""
+    error = missing_package(error) or error
     if isinstance(error, ObjcropError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):

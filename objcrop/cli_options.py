@@ -14,6 +14,7 @@ import typer.core
 import typer.main
 
 from objcrop.errors import ObjcropError, UsageError, one_of, options_at_hand
+from objcrop.extras import require
 from objcrop.option import Option, Options, home_of, in_words, options_of
 from objcrop.option_value import flag
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
@@ -89,7 +90,7 @@ def writes(*suffixes: str, beside: str | None = None) -> Callable[[Path | None],
 
     Args:
         suffixes: those it may have; none for any.
-        beside: suffix of a second file that is written beside it.
+        beside: suffix of a second file that is written beside it; a PNG is matplotlib's.
     """
 
     def tried(path: Path | None) -> Path | None:
@@ -97,6 +98,8 @@ def writes(*suffixes: str, beside: str | None = None) -> Callable[[Path | None],
             refuse_unwritable(path, suffixes)
             if beside is not None:
                 refuse_unwritable(path.with_suffix(beside))
+            if beside == ".png":
+                require("matplotlib")
         return path
 
     return tried

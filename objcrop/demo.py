@@ -19,6 +19,7 @@ from typing import Any
 from rich.console import Console
 
 from objcrop.catalog import Catalog
+from objcrop.extras import from_extra, require
 
 POLICIES = ("scene-scene", "obj-obj+dilate")
 # The queue stays well below the number of scenes: else it holds the positives' own images as negatives.
@@ -45,6 +46,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     from objcrop.ssl.training.run_folder import read_metrics
     from objcrop.ssl.training.trainer import pretrain
 
+    require("cv2", "matplotlib")
     began = time.perf_counter()
     commands: list[str] = []
 
@@ -113,7 +115,7 @@ def _scenes(folder: Path, n: int, seed: int, say: Any) -> Catalog:
 
 def _loss_curves(results: dict[str, Any]) -> str:
     """Return the loss of both runs over their steps as a PNG in base64."""
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.add_subplot()

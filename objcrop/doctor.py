@@ -150,8 +150,8 @@ def _version(module: str, *packages: str) -> str:
 
 
 def _python() -> str:
-    if not (3, 10) <= sys.version_info[:2] < (3, 14):
-        raise RuntimeError(f"{sys.version.split()[0]}; objcrop needs 3.10 to 3.13")
+    if not (3, 10) <= sys.version_info[:2] < (3, 15):
+        raise RuntimeError(f"{sys.version.split()[0]}; objcrop needs 3.10 to 3.14")
     return sys.version.split()[0]
 
 

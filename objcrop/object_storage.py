@@ -18,6 +18,7 @@ from functools import cache
 from typing import IO, Any, NamedTuple, TypeVar, cast
 
 from objcrop.errors import ObjcropError, UsageError, printable
+from objcrop.extras import from_extra
 from objcrop.image_bytes import RangeFile, another_file
 from objcrop.place import Place, SourceFile
 
@@ -146,7 +147,7 @@ def _asked(address: str, ask: Callable[[Any, str], T]) -> T:
 
 def _tried(address: str, ask: Callable[[], T]) -> T:
     """Return what `ask` returns; its errors become ours, and an answer that was cut is asked for again."""
-    from obstore import exceptions
+    exceptions = from_extra("obstore.exceptions")
 
     for left in reversed(range(CUT)):
         try:
@@ -210,10 +211,7 @@ def _store_of(address: str) -> tuple[Any, str]:
 @cache
 def _store(bucket: str, process: int) -> Any:
     """Open a store; each process has its own."""
-    try:
-        from obstore import store
-    except ImportError:
-        raise ObjcropError(f"{bucket} needs the package obstore; install it: pip install 'objcrop[remote]'.") from None
+    store = from_extra("obstore.store")
     plain = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") or bucket.startswith("http://")
     backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2}
     options: Any = {

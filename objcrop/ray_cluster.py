@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from objcrop import __version__
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.extras import from_extra
 from objcrop.ranks import rank_and_world_size
 
 TRIES = 5  # of a task after the first, for as many machines that die with it
@@ -44,10 +45,7 @@ def ray_cluster(address: str | None) -> Iterator[None]:
     if rank_and_world_size()[1] > 1:
         raise UsageError("ray shares the work over its own workers: run one process, without torchrun.")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        import ray
-    except ImportError:
-        raise UsageError("ray is not installed; `pip install ray`, or work without it.") from None
+    ray = from_extra("ray")
     own = not ray.is_initialized()
     if own:
         _join(address)
@@ -66,8 +64,7 @@ def cluster_at_hand() -> bool:
 
 
 def _join(address: str) -> None:
-    import ray
-
+    ray = from_extra("ray")
     quiet: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if address == "local":
         quiet["include_dashboard"] = False
@@ -93,7 +90,7 @@ def on_ray(make: Callable[[], Callable[[Any], Any]], parts: Mapping[int, Any]) -
     Raises:
         ObjcropError: a machine of the cluster cannot do the work, or all of them are gone.
     """
-    import ray
+    ray = from_extra("ray")
 
     def there(packed: bytes, name: str, version: str, folder: str, part: bytes) -> tuple[Any, str, str]:
         """Run on a worker; sent as it stands here, and a part packed, since the worker may have no objcrop."""

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.extras import from_extra, require
 from objcrop.option_value import seed_of
 from objcrop.progress import tracked
 from objcrop.whole_file import whole_file
@@ -71,7 +72,7 @@ def draw_scenes(
         masks: whether instances.json holds the visible pixels of each object too, as RLE.
 
     Raises:
-        UsageError: an option is out of range.
+        UsageError: an option is out of range, or OpenCV is missing.
         ObjcropError: the folder cannot be written.
     """
     if n < 1 or min(size) < 64 or not 2 <= classes <= len(CLASSES) or (workers or 0) < 0:
@@ -79,6 +80,7 @@ def draw_scenes(
             f"draw_scenes got n={n}, size={size}, classes={classes}, workers={workers}; it needs n >= 1, sides >= 64, "
             f"2 to {len(CLASSES)} classes and workers >= 0."
         )
+    require("cv2")
     seed = seed_of(seed)
     images = os.path.join(folder, "images")
     try:
@@ -127,7 +129,7 @@ def _draw(
     seed: int, index: int, size: tuple[int, int], classes: int
 ) -> tuple[Picture, Picture, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return a scene's image, which object (from 1) each pixel shows (H, W), and the objects' boxes and classes."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
     width, height = size if rng.random() < 0.8 else size[::-1]
@@ -169,7 +171,7 @@ def _draw(
 def _write_scene(
     folder: str, seed: int, size: tuple[int, int], classes: int, masks: bool, index: int
 ) -> tuple[Any, ...]:
-    import cv2
+    cv2 = from_extra("cv2")
 
     cv2.setNumThreads(1)
     image, owner, boxes, labels = _draw(seed, index, size, classes)
@@ -216,7 +218,7 @@ def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float
 
 def _noise(rng: np.random.Generator, width: int, height: int, cell: int) -> Plane:
     """Return smooth noise in about -1..1, float32 (height, width), with blotches of about `cell` pixels."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     grid = rng.uniform(-1, 1, (height // cell + 3, width // cell + 3)).astype(np.float32)
     return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR if cell < 10 else cv2.INTER_CUBIC)
@@ -224,7 +226,7 @@ def _noise(rng: np.random.Generator, width: int, height: int, cell: int) -> Plan
 
 def _background(rng: np.random.Generator, width: int, height: int, hue: float) -> Picture:
     """Return a gradient of two kindred colours with noise, stripes or blotches over it, uint8 (H, W, 3)."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     near = hue + rng.normal(0, 30)
     first = _colour(rng, near, (0.05, 0.6), (0.25, 0.9))
@@ -252,7 +254,7 @@ def _background(rng: np.random.Generator, width: int, height: int, hue: float) -
 
 def _clutter(rng: np.random.Generator, image: Picture) -> None:
     """Draw lines and blobs that belong to no class over the background, in place."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     height, width = image.shape[:2]
 
@@ -320,7 +322,7 @@ def _outline(rng: np.random.Generator, name: str) -> list[tuple[Points, int]]:
 
 def _object(rng: np.random.Generator, name: str, side: int) -> tuple[Plane, Plane]:
     """Return an object's alpha (h, w) and its second colour's share (h, w), both 0..1; `side` is its longer side."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.0)
     shear = rng.uniform(-0.2, 0.2)
@@ -377,7 +379,7 @@ def _place(
 
 def _paint(rng: np.random.Generator, image: Picture, patch: tuple[slice, slice], alpha: Plane, second: Plane) -> None:
     """Paint an object with two colours, texture and shading into `image` at `patch`, in place."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     height, width = alpha.shape
     behind = np.array(cv2.mean(image[patch])[:3], np.float32)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from objcrop.errors import UsageError
+from objcrop.extras import from_extra
 from objcrop.objectness import POOR, PRECISE
 from objcrop.whole_file import save_picture
 
@@ -39,7 +40,7 @@ def draw_stats(results: dict[str, dict[str, Any]], path: str | os.PathLike[str])
         UsageError: no result.
         ObjcropError: the path cannot be written.
     """
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     if not results:
         raise UsageError("draw_stats got no result; pass at least one of `stats`.")

@@ -22,6 +22,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.decode_crop_resize import decode_whole, default_threads, windows_in
 from objcrop.devices import device_kind, resolve_device
 from objcrop.errors import UsageError
+from objcrop.extras import from_extra, require
 from objcrop.kernels.crop_resize import Windows, crop_resize
 from objcrop.proposals.from_images import (
     NO_BOXES,
@@ -84,7 +85,7 @@ class CanvasProposer(ABC):
 
 def on_canvas(images: Sequence[Image], side: int) -> torch.Tensor:
     """Return images resized to a square, float32 (B, 3, side, side) in 0..255."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     batch: npt.NDArray[np.uint8] = np.empty((len(images), side, side, 3), np.uint8)
     for i, image in enumerate(images):
@@ -118,6 +119,7 @@ def propose_on_canvas(
     if cluster_at_hand() and device not in ("auto", "cpu"):
         raise UsageError(f"device is '{device}', but a Ray cluster proposes on its processors: leave one of them out.")
     if cluster_at_hand() or device_kind(device) == "cpu":
+        require("cv2")
         workers = (os.cpu_count() or 1) if workers is None else workers
         make = partial(proposer, *arguments, "cpu", workers > 0)
         return propose_from_images(catalog, method, parameters, make, parts=parts, rows=ROWS, workers=workers)

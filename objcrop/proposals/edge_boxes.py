@@ -17,6 +17,7 @@ import numpy.typing as npt
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.extras import from_extra
 from objcrop.proposals.from_images import Found, Image, propose_from_images
 
 EQUAL = 2**-6  # strengths closer than this are equal, of at most 1443
@@ -42,13 +43,15 @@ def edge_boxes(
         parts: see `propose_from_images`.
 
     Raises:
+        UsageError: `count` is below 1, or there is no OpenCV with `ximgproc`.
         ObjcropError: the model cannot be used.
     """
     if count < 1:
         raise UsageError(f"--count is {count}, but it must be 1 or more.")
+    ximgproc()  # what is missing or wrong is said before workers start
     path = None if model is None else str(model)
     if path is not None:
-        _structured(path)  # a wrong file is said before workers start
+        _structured(path)
     parameters = {"count": count, "edges": "gradient" if path is None else os.path.basename(path), "longest": LONGEST}
     make = partial(EdgeBoxesProposer, path, count)
     workers = (os.cpu_count() or 1) if workers is None else workers
@@ -64,7 +67,7 @@ class EdgeBoxesProposer:
     """
 
     def __init__(self, model: str | None, count: int) -> None:
-        import cv2
+        cv2 = from_extra("cv2")
 
         cv2.setNumThreads(1)
         self.edges = None if model is None else _structured(model)
@@ -75,8 +78,6 @@ class EdgeBoxesProposer:
         return [self._of(image) for image in images]
 
     def _of(self, image: Image) -> Found:
-        import cv2
-
         small, scale = shrunk(image, LONGEST)
         nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         if min(small.shape[:2]) < 16:  # OpenCV reads past the ends of narrower ones
@@ -89,7 +90,7 @@ class EdgeBoxesProposer:
             strength = self.edges.edgesNms(strength, normal)
         if not strength.any():
             return nothing
-        search = cv2.ximgproc.createEdgeBoxes()  # anew: an instance carries something over from the image before
+        search = ximgproc().createEdgeBoxes()  # anew: an instance carries something over from the image before
         search.setMaxBoxes(self.count)
         found, scores = search.getBoundingBoxes(strength, normal)
         if not len(found):
@@ -99,9 +100,25 @@ class EdgeBoxesProposer:
         return corners * np.tile(scale, 2), np.asarray(scores, np.float32).reshape(-1)
 
 
+def ximgproc() -> Any:
+    """Return OpenCV's module of that name, which its builds with contrib have.
+
+    Raises:
+        UsageError: there is no OpenCV, or one without.
+    """
+    cv2 = from_extra("cv2")
+    if not hasattr(cv2, "ximgproc"):
+        raise UsageError(
+            "the OpenCV here (opencv-python or opencv-python-headless) has no ximgproc, and shares its folder with the "
+            "one that has: pip uninstall opencv-python opencv-python-headless opencv-contrib-python-headless, then "
+            "pip install 'objcrop[proposals]'."
+        )
+    return cv2.ximgproc
+
+
 def shrunk(image: Image, longest: int) -> tuple[Image, npt.NDArray[np.float32]]:
     """Return the image with its longer side at most `longest`, and what to multiply x and y by to come back."""
-    import cv2
+    cv2 = from_extra("cv2")
 
     height, width = image.shape[:2]
     factor = min(1.0, longest / max(height, width))
@@ -117,7 +134,7 @@ def gradient_edges(image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
     Of the three channels the one that changes most, lightly blurred; a pixel stays where its strength is the greatest
     along the normal, by whole numbers and margins that no last digit decides.
     """
-    import cv2
+    cv2 = from_extra("cv2")
 
     soft = cv2.GaussianBlur(image, (0, 0), 1.2).astype(np.float32)
     gx, gy = cv2.Sobel(soft, cv2.CV_32F, 1, 0), cv2.Sobel(soft, cv2.CV_32F, 0, 1)
@@ -139,11 +156,11 @@ def gradient_edges(image: Image) -> tuple[npt.NDArray[np.float32], npt.NDArray[n
 
 
 def _structured(path: str) -> Any:
-    import cv2
+    cv2 = from_extra("cv2")
 
     if not os.path.isfile(path):
         raise ObjcropError(f"the structured-edge model {path} is not there; leave --model out to take gradients.")
     try:
-        return cv2.ximgproc.createStructuredEdgeDetection(path)
+        return ximgproc().createStructuredEdgeDetection(path)
     except cv2.error as error:
         raise ObjcropError(f"{path} is no structured-edge model of OpenCV ({error.err}).") from None

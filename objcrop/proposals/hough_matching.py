@@ -12,6 +12,8 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from objcrop.extras import from_extra
+
 Boxes = npt.NDArray[np.float32]
 Matrix = npt.NDArray[np.float32]
 Parents = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]  # where each box's begin (p + 1,); which they are
@@ -41,7 +43,7 @@ def confidence(likeness: Matrix, boxes: tuple[Boxes, Boxes], sizes: npt.NDArray[
 
 
 def _one_way(alike: Matrix, boxes: Boxes, others: Boxes, size: npt.NDArray[Any], other: npt.NDArray[Any]) -> Matrix:
-    import cv2
+    cv2 = from_extra("cv2")
 
     cell = float(max(np.sqrt(4 * other[0] * other[1] / PLACES), 5))
     shape = (int(np.ceil(2 * other[1] / cell)), int(np.ceil(2 * other[0] / cell)), SIZES)

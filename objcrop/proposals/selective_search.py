@@ -16,7 +16,8 @@ import numpy as np
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.errors import UsageError, one_of
-from objcrop.proposals.edge_boxes import shrunk
+from objcrop.extras import from_extra
+from objcrop.proposals.edge_boxes import shrunk, ximgproc
 from objcrop.proposals.from_images import Found, Image, propose_from_images
 from objcrop.proposals.soco_filter import kept_by_soco
 
@@ -45,6 +46,7 @@ def selective_search(
     if count < 1:
         raise UsageError(f"--count is {count}, but it must be 1 or more.")
     one_of(keep, ("all", "soco"), "--keep")
+    ximgproc()  # what is missing is said before workers start
     workers = (os.cpu_count() or 1) if workers is None else workers
     make = partial(SelectiveSearchProposer, count, keep)
     parameters = {"count": count, "mode": "fast", "longest": LONGEST} | ({} if keep == "all" else {"keep": keep})
@@ -60,10 +62,8 @@ class SelectiveSearchProposer:
     """
 
     def __init__(self, count: int, keep: str = "all") -> None:
-        import cv2
-
-        cv2.setNumThreads(1)
-        self.search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
+        from_extra("cv2").setNumThreads(1)
+        self.search = ximgproc().segmentation.createSelectiveSearchSegmentation()
         self.count, self.keep, self.c = count, keep, ctypes.CDLL(None)
 
     def __call__(self, images: Sequence[Image]) -> list[Found]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from objcrop.extras import from_extra
 from objcrop.proposals.from_images import Image
 
 CELLS = 8  # a box is cut into 8×8 cells
@@ -41,7 +42,7 @@ def hog(image: Image, boxes: npt.NDArray[np.float32]) -> Windows:
     Returns:
         float32 (k, CELLS, CELLS, CHANNELS), by row, column and channel.
     """
-    import cv2
+    cv2 = from_extra("cv2")
 
     block, cell = (2 * PIXELS, 2 * PIXELS), (PIXELS, PIXELS)
     descriptor = cv2.HOGDescriptor((SIDE, SIDE), block, cell, cell, ORIENTATIONS, 1, -1, 0, 0.2, False, 64, True)

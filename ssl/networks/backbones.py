@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.extras import from_extra
 from objcrop.ssl.networks.lab import LabEncoder, half_width
 from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import regular_file
@@ -85,10 +86,7 @@ def _torchvision(arch: str) -> tuple[nn.Module, int]:
 
 
 def _timm(name: str, size: int) -> tuple[nn.Module, int]:
-    try:
-        import timm
-    except ImportError:
-        raise UsageError(f"arch is 'timm/{name}', but timm is not installed; `pip install timm`.") from None
+    timm = from_extra("timm")
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5]) or "none"
         raise UsageError(f"arch is 'timm/{name}', but timm has no such model; near it are: {near}.")

@@ -6,6 +6,7 @@ order of the image: the seen ones come first, and nothing is put back (He et al.
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from objcrop.errors import UsageError
+from objcrop.extras import from_extra
 from objcrop.ssl.networks.backbones import backbone, load_weights
 
 
@@ -65,11 +67,13 @@ def vision_transformer(arch: str, size: int, init: str | None = None) -> tuple[n
 
 def is_plain(network: nn.Module) -> bool:
     """Whether a network is a plain Vision Transformer of timm with a CLS token and positions."""
-    try:
-        from timm.models.vision_transformer import VisionTransformer
-    except ImportError:
-        return False
-    return type(network) is VisionTransformer and network.global_pool == "token" and network.pos_embed is not None
+    timm = sys.modules.get("timm.models.vision_transformer")  # without it there is none of its networks
+    return (
+        timm is not None
+        and type(network) is timm.VisionTransformer
+        and network.global_pool == "token"
+        and network.pos_embed is not None
+    )
 
 
 def _xavier(module: nn.Module) -> None:
@@ -128,8 +132,7 @@ class Decoder(nn.Module):
 
     def __init__(self, width: int, side: int, first: int, pixels: int, dim: int, depth: int) -> None:
         super().__init__()
-        from timm.models.vision_transformer import Block
-
+        Block = from_extra("timm.models.vision_transformer").Block
         norm: Any = partial(nn.LayerNorm, eps=1e-6)
         self.first = first
         self.embed = nn.Linear(width, dim)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra
 from objcrop.ssl.training.run_folder import read_metrics
 
 TINY = (
@@ -115,7 +116,7 @@ def _compared(result: Mapping[str, Any], words: list[str]) -> str:
     word = next((word for word in words if any(word in row["ours"] for row in result["rows"])), None)
     if word is None:
         return ""
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     rows = [row for row in result["rows"] if word in row["published"]][::-1]
     figure = Figure(figsize=(8, 0.8 + 0.32 * len(rows)), layout="constrained")
@@ -140,7 +141,7 @@ def _curves(result: Mapping[str, Any]) -> str:
             curves[Path(run).name.rpartition("-")[0]] = [(line["step"], line["loss"]) for line in lines]
     if not any(curves.values()):
         return ""
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.add_subplot()

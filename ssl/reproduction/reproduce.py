@@ -19,6 +19,7 @@ from typing import Any
 
 from objcrop import __version__
 from objcrop.errors import ObjcropError, UsageError, way_out
+from objcrop.extras import require
 from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.recipe_rows import needed
 from objcrop.ssl.reproduction.data import names_of_data, names_of_one_class
@@ -89,6 +90,7 @@ def reproduce(
         return _result(plan, {})
     if plan.wrong:
         raise ObjcropError(" ".join(plan.wrong))
+    require("matplotlib")  # of the pictures at the end
     failed: dict[Path, str] = {}
     _write(plan, failed)
     for planned in plan.rows:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.whole_file import save_picture
 
@@ -33,7 +34,7 @@ def plot_run(runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[s
     Raises:
         ObjcropError: a folder without metrics, or with none yet.
     """
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     curves = {}
     for run in runs:

@@ -20,7 +20,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from objcrop.errors import ObjcropError, UsageError
+from objcrop.errors import ObjcropError
+from objcrop.extras import from_extra, require
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
 from objcrop.ssl.training.options import Watched
 from objcrop.ssl.training.recipe import Embedding, acting
@@ -181,10 +182,9 @@ class Watch:
 
 class _TensorBoard:
     def __init__(self, folder: RunFolder, step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError("tensorboard is not installed; `pip install tensorboard`, or leave it out.") from None
+        require("tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
         self.writer = SummaryWriter(str(folder.path), purge_step=step + 1)
 
     def write(self, line: dict[str, Any]) -> None:
@@ -198,10 +198,7 @@ class _TensorBoard:
 
 class _WeightsAndBiases:
     def __init__(self, recipe: Watched, folder: RunFolder) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise UsageError("wandb is not installed; `pip install wandb`, or leave it out.") from None
+        wandb = from_extra("wandb")
         name = os.fsencode(folder.path.resolve().name).decode("utf-8", "replace")[:128]
         options = {"project": recipe.wandb, "id": run_id(folder), "name": name, "resume": "allow"}
         try:

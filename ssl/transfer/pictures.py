@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from objcrop.extras import from_extra
 from objcrop.whole_file import whole_file
 
 MOST_NAMED = 60  # classes whose names can be read beside a picture
@@ -22,7 +23,7 @@ def draw_confusion(confusion: torch.Tensor, classes: Sequence[str], path: Path) 
         classes: C names.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     figure = Figure((7, 6), layout="constrained")
     axes = figure.add_subplot()
@@ -45,8 +46,8 @@ def draw_precision_recall(precision: npt.NDArray[np.float64], classes: Sequence[
         classes: C names.
         path: PNG to write.
     """
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
+    colormaps = from_extra("matplotlib").colormaps
+    Figure = from_extra("matplotlib.figure").Figure
 
     recall = np.linspace(0, 1, precision.shape[1])
     known = np.flatnonzero(~np.isnan(precision[0]).any(0))
@@ -83,7 +84,7 @@ def draw_bars(figures: Sequence[float], classes: Sequence[str], says: str, path:
         says: what the numbers are.
         path: PNG to write.
     """
-    from matplotlib.figure import Figure
+    Figure = from_extra("matplotlib.figure").Figure
 
     known = sorted(((f, name) for f, name in zip(figures, classes, strict=True) if f == f), reverse=True)
     figure = Figure((min(3 + 0.22 * len(known), 16), 4), layout="constrained")

@@ -21,6 +21,7 @@ from objcrop import __version__
 from objcrop.catalog import Catalog, catalog_at
 from objcrop.doctor import commit
 from objcrop.errors import ObjcropError, UsageError, printable
+from objcrop.extras import require
 from objcrop.ranks import any_rank, process_group, rank_and_world_size, wait_for_ranks
 from objcrop.same_classes import same_classes
 from objcrop.ssl.training.loop import Loop, over_ranks
@@ -69,6 +70,7 @@ def transfer(
             number, too many bad images.
         Stopped: SIGTERM or Ctrl-C; the checkpoint holds the step.
     """
+    require("matplotlib")  # of the pictures at the end
     made = task_class(task)
     how = made.options.read(with_preset(preset, task, made.options, options))
     catalogs = fitting(catalog_at(train), catalog_at(test))

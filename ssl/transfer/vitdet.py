@@ -19,6 +19,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads
 from torchvision.ops import Conv2dNormActivation
 
 from objcrop.errors import UsageError
+from objcrop.extras import from_extra
 from objcrop.ssl.networks.masked_vit import is_plain
 from objcrop.ssl.transfer.cascade_heads import WEIGHTS, CascadeHeads
 from objcrop.ssl.transfer.origin import Origin
@@ -81,14 +82,13 @@ class ViTDetBackbone(nn.Module):
 
     def __init__(self, origin: Origin, width: int, longest: int) -> None:
         super().__init__()
-        from timm.layers import DropPath
-
         network: Any = origin.network
         if not is_plain(network) or network.patch_embed.patch_size != (16, 16):
             raise UsageError(
                 f"arch is '{origin.arch}', but vitdet takes a plain Vision Transformer with patches of 16 pixels: take "
                 "timm/vit_base_patch16_224, or a model for ResNets."
             )
+        DropPath = from_extra("timm.layers").DropPath
         self.body = network
         network.norm.requires_grad_(False)
         network.cls_token.requires_grad_(False)
