@@ -41,6 +41,7 @@ from objcrop.cli_options import (
     writes,
     writes_folder,
 )
+from objcrop.cli_report import report
 from objcrop.cli_reproduce import reproduce
 from objcrop.cli_transfer import transfer
 from objcrop.errors import ObjcropError, UsageError
@@ -352,6 +353,7 @@ def probe(
 
 app.command()(transfer)
 app.command()(reproduce)
+app.command()(report)
 
 
 @app.command()

@@ -9,9 +9,6 @@ step prints the command that does the same on a user's own photos.
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from objcrop.catalog import Catalog
-from objcrop.extras import from_extra, require
+from objcrop.extras import require
 
 POLICIES = ("scene-scene", "obj-obj+dilate")
 # The queue stays well below the number of scenes: else it holds the positives' own images as negatives.
@@ -113,52 +110,22 @@ def _scenes(folder: Path, n: int, seed: int, say: Any) -> Catalog:
     return catalog
 
 
-def _loss_curves(results: dict[str, Any]) -> str:
-    """Return the loss of both runs over their steps as a PNG in base64."""
-    Figure = from_extra("matplotlib.figure").Figure
-
-    figure = Figure(figsize=(6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    for policy in POLICIES:
-        lines = results[policy]["metrics"]
-        axes.plot([line["step"] for line in lines], [line["loss"] for line in lines], label=policy)
-    axes.set(xlabel="step", ylabel="InfoNCE")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=130)
-    return base64.b64encode(file.getvalue()).decode()
-
-
 def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: int, epochs: int) -> str:
-    """Return the report: one HTML page with its pictures inside."""
+    """Return the report."""
+    from objcrop.page import drawn, heading, listing, page, picture, table
+    from objcrop.ssl.training.plot_run import curves_figure
 
-    def picture(data: str, what: str) -> str:
-        return f'<img alt="{html.escape(what)}" src="data:image/png;base64,{data}">'
-
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{results[name]['linear_map']:.3f}</td></tr>" for name in (*POLICIES, "untrained")
+    numbers = [[name, f"{results[name]['linear_map']:.3f}"] for name in (*POLICIES, "untrained")]
+    numbers.append(["chance", f"{results['untrained']['chance_map']:.3f}"])
+    sheets = [(heading(policy), picture(results[policy]["sheet"].read_bytes(), policy)) for policy in POLICIES]
+    return page(
+        "objcrop demo",
+        f"{scenes} drawn scenes, {ARCH} at {SIZE} pixels, MoCo-v2 for {epochs} epochs with each crop policy, then a "
+        f"linear multi-label probe on frozen features. {seconds:.0f} s in all. A run this small shows that everything "
+        "works, not which policy is better: the numbers are whatever came out of one seed.",
+        table(["crops", "linear mAP"], numbers),
+        drawn(curves_figure({policy: results[policy]["metrics"] for policy in POLICIES}), "curves of both runs"),
+        *(part for sheet in sheets for part in sheet),
+        heading("The same on your own photos"),
+        listing(commands),
     )
-    sheets = "".join(
-        f"<h2>{policy}</h2>" + picture(base64.b64encode(Path(results[policy]["sheet"]).read_bytes()).decode(), policy)
-        for policy in POLICIES
-    )
-    chance = results["untrained"]["chance_map"]
-    return f"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>objcrop demo</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }}
-table {{ border-collapse: collapse }} td, th {{ padding: .25rem 1.5rem .25rem 0; text-align: left }}
-img {{ max-width: 100% }} pre {{ background: #f4f4f2; padding: 1rem; overflow-x: auto; font-size: 13px }}
-</style>
-<h1>objcrop demo</h1>
-<p>{scenes} drawn scenes, {ARCH} at {SIZE} pixels, MoCo-v2 for {epochs} epochs with each crop policy, then a linear
-multi-label probe on frozen features. {seconds:.0f} s in all. A run this small shows that everything works, not which
-policy is better: the numbers are whatever came out of one seed.</p>
-<table><tr><th>crops</th><th>linear mAP</th></tr>{rows}<tr><td>chance</td><td>{chance:.3f}</td></tr></table>
-{picture(_loss_curves(results), "loss curves")}
-{sheets}
-<h2>The same on your own photos</h2>
-<pre>{html.escape(chr(10).join(commands))}</pre>
-</html>
-"""

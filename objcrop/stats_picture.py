@@ -9,6 +9,7 @@ against the overlap of the two views.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from objcrop.whole_file import save_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 ZONES = {"poor": "#e0a458", "coarse": "#5b9279", "precise": "#5d7fa8"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#8c6d00", "#444444")  # after Okabe and Ito
@@ -27,10 +29,8 @@ FAINT = "#777777"
 LEAST = 10  # crops or pairs in a bin from which its mean is drawn
 
 
-def draw_stats(results: dict[str, dict[str, Any]], path: str | os.PathLike[str]) -> None:
+def draw_stats(results: Mapping[str, dict[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draw results of `stats` into one picture.
-
-    A result with a policy is drawn by its views, one without by its boxes.
 
     Args:
         results: by the name to show, from top to bottom.
@@ -40,10 +40,18 @@ def draw_stats(results: dict[str, dict[str, Any]], path: str | os.PathLike[str])
         UsageError: no result.
         ObjcropError: the path cannot be written.
     """
-    Figure = from_extra("matplotlib.figure").Figure
-
     if not results:
         raise UsageError("draw_stats got no result; pass at least one of `stats`.")
+    save_picture(stats_figure(results), path)
+
+
+def stats_figure(results: Mapping[str, dict[str, Any]]) -> Figure:
+    """Return a figure of results of `stats`, by the name to show, from top to bottom.
+
+    A result with a policy is drawn by its views, one without by its boxes.
+    """
+    Figure = from_extra("matplotlib.figure").Figure
+
     rows = [
         (f"{name}, {crop}" if result["crops"] else name, COLOURS[i % len(COLOURS)], crop, entry)
         for i, (name, result) in enumerate(results.items())
@@ -72,7 +80,7 @@ def draw_stats(results: dict[str, dict[str, Any]], path: str | os.PathLike[str])
     for axes in (spread, bars):
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    save_picture(figure, path)
+    return figure
 
 
 def _draw_spread(axes: Axes, rows: list[tuple[str, str, str, dict[str, Any]]]) -> None:

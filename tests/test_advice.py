@@ -24,7 +24,7 @@ OTHERS = {
     "bench/gpu.py": None,  # commands, which tests/bench/test_gpu.py reads
     "ssl/reproduction/plan.py": None,  # commands, which tests/ssl/test_reproduce.py reads
     "ssl/reproduction/stage.py": {"--output"},
-    "ssl/reproduction/page.py": {"--ink", "--paper", "--soft", "--line", "--box"},  # colours of CSS
+    "objcrop/page.py": {"--ink", "--paper", "--soft", "--line", "--box", "--link"},  # colours of CSS
     "bench/gpu_tests.py": {"--continue-on-collection-errors"},
 }
 # Files whose sentences name options as they are, and the commands that can raise these: each has them all. A file that

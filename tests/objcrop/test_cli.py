@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import typer
+from html_page import Page
 
 from objcrop import __version__
 from objcrop.boxes import BoxTable
@@ -31,7 +32,7 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def test_from_scenes_to_a_probe(scenes, objcrop):
+def test_from_scenes_to_a_report(scenes, objcrop):
     index = objcrop("index", "s", "--format", "scenes", "-o", "s.arrow", cwd=scenes)
     assert index.returncode == 0 and "16 images" in index.stdout, index.stderr
     propose = objcrop("propose", "s.arrow", "--method", "gt", "-o", "gt.arrow", cwd=scenes)
@@ -55,6 +56,10 @@ def test_from_scenes_to_a_probe(scenes, objcrop):
     probe = objcrop("probe", "run/last.pt", "--train", "s.arrow", "--test", "s.arrow", "-o", "probe.json", cwd=scenes)
     assert probe.returncode == 0, probe.stderr
     assert 0 < json.loads((scenes / "probe.json").read_text())["linear_map"] <= 1
+    report = objcrop("report", "run", "probe.json", "-o", "report.html", cwd=scenes)
+    assert report.returncode == 0 and report.stdout == "→ report.html\n", report.stderr
+    page = Page((scenes / "report.html").read_text(encoding="utf-8"))
+    assert page.links == ["#runs", "#probes"] and "3 of 3" in page.tables[0][1] and "run/last.pt" in page.text
 
 
 def test_join(scenes, tmp_path, objcrop):
@@ -107,7 +112,7 @@ def test_it_says_its_version(objcrop):
 @pytest.mark.parametrize(
     ("line", "goes_on"),
     [
-        ("objcrop re", {"recipes", "reproduce", "reconstruct"}),
+        ("objcrop re", {"recipes", "report", "reproduce", "reconstruct"}),
         ("objcrop pretrain --epo", {"--epochs"}),
         ("objcrop transfer --mod", {"--model"}),
         ("objcrop bench so", {"sources"}),

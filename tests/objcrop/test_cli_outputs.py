@@ -19,7 +19,7 @@ READS = {
     *("bench loader.catalog", "bench loader.boxes", "bench train.catalog", "bench train.boxes"),
     *("bench policies.train", "bench policies.test", "bench proposals.opencv_bing"),
     *("bench gpu.catalog", "bench gpu.boxes", "bench sources.catalog", "sweep.catalog", "sweep.boxes"),
-    *("sweep.train", "sweep.test", "reproduce.weights"),
+    *("sweep.train", "sweep.test", "reproduce.weights", "report.paths"),
 }
 WRITES = {  # the rest of a command line that could run, its inputs missing
     "doctor.output": (),
@@ -37,6 +37,7 @@ WRITES = {  # the rest of a command line that could run, its inputs missing
     "probe.output": ("missing.pt", "--train", "missing.arrow", "--test", "missing.arrow"),
     "transfer.output": ("missing.pt", "--task", "classification", "--train", "a.arrow", "--test", "b.arrow"),
     "reproduce.output": ("cib-table7", "--dry-run"),
+    "report.output": ("missing-run",),
     "export.output": ("missing.pt",),
     "plot.output": ("missing-run",),
     "reconstruct.output": ("missing.pt", "missing.arrow"),
@@ -113,7 +114,7 @@ def test_a_place_that_cannot_be_written_is_said_before_any_work(tmp_path, objcro
         assert sorted(tmp_path.rglob("*")) == before  # nothing is made, nothing goes
 
 
-SUFFIXES = ("", ".arrow", ".json", ".png", ".md")
+SUFFIXES = ("", ".arrow", ".json", ".png", ".md", ".html")
 
 
 def accepts(parameter, suffix):

@@ -5,11 +5,11 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 
 import pytest
 import typer
 from children import running, until
+from html_page import Page
 
 from objcrop.catalog import Catalog
 from objcrop.cli import app, main
@@ -198,25 +198,7 @@ RESULT = {
 
 
 def test_pages_hold_whatever_a_name_holds():
-    class Tags(HTMLParser):
-        def __init__(self):
-            super().__init__()
-            self.open, self.text, self.sources = [], "", []
-
-        def handle_starttag(self, tag, attrs):
-            self.sources += [value for name, value in attrs if name in ("src", "href")]
-            if tag not in ("meta", "img"):
-                self.open.append(tag)
-
-        def handle_endtag(self, tag):
-            assert self.open.pop() == tag
-
-        def handle_data(self, data):
-            self.text += data
-
-    page = Tags()
-    page.feed(html_page(RESULT))
-    assert not page.open and all(source.startswith("data:") for source in page.sources)
+    page = Page(html_page(RESULT))
     for words in ("OAC, <Table> 6", "δ < 0.1", "failed: a | b <c>", "a & b", "'a=<b>'", "118,287", "2.0 hours"):
         assert words in page.text
     lines = markdown(RESULT).splitlines()

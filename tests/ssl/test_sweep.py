@@ -5,9 +5,11 @@ import subprocess
 
 import pytest
 from children import torchrun
+from html_page import Page
 
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index
+from objcrop.report import report
 from objcrop.sample_scenes import draw_scenes
 from objcrop.ssl.training import sweep as module
 from objcrop.ssl.training.checkpoint import load_checkpoint
@@ -70,6 +72,9 @@ def test_each_setting_is_trained_and_probed_and_goes_on(recipe, labelled, tmp_pa
         assert 0 <= run["linear_map"] <= 1 and run["steps"] == 2 and f"linear_map {run['linear_map']:.4f}" in line
         held = load_checkpoint(out / name_of({**run["setting"], "scale": tuple(run["setting"]["scale"])}) / "last.pt")
         assert held["step"] == 2 and held["recipe"]["temperature"] == run["setting"]["temperature"]
+    report([out], tmp_path / "report.html")
+    (table,) = Page((tmp_path / "report.html").read_text(encoding="utf-8")).tables
+    assert len(table) == 5 and table[1][:2] == ["0.1", "0.2, 1"] and "linear, mAP" in table[0]
 
 
 def test_boxes_go_to_those_that_look_at_them(photos, tmp_path):

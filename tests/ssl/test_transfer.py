@@ -15,6 +15,7 @@ import objcrop
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
+from objcrop.report import recognised
 from objcrop.ssl.evaluation.average_precision import average_precision
 from objcrop.ssl.evaluation.frozen_features import features, frozen_backbone
 from objcrop.ssl.export import export
@@ -70,6 +71,7 @@ def test_fine_tuning_tells_colours_apart(colours, tmp_path):
     found = learn(colours, tmp_path / "run", steps=24)
     assert found["top1"] > 0.6 and found["tested"] == 12 and found["step"] == 24
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text()) == found
+    assert recognised(tmp_path / "run")[0] == "Transfers"
     assert {f.name for f in (tmp_path / "run").iterdir()} >= {
         "last.pt",
         "recipe.yaml",
