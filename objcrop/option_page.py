@@ -46,7 +46,8 @@ def option_page() -> str:
         others = {key: value for key, value in made_of.own_defaults.items() if groups[key] != name}
         held = "; ".join(f"`{key}` {_text(value)}" for key, value in others.items())
         says = f"In a recipe's `{name}`." if own else "It has none of its own."
-        parts += _section(f"Method {name}", says + (f" Other defaults than above: {held}." if held else ""), own)
+        says += f" Of other options it has defaults of its own: {held}." if held else ""
+        parts += _section(f"Method {name}", says, own, included_as=name)
     measured = [each for name, each in options_of(ProbeOptions).items() if name not in options_of(Recipe)]
     says = "Of `probe`, beside `size`, `single_label`, `backend` and `device`."
     parts += _section("Probe", says, measured)
@@ -64,10 +65,14 @@ def _own(group: type) -> Iterable[Option]:
     return options_of(group).values()
 
 
-def _section(title: str, says: str, options: Iterable[Option]) -> list[str]:
+def _section(title: str, says: str, options: Iterable[Option], included_as: str = "") -> list[str]:
+    """Return the lines of a section; other pages include the body of one by its name."""
     rows = [f"| {_name(each)} | {_text(each.default)} | {_cell(each.says)} |" for each in options]
     table = ["| option | default | |", "|---|---|---|", *rows] if rows else []
-    return [f"## {title}\n\n{says}\n", *table, ""]
+    body = [f"{says}\n", *table]
+    if included_as:
+        body = [f"<!-- --8<-- [start:{included_as}] -->\n", *body, f"\n<!-- --8<-- [end:{included_as}] -->"]
+    return [f"## {title}\n", *body, ""]
 
 
 def _name(option: Option) -> str:

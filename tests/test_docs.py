@@ -12,12 +12,13 @@ import yaml
 
 import objcrop
 from objcrop.cli import app
+from objcrop.ssl.methods.by_name import METHODS
 from objcrop.ssl.training.recipe import FOLDER as RECIPES
 from objcrop.ssl.transfer.preset import preset_names
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("methods/*.md")])  # recipes/ is another's, and has a test of its own
 
 
 def blocks(page, language):
@@ -38,7 +39,15 @@ def of_nav(entries):
 def test_every_page_is_in_the_menu():
     menu = list(of_nav(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
     assert len(menu) == len(set(menu)) and all((DOCS / page).is_file() for page in menu)
-    assert {page.name for page in PAGES} == {page for page in menu if "/" not in page}
+    assert {page.relative_to(DOCS).as_posix() for page in PAGES} == set(menu) - {"recipes/README.md"}
+
+
+def test_every_method_has_a_page_with_its_options():
+    assert {page.stem for page in DOCS.glob("methods/*.md")} == set(METHODS)
+    table = (DOCS / "pretraining.md").read_text(encoding="utf-8")
+    for name in METHODS:
+        assert f'--8<-- "docs/options.md:{name}"' in (DOCS / f"methods/{name}.md").read_text(encoding="utf-8")
+        assert f"[`{name}`](methods/{name}.md)" in table
 
 
 def test_the_reference_has_every_public_name():

@@ -36,7 +36,7 @@ def test_every_option_is_there_and_a_new_one_comes_by_itself(monkeypatch):
     for task in TASKS.values():
         assert all(f"| `{name}`" in before + transfer for name in options_of(task.options))
     assert "## Method mine" in page and "| `bank` | `7` | rows of a \\| bank |" in page
-    assert "Other defaults than above: `base_lr` `0.125`." in page
+    assert "Of other options it has defaults of its own: `base_lr` `0.125`." in page
     assert "`backend`, `--loader`" in page and "`crops`, `policy` in a recipe" in page
 
 
