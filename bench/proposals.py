@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from objcrop.bench.rivals.opencv_bing import OpenCVBing
@@ -28,6 +27,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import one_of
 from objcrop.extras import from_extra
+from objcrop.progress import tracked
 from objcrop.proposals import propose
 from objcrop.proposals.anchors import AnchorProposer
 from objcrop.proposals.bing import WEIGHTS, BingProposer
@@ -100,7 +100,7 @@ def bench_proposals(
     before, threads = torch.get_num_threads(), cv2.getNumThreads()
     rows: dict[str, dict[str, Any]] = {}
     try:
-        for name, (make, most) in track(looking.items(), "proposals", disable=console is None):
+        for name, (make, most) in tracked(looking.items(), len(looking), "proposals"):
             if only is None or name in only:
                 rows[name] = _looked(catalog, name, make, min(limit, most))
     finally:

@@ -38,7 +38,7 @@ def _bench(bench: str, group: Mapping[str, Result], files: Mapping[str, Path]) -
     for title in dict.fromkeys(key for result in group.values() for key in result):
         held = {name: result[title] for name, result in group.items() if result.get(title)}
         if title not in ("machine", "verdict") and held and all(isinstance(value, dict) for value in held.values()):
-            parts += [heading(_words(title), 4), _side_by_side(_words(title), held)]
+            parts.append(_side_by_side(_words(title), held))
         elif held and all(_is_rows(value) for value in held.values()):
             parts += [heading(_words(title), 4), *(row_each([_row(row) for row in value]) for value in held.values())]
     for name in group:
@@ -65,7 +65,7 @@ def _side_by_side(title: str, held: Mapping[str, Mapping[str, Any]]) -> Html:
     keys = dict.fromkeys(key for entries in held.values() for key in entries)
     if not all(_is_entry(entry) for entries in held.values() for entry in entries.values()):
         cells = [{_words(key): _cell(value) for key, value in entries.items()} for entries in held.values()]
-        return column_each([*held] if len(held) > 1 else [title], cells)
+        return column_each([*held] if len(held) > 1 else [""], cells, title)
     rows = []
     for key in keys:
         for name, entries in held.items():

@@ -20,6 +20,7 @@ from objcrop.bench.loader import endless_views, name_of_data
 from objcrop.bench.rivals.lightly_steps import STEPS
 from objcrop.bench.train import finish, run_of, stretch, told
 from objcrop.errors import UsageError
+from objcrop.progress import tracked
 from objcrop.ssl.training.recipe import resolve
 
 WARM_UP = 2
@@ -51,7 +52,7 @@ def bench_rival(
         theirs = STEPS[run.recipe.method](run.recipe, run.device)
         both = {"ours": run.take_step, "lightly": lambda batch: theirs(batch.views)}
         seconds: dict[str, list[float]] = {name: [] for name in both}
-        for turn in range(repeats + 1):
+        for turn in tracked(range(repeats + 1), repeats + 1, "turns"):
             for name, step in both.items():
                 count = steps if turn else WARM_UP
                 took = stretch(repeat(kept), step, count, lambda: finish(run.device)).seconds / count

@@ -26,6 +26,7 @@ from objcrop.dali_pipes.epoch_order import permute
 from objcrop.dali_pipes.scene_loader import load_scenes
 from objcrop.dali_pipes.scene_plan import ScenePlanner
 from objcrop.dali_pipes.scenes import normalised
+from objcrop.progress import tracked
 
 SIDES, LONGEST = (480, 800), 1333
 
@@ -44,7 +45,7 @@ def bench_scenes(
         finish = {ours: lambda batch: normalised(batch.images, batch.sizes), theirs: _framed}
         for batch in fed.values():
             next(batch)
-        for _ in range(repeats):
+        for _ in tracked(range(repeats), repeats, "turns"):
             for name, coming in fed.items():
                 watches[name].lap(next(coming) for _ in range(batches))
                 watches[f"{name}, normalised"].lap(finish[name](next(coming)) for _ in range(batches))

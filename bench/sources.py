@@ -39,6 +39,7 @@ from objcrop.errors import ObjcropError
 from objcrop.extras import from_extra
 from objcrop.formats import index
 from objcrop.image_bytes import IN_FLIGHT
+from objcrop.progress import tracked
 
 SPEEDS = ("images_per_s", "images_per_s_min", "images_per_s_max")
 
@@ -75,7 +76,7 @@ def bench_sources(
             sources = _laid_out(photos.take(range(images)), here)
             watches = {source: Stopwatch() for source in sources}
             cpu: dict[str, list[float]] = {source: [] for source in sources}
-            for turn in range(repeats):
+            for turn in tracked(range(repeats), repeats, "turns"):
                 for source, watch in watches.items():
                     chosen = sources[source]
                     if "empty" in source:

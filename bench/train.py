@@ -37,6 +37,7 @@ from objcrop.dali_pipes.torch_loader import TorchLoader
 from objcrop.dali_pipes.view_loader import ViewLoader
 from objcrop.dali_pipes.views import Views
 from objcrop.option import options_of
+from objcrop.progress import tracked
 from objcrop.ssl.methods.by_name import method_class
 from objcrop.ssl.training.recipe import Recipe, resolve
 from objcrop.ssl.training.run_folder import RunFolder
@@ -93,7 +94,7 @@ def bench_train(
         views = endless_views(loader)
         with closing(views):
             kept = next(views)
-            for _ in range(repeats):
+            for _ in tracked(range(repeats), repeats, "turns"):
                 alone.append(settled(views, lambda batch: None))
                 synthetic.append(settled(repeat(kept), run.take_step))
                 real.append(settled(views, run.take_step))

@@ -30,6 +30,7 @@ from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.kernels.colour_decisions import Decisions
+from objcrop.progress import tracked
 
 
 def bench_where(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def bench_where(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
     watches = {name: Stopwatch() for name in CHAINS}
     ready: list[int] = []
     batches = max(images // wanted.batch_size, 1)
-    for _ in range(repeats):
+    for _ in tracked(range(repeats), repeats, "turns"):
         for name, (begin, times) in CHAINS.items():
             lap(watches[name], begin, wanted, times * batches)
         ready += _ready(wanted, batches)

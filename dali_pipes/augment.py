@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from objcrop.errors import UsageError
-from objcrop.option_value import Unfit, word
+from objcrop.option_value import Unfit, offering, word
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -79,6 +79,7 @@ RECIPES = {
 Augmentation = str | Augment | Sequence[Augment] | Callable[[Any], Any]
 
 
+@offering(*RECIPES)
 def augmentation(value: Any) -> Augmentation:
     """The kind of augmentations: a name, one for all views, one a view, or a function of a view's bytes."""
     if isinstance(value, (list, tuple)) and value and all(isinstance(each, Augment) for each in value):

@@ -26,6 +26,7 @@ from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.kernels.crop_resize import Windows, resize_uint8
+from objcrop.progress import tracked
 
 ROWS = 64  # decoded at a time
 SPARE = 2 << 30  # bytes to leave free beside the cache
@@ -92,8 +93,12 @@ class CachedLoader(DaliLoader):
         )
         self._pixels = torch.empty(total, dtype=torch.uint8, device=self.place)
         parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
-        graph: dict[str, Any] = {"threads": self.threads, "prefetch": self.prefetch, "device": self.place.type}
-        for rows, part in zip(parts, decode_whole(self.catalog, parts, **graph, device_id=self.place.index)):
+        graph: dict[str, Any] = {"threads": self.threads, "prefetch": self.prefetch}
+        graph |= {"device": self.place.type, "device_id": self.place.index}
+        decoded: Iterator[tuple[range, Part]] = zip(parts, decode_whole(self.catalog, parts, **graph))
+        if self.rank == 0:
+            decoded = tracked(decoded, len(self.catalog), "decoding", size=lambda pair: len(pair[0]))
+        for rows, part in decoded:
             if part.decoded is None:
                 self._read_with_pil(rows)
             else:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from objcrop.dali_pipes.augment import RECIPES, Augmentation, augmentation
 from objcrop.dali_pipes.crop_policy import MOST_VIEWS, POLICIES, CropPolicy, crop_policy, with_local_views
 from objcrop.option import Options, option
-from objcrop.option_value import Unfit, flag, number, or_auto, pair, whole, word
+from objcrop.option_value import Unfit, flag, number, offering, or_auto, pair, whole, word
 
 
 def _box_is_drawn(at: Crops) -> str | None:
@@ -60,6 +60,7 @@ def _region_is_a_choice(at: Crops) -> str | None:
     return f"crops '{at.policy.name}' are never drawn" if is_centre else None
 
 
+@offering(*POLICIES)
 def policy_or_name(value: Any) -> str | CropPolicy:
     """The kind of crop policies: a name, or a policy of one's own."""
     if isinstance(value, CropPolicy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,7 @@ def read_table(
         what = _missing(table.column(field.name), field.name in nullable)
         if what:
             raise ObjcropError(f"{file} is damaged: {what} of the column '{field.name}' is missing; {_again(remake)}.")
+    logging.getLogger("objcrop").info("Read the %s %s: %s rows.", kind, file, f"{table.num_rows:,}")
     return table, found
 
 

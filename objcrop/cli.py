@@ -17,11 +17,10 @@ from objcrop import __version__
 from objcrop.cli_bench import bench_app
 from objcrop.cli_errors import run
 from objcrop.cli_index import index, join, subset
+from objcrop.cli_loudness import QuietOption, VerboseOption
 from objcrop.cli_options import (
-    JSON,
     RESUMES,
     SEEDS,
-    TABLE,
     BoxesOption,
     CatalogFile,
     Commands,
@@ -33,19 +32,23 @@ from objcrop.cli_options import (
     assignments,
     crops_alone,
     every_recipe,
+    named_recipes,
     note_options,
     of_recipe,
+    offers,
     probe_options,
     takes,
     view_options,
     writes,
     writes_folder,
 )
+from objcrop.cli_propose import propose, train_bing
 from objcrop.cli_report import report
 from objcrop.cli_reproduce import reproduce
 from objcrop.cli_transfer import transfer
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.option import options_of
+from objcrop.progress import quiet
 from objcrop.whole_file import refuse_overwriting, refuse_unwritable, whole_file
 
 
@@ -60,6 +63,8 @@ def of_all_commands(
     version: Annotated[
         bool, typer.Option("--version", help="Say which version this is, and exit.", callback=_version, is_eager=True)
     ] = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Object-aware views for self-supervised pretraining, fed at the speed of the GPU."""
     note_options(context)
@@ -95,89 +100,8 @@ def doctor(output: JsonOption = None) -> None:
 app.command()(index)
 app.command()(join)
 app.command()(subset)
-
-
-@app.command()
-def propose(
-    catalog: CatalogFile,
-    method: Annotated[
-        str,
-        typer.Option(
-            help="gt, gt-pad, grid, random, image, import, bing, edge-boxes, selective-search, anchors, discovery; "
-            "controls: centre-prior, poor."
-        ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Boxes to write, .arrow or .parquet.", callback=TABLE)],
-    source: Annotated[
-        Path | None, typer.Option(help="import: COCO results JSON, CSV, npy, or boxes of another catalog.")
-    ] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="import: instances JSON that names image_id; or that catalog.")
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="import: end at the first entry that cannot be used.")
-    ] = False,
-    padding: Annotated[float | None, typer.Option(help="gt-pad: padding a side, share of the box's side.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Boxes an image, at most.")] = None,
-    seed: Annotated[int | None, typer.Option(**SEEDS, help="random, poor, discovery: the seed.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="bing, edge-boxes: a model of one's own; anchors: last.pt or untrained:ARCH.")
-    ] = None,
-    keep: Annotated[str | None, typer.Option(help="selective-search: all, or soco for the boxes SoCo keeps.")] = None,
-    rank: Annotated[str | None, typer.Option(help="anchors: mean-sqrt-area, mean or per-size.")] = None,
-    nms: Annotated[float | None, typer.Option(help="bing, anchors: boxes that overlap more are one.")] = None,
-    device: Annotated[str | None, typer.Option(help="bing, anchors: auto, cpu, cuda or cuda:N.")] = None,
-    proposals: Annotated[Path | None, typer.Option(help="discovery: boxes to choose from; EdgeBoxes if none.")] = None,
-    neighbours: Annotated[int | None, typer.Option(help="discovery: images that each is matched with.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: the number of cores.")] = None,
-    ray: RayOption = None,
-    root: RootOption = None,
-) -> None:
-    """Make boxes for a catalog; those that look at the images go on where a broken run stopped."""
-    from objcrop.catalog import catalog_at
-    from objcrop.proposals import propose as propose_boxes
-    from objcrop.proposals import takes
-    from objcrop.ranks import rank_and_world_size
-    from objcrop.ray_cluster import ray_cluster
-
-    refuse_overwriting(output, catalog)
-    given: dict[str, Any] = {"source": source, "annotations": annotations, "padding": padding}
-    given |= {"count": count, "seed": seed, "strict": strict or None, "proposals": proposals, "neighbours": neighbours}
-    given |= {"keep": keep, "model": model, "rank": rank, "nms": nms, "device": device, "workers": workers}
-    options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if takes(method, "parts"):
-        options["parts"] = output.with_suffix(".parts")
-    elif ray is not None:
-        raise UsageError(f"--ray cannot act here: method '{method}' works in one process; leave it out.")
-    if ray is not None and workers is not None:
-        raise UsageError("--workers cannot act beside --ray, whose cluster has its own; leave one out.")
-    with ray_cluster(ray):
-        boxes = propose_boxes(catalog_at(catalog, root), method, **options)
-    if rank_and_world_size()[0] > 0:  # rank 0 puts the parts together
-        return
-    boxes.save(output)
-    for line in boxes.lines():
-        console.print(line, markup=False, highlight=False)
-    console.print(f"{len(boxes.values)} boxes on {len(boxes)} images → {output}", highlight=False)
-
-
-@app.command("train-bing")
-def train_bing(
-    catalog: CatalogFile,
-    output: Annotated[Path, typer.Option("--output", "-o", help="JSON to write.", callback=JSON)],
-    canvas: Annotated[int, typer.Option(min=64, help="Side that images are resized to, pixels.")] = 320,
-    images: Annotated[int, typer.Option(min=1, help="How many to learn from, at most.")] = 1500,
-    seed: Annotated[int, typer.Option(**SEEDS, help="Of the sample and the negatives.")] = 0,
-    root: RootOption = None,
-) -> None:
-    """Train BING on a catalog's boxes; `propose --method bing --model` uses it."""
-    from objcrop.catalog import catalog_at
-    from objcrop.proposals.train_bing import train_bing as run_training
-
-    model = run_training(catalog_at(catalog, root), canvas=canvas, images=images, seed=seed)
-    options = f"--canvas {canvas} --images {images} --seed {seed}"
-    model.save(output, f"objcrop train-bing {Path(catalog).name} {options} -o {output.name}")
-    console.print(f"BING, canvas of {canvas} px → {output}", highlight=False)
+app.command()(propose)
+app.command("train-bing")(train_bing)
 
 
 @app.command()
@@ -270,13 +194,18 @@ def pretrain(
 ) -> None:
     """Pretrain a backbone; also under torchrun (`torchrun --nproc-per-node N -m objcrop pretrain …`)."""
     from objcrop.catalog import catalog_at
+    from objcrop.ranks import rank_and_world_size
     from objcrop.ssl.training.recipe import resolve
+    from objcrop.ssl.training.run_folder import what_next
     from objcrop.ssl.training.trainer import pretrain as run_pretraining
 
     if catalog is None:
         raise UsageError("pretrain needs --catalog, a file that `objcrop index` wrote, or a folder of photos.")
     made = resolve(recipe, {**options, **assignments(set_)})
     run_pretraining(made, catalog_at(catalog, root), boxes, output, resume=RESUMES[resume])
+    if rank_and_world_size()[0] == 0:
+        for line in what_next(output)[: None if console.is_terminal and not quiet() else 1]:
+            console.print(line, markup=False, highlight=False)
 
 
 @app.command()
@@ -300,7 +229,12 @@ def recipes(
 @app.command()
 @takes(every_recipe)
 def sweep(
-    recipe: Annotated[str, typer.Argument(help="A recipe with a sweep: a YAML file, or a name in ssl/recipes.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe with a sweep: a YAML file, or a name in ssl/recipes.", autocompletion=offers(named_recipes)
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the runs.", callback=writes_folder)],
     options: dict[str, Any],
     catalog: Annotated[Path, typer.Option(help="File that `objcrop index` wrote.")],
@@ -361,7 +295,11 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="last.pt of a run.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", callback=writes())],
     format: Annotated[
-        str, typer.Option(help="torchvision, torchvision-detection, timm or detectron2.")
+        str,
+        typer.Option(
+            help="torchvision, torchvision-detection, timm or detectron2.",
+            autocompletion=offers(lambda: ("torchvision", "torchvision-detection", "timm", "detectron2")),
+        ),
     ] = "torchvision",
 ) -> None:
     """Write a checkpoint's backbone as others load it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from contextvars import copy_context
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from objcrop.errors import ObjcropError, in_a_sentence
 from objcrop.extras import missing_package
+from objcrop.progress import duration
 
 COMPLETES = "_OBJCROP_COMPLETE"  # set by the shell where it asks how a line may go on
 
@@ -31,13 +33,16 @@ def run(app: typer.Typer, words: list[str]) -> None:
     Raises:
         SystemExit: it failed, was wrong, or was answered with help.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[_Said()])
+    log, began = logging.getLogger("objcrop"), time.monotonic()
+    before = log.level
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name or a sign that the terminal cannot show is escaped
             stream.reconfigure(errors="backslashreplace")
     try:
         copy_context().run(_invoke, app, words)  # what it notes of the command ends with the command
         sys.stdout.flush()
+        log.info("Done in %s.", duration(time.monotonic() - began))
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
@@ -48,8 +53,29 @@ def run(app: typer.Typer, words: list[str]) -> None:
         sentence, code = _answer(error)
         if sentence:
             sentence = " ".join(line.strip() for line in sentence.splitlines())  # one line, whatever it quotes
-            Console(stderr=True, soft_wrap=True).print(f"objcrop: {sentence}", markup=False, highlight=False)
+            say(f"objcrop: {sentence}", "red")
         sys.exit(code)
+    finally:
+        log.setLevel(before)
+
+
+def say(line: str, style: str) -> None:
+    """Print a line on standard error, above a bar that is there; in colour on a terminal (unless NO_COLOR is set)."""
+    console = Console(stderr=True, soft_wrap=True)
+    with console.capture() as said:
+        console.print(line, style=style, markup=False, highlight=False)
+    sys.stderr.write(said.get())
+
+
+class _Said(logging.Handler):
+    """What is logged, as a reader meets it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
+        try:
+            say(self.format(record), "yellow" if record.levelno >= logging.WARNING else "dim")
+        except Exception:
+            self.handleError(record)
 
 
 def _invoke(app: typer.Typer, words: list[str]) -> None:

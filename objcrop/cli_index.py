@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import SEEDS, TABLE, RayOption, RootOption, writes_folder
+from objcrop.cli_options import SEEDS, TABLE, RayOption, RootOption, offers, writes_folder
 from objcrop.errors import UsageError
 from objcrop.formats_by_name import FORMATS
 from objcrop.whole_file import refuse_overwriting
@@ -21,7 +21,9 @@ def index(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Catalog to write, .arrow or .parquet.", callback=TABLE)
     ],
-    format: Annotated[str, typer.Option(help=f"{', '.join(FORMATS)}.")] = "folder",
+    format: Annotated[
+        str, typer.Option(help=f"{', '.join(FORMATS)}.", autocompletion=offers(lambda: FORMATS))
+    ] = "folder",
     annotations: Annotated[Path | None, typer.Option(help="Annotation file, where it lies elsewhere.")] = None,
     root: RootOption = None,
     split: Annotated[str | None, typer.Option(help="The part of a data set: train, test …")] = None,

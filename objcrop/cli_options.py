@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,10 +13,11 @@ import typer
 import typer.core
 import typer.main
 
+from objcrop.cli_loudness import loudness
 from objcrop.errors import ObjcropError, UsageError, one_of, options_at_hand
 from objcrop.extras import require
 from objcrop.option import Option, Options, home_of, in_words, options_of
-from objcrop.option_value import flag
+from objcrop.option_value import flag, offered
 from objcrop.whole_file import refuse_unwritable, refuse_unwritable_folder
 
 # Text, since it may be an address, which a Path would spoil.
@@ -25,7 +26,22 @@ CatalogFile = Annotated[
     typer.Argument(help="File that `objcrop index` wrote, or a folder of photos or its address.", metavar="CATALOG"),
 ]
 BoxesOption = Annotated[Path | None, typer.Option("--boxes", help="File that `objcrop propose` wrote.")]
-RecipeOption = Annotated[str | None, typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.")]
+
+
+def offers(words: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """Return what tells the shell the words that an option's value may go on to; they are asked for then."""
+    return lambda incomplete: [word for word in words() if word.startswith(incomplete)]
+
+
+def named_recipes() -> list[str]:
+    """Return the names of the recipes that come along."""
+    return sorted(file.stem for file in (Path(__file__).parent / "ssl" / "recipes").glob("*.yaml"))
+
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", help="A YAML file, or a name in ssl/recipes.", autocompletion=offers(named_recipes)),
+]
 RayOption = Annotated[
     str | None,
     typer.Option("--ray", metavar="ADDRESS", help="Work on a Ray cluster: HOST:PORT of its head, auto, or local."),
@@ -185,12 +201,14 @@ class Commands(typer.core.TyperGroup):
         """Return a command by name."""
         command = super().get_command(ctx, cmd_name)
         derived = getattr(getattr(command, "callback", None), "derived", None)
-        if derived is None or self._listing:
+        if command is None or self._listing:
             return command
-        single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-        single.command(cmd_name, cls=_Command)(derived())
-        self.commands[cmd_name] = typer.main.get_command(single)
-        return self.commands[cmd_name]
+        if derived is not None:
+            single = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+            single.command(cmd_name, cls=_Command)(derived())
+            command = self.commands[cmd_name] = typer.main.get_command(single)
+        command.params += [option for option in loudness() if option not in command.params]
+        return command
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help of the group."""
@@ -215,6 +233,7 @@ def _flag(option: Option, home: type[Options]) -> Any:
     says: Any = {"help": f"{in_words(option)}.", "rich_help_panel": f"Options of {home.group or 'the method'}"}
     if option.kind is flag:
         return Annotated[bool | None, typer.Option(f"{name}/--no-{name[2:]}", show_default=False, **says)]
+    says["autocompletion"] = offers(lambda: offered(option.kind))
     return Annotated[str | None, typer.Option(name, metavar="VALUE", show_default=False, **says)]
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from objcrop.cli_options import assignments, writes_folder
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.progress import quiet
 
 console = Console(soft_wrap=True)
 
@@ -49,6 +50,7 @@ def reproduce(
         if not equals:
             raise UsageError(f"--data takes NAME=CATALOG, not '{assignment}'.")
         given[of] = catalog
+    silent = quiet() and not dry_run
     result = run_reproduction(
         name,
         given,
@@ -60,7 +62,7 @@ def reproduce(
         torchrun=shlex.split(torchrun),
         tiny=tiny,
         dry_run=dry_run,
-        say=lambda line: console.print(line, markup=False, highlight=False),
+        say=lambda line: None if silent else console.print(line, markup=False, highlight=False),
     )
     if dry_run:
         return

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from objcrop.cli_options import RESUMES, ResumeOption, takes, writes_folder
+from objcrop.cli_options import RESUMES, ResumeOption, offers, takes, writes_folder
 from objcrop.option import Options
 
 console = Console(soft_wrap=True)
@@ -22,12 +22,20 @@ def every_task() -> type[Options]:
     return dataclass(frozen=True)(type("EveryTask", tuple(TASK_OPTIONS.values()), {}))
 
 
+def _tasks() -> list[str]:
+    from objcrop.ssl.transfer.task_options import TASK_OPTIONS
+
+    return list(TASK_OPTIONS)
+
+
 @takes(every_task)
 def transfer(
     checkpoint: Annotated[
         str, typer.Argument(help="last.pt of a run, a state dict of torchvision, or 'untrained:ARCH' for the floor.")
     ],
-    task: Annotated[str, typer.Option(help="classification, detection or segmentation.")],
+    task: Annotated[
+        str, typer.Option(help="classification, detection or segmentation.", autocompletion=offers(_tasks))
+    ],
     train: Annotated[str, typer.Option(help="Catalog that is learnt from.")],
     test: Annotated[str, typer.Option(help="Catalog that is measured on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Run folder.", callback=writes_folder)],

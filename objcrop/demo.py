@@ -17,6 +17,7 @@ from rich.console import Console
 
 from objcrop.catalog import Catalog
 from objcrop.extras import require
+from objcrop.progress import quiet
 
 POLICIES = ("scene-scene", "obj-obj+dilate")
 # The queue stays well below the number of scenes: else it holds the positives' own images as negatives.
@@ -49,6 +50,8 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
 
     def say(what: str, command: str) -> None:
         commands.append(command)
+        if quiet():
+            return
         console.print(f"[bold]{what}[/bold]")
         console.print(f"  {command}", highlight=False, markup=False)
 

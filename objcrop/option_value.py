@@ -123,7 +123,22 @@ def word(*names: str) -> Kind:
             raise Unfit(f"one of: {', '.join(names)}")
         return value
 
-    return read
+    return offering(*names)(read)
+
+
+def offering(*words: str) -> Callable[[Kind], Kind]:
+    """Note words of a kind that a shell may offer; `offered` returns them."""
+
+    def noted(kind: Kind) -> Kind:
+        kind.offers = words  # type: ignore[attr-defined]
+        return kind
+
+    return noted
+
+
+def offered(kind: Kind) -> tuple[str, ...]:
+    """Return words of a kind, none of one whose values are no words."""
+    return getattr(kind, "offers", ())
 
 
 def text(like: str = ".+", must: str = "a word, a name or a path in one line") -> Kind:

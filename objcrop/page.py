@@ -194,7 +194,7 @@ def row_each(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(names, [[row.get(name) for name in names] for row in rows])
 
 
-def column_each(heads: Sequence[str], entries: Sequence[Mapping[str, Any]]) -> Html:
-    """Return a table with a column an entry, and a row for whatever any of them holds."""
+def column_each(heads: Sequence[str], entries: Sequence[Mapping[str, Any]], title: str = "") -> Html:
+    """Return a table with a column an entry, and a row for whatever any of them holds; `title` is above the rows."""
     names = list(dict.fromkeys(name for entry in entries for name, value in entry.items() if value is not None))
-    return table(["", *heads], [[name, *(entry.get(name) for entry in entries)] for name in names])
+    return table([title, *heads], [[name, *(entry.get(name) for entry in entries)] for name in names])

@@ -233,8 +233,12 @@ def _by_class(shown: list[Shown]) -> list[Html]:
     parts = []
     for name in tables:
         held = [(each.name, each.content[name]) for each in shown if each.content.get(name)]
-        says = f"{name.removesuffix('per_class').replace('_', ' ')}by class".capitalize()
-        parts.append(folded(says, column_each([head for head, _ in held], [entry for _, entry in held])))
+        says = name.removesuffix("per_class").replace("knn", "neighbours").replace("_", " ")
+        parts.append(
+            folded(
+                f"{says}by class".capitalize(), column_each([head for head, _ in held], [entry for _, entry in held])
+            )
+        )
     return parts
 
 

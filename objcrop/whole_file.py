@@ -6,6 +6,7 @@ Whoever reads a file meets the old content or the new, never a part.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import tempfile
@@ -41,7 +42,9 @@ def whole_file(path: StrPath) -> Iterator[Path]:
         os.close(handle)
         yield part
         part.chmod(0o644)  # mkstemp's files are for their owner alone
+        size = part.stat().st_size
         os.replace(part, target)
+        logging.getLogger("objcrop").info("Wrote %s: %s bytes.", path, f"{size:,}")
     except OSError as error:
         if error.filename is None or part is None or Path(os.fsdecode(error.filename)) == part:
             error.filename, error.filename2 = os.fspath(path), None

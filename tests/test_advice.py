@@ -24,6 +24,7 @@ OTHERS = {
     "bench/gpu.py": None,  # commands, which tests/bench/test_gpu.py reads
     "ssl/reproduction/plan.py": None,  # commands, which tests/ssl/test_reproduce.py reads
     "ssl/reproduction/stage.py": {"--output"},
+    "ssl/training/run_folder.py": {"--train", "--test"},  # of the commands that come next
     "objcrop/page.py": {"--ink", "--paper", "--soft", "--line", "--box", "--link"},  # colours of CSS
     "bench/gpu_tests.py": {"--continue-on-collection-errors"},
 }

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import Progress
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import UsageError
 from objcrop.option_value import seed_of
+from objcrop.progress import tracked
 from objcrop.proposals.block_ascent import Matches, solutions
 from objcrop.proposals.edge_boxes import edge_boxes, shrunk
 from objcrop.proposals.hough_matching import confidence, listed, parents, standout
@@ -37,7 +37,6 @@ APART = 0.5  # greatest overlap of two boxes of the result
 LEARN_IMAGES, LEARN_WINDOWS = 200, 20  # whose windows the whitening is learned from, and how many of each
 
 Floats = npt.NDArray[np.float32]
-Made = TypeVar("Made")
 
 
 class View(NamedTuple):
@@ -118,10 +117,10 @@ def describe(catalog: Catalog, table: BoxTable, seed: int, pool: ThreadPoolExecu
     sample = np.sort(rng.permutation(len(catalog))[:LEARN_IMAGES]).tolist()
     some = [table[row][:PROPOSALS] for row in sample]
     some = [boxes[np.sort(rng.permutation(len(boxes))[:LEARN_WINDOWS])] for boxes in some]
-    seen = list(_progress("whitening", pool.map(partial(_windows, catalog), sample, some), len(sample)))
+    seen = list(tracked(pool.map(partial(_windows, catalog), sample, some), len(sample), "whitening"))
     learned = whitening(np.concatenate([windows for windows in seen if not isinstance(windows, str)] or [NO_WINDOWS]))
     look = partial(_view, catalog, table, learned)
-    views = list(_progress("describing", pool.map(look, range(len(catalog))), len(catalog)))
+    views = list(tracked(pool.map(look, range(len(catalog))), len(catalog), "describing"))
     bad = [row for row, view in enumerate(views) if view.bad and len(table[row])]  # the others have none to lose
     if bad:
         logging.getLogger("objcrop").warning(
@@ -187,7 +186,7 @@ def match(views: Sequence[View], pairs: npt.NDArray[np.int32], pool: ThreadPoolE
         best = np.argsort(-outstanding, axis=None, kind="stable")[:most]
         return np.stack(np.unravel_index(best, outstanding.shape)), outstanding.reshape(-1)[best]
 
-    for at, (which, worth) in enumerate(_progress("matching", pool.map(one, pairs), len(pairs))):
+    for at, (which, worth) in enumerate(tracked(pool.map(one, pairs), len(pairs), "matching")):
         boxes[at, :, : len(worth)], scores[at, : len(worth)] = which, worth
     return Matches(pairs, boxes, scores)
 
@@ -215,7 +214,7 @@ def backed(
         return there * linked[at, 0], back * linked[at, 1]
 
     backing = [np.zeros(len(view.boxes), np.float32) for view in views]
-    for at, sides in zip(used, _progress("ranking", pool.map(one, used), len(used))):
+    for at, sides in zip(used, tracked(pool.map(one, used), len(used), "ranking")):
         for image, side in zip(pairs[at], sides):
             backing[image] += side
     return backing
@@ -243,9 +242,3 @@ def discovered(boxes: Floats, backing: Floats, count: int) -> tuple[Floats, Floa
     apart = nms(corners[order], torch.arange(len(order), 0, -1, dtype=torch.float64), APART).numpy()
     best = order[apart[:count]]
     return boxes[best], scores[best]
-
-
-def _progress(what: str, work: Iterator[Made], total: int) -> Iterator[Made]:
-    with Progress(transient=True) as bar:
-        bar.disable = not bar.console.is_terminal
-        yield from bar.track(work, total=total, description=what)

@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import BadImage, open_upright
 from objcrop.errors import ObjcropError
 from objcrop.parts import run_parts
+from objcrop.progress import tracked
 from objcrop.ranks import process_group, rank_and_world_size, share_of_ranks
 from objcrop.ray_cluster import cluster_at_hand
 from objcrop.whole_file import refuse_unwritable, regular_file, whole_file
@@ -83,9 +83,7 @@ def propose_from_images(
         count = len(parts_rows)
         mine = range(rank, count, world)
         missing = {part: parts_rows[part] for part in mine if not _is_whole(folder, part, parts_rows[part])}
-        bar = stack.enter_context(_bar(rank))
         total, left = (sum(map(len, cut)) for cut in ([parts_rows[part] for part in mine], missing.values()))
-        task = bar.add_task(method, total=total, completed=total - left)
         if workers or cluster_at_hand():
             done = _kept(run_parts(partial(_Worker, catalog, make), missing, workers), folder)
         else:
@@ -96,8 +94,10 @@ def propose_from_images(
                 f"their parts are in {folder} (what is done is kept, and a process without WORLD_SIZE in its "
                 "environment makes the rest)",
             )
-        for part in done:
-            bar.advance(task, len(missing[part]))
+        if rank == 0:
+            done = tracked(done, total, method, done=total - left, size=lambda part: len(missing[part]))
+        for _ in done:
+            pass
         if rank:
             return BoxTable.from_arrays(catalog, [np.zeros((0, 4))] * len(catalog), method=method)
         table, bad = _joined(catalog, folder, parts_rows, method, parameters)
@@ -106,13 +106,6 @@ def propose_from_images(
         if parts is not None:
             shutil.rmtree(folder, ignore_errors=True)
         return table
-
-
-def _bar(rank: int) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    bar = Progress(*columns)
-    bar.disable = rank > 0 or not bar.console.is_terminal
-    return bar
 
 
 def finished_parts(

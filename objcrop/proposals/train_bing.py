@@ -15,7 +15,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from rich.progress import track
 from torchvision.ops import box_iou
 
 from objcrop.catalog import Catalog
@@ -33,6 +32,7 @@ from objcrop.kernels.bing import (
     window_boxes,
 )
 from objcrop.option_value import seed_of
+from objcrop.progress import tracked
 from objcrop.proposals.bing import REACH_OF_FEW
 from objcrop.proposals.canvas import on_canvas
 
@@ -40,9 +40,7 @@ BATCH = 16
 NEGATIVES = 3  # an image and size
 
 
-def train_bing(
-    catalog: Catalog, *, canvas: int = 320, images: int = 1500, seed: int = 0, progress: bool = True
-) -> BingModel:
+def train_bing(catalog: Catalog, *, canvas: int = 320, images: int = 1500, seed: int = 0) -> BingModel:
     """Train both stages.
 
     Args:
@@ -50,7 +48,6 @@ def train_bing(
         canvas: side that images are resized to, pixels.
         images: how many to learn from, a random sample; all where there are fewer.
         seed: of sample and negatives.
-        progress: show a bar.
 
     Raises:
         ObjcropError: fewer than 20 objects to learn from.
@@ -64,11 +61,11 @@ def train_bing(
         )
     sizes = [size for size in range(36) if usable(size, canvas)]
     batches = [rows[begin : begin + BATCH] for begin in range(0, len(rows), BATCH)]
-    positives, negatives, of_size = _windows(catalog, batches, sizes, canvas, rng, progress)
+    positives, negatives, of_size = _windows(catalog, batches, sizes, canvas, rng)
     template = _svm(torch.cat([positives, positives.flip(-1)]), negatives)
     # A size with next to no objects would be calibrated on chance.
     sizes = [size for size in sizes if of_size[size] >= max(10, 0.002 * of_size.sum())] or sizes
-    scale, offset = _calibrate(catalog, batches, template, sizes, canvas, progress)
+    scale, offset = _calibrate(catalog, batches, template, sizes, canvas)
     return BingModel(template, scale, offset, canvas)
 
 
@@ -78,10 +75,10 @@ def _objects(catalog: Catalog, row: int) -> torch.Tensor:
 
 
 def _loaded(
-    catalog: Catalog, batches: list[list[int]], canvas: int, what: str, progress: bool
+    catalog: Catalog, batches: list[list[int]], canvas: int, what: str
 ) -> Iterator[tuple[torch.Tensor, list[torch.Tensor]]]:
     """Yield images on the canvas and their objects there; unreadable ones are left out."""
-    for rows in track(batches, what, disable=not progress):
+    for rows in tracked(batches, len(batches), what):
         images, objects = [], []
         for row in rows:
             try:
@@ -99,11 +96,10 @@ def _windows(
     sizes: list[int],
     canvas: int,
     rng: np.random.Generator,
-    progress: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Return 8×8 patches of positives and negatives, (n, 8, 8), and how many positives each size has."""
     positives, negatives, of_size = [], [], np.zeros(len(SIZES), np.int64)
-    for images, objects in _loaded(catalog, batches, canvas, "stage I", progress):
+    for images, objects in _loaded(catalog, batches, canvas, "stage I"):
         for size in sizes:
             gradients = shrunk_gradients(shrunk_rows(images, size), size)[:, 0]
             patches = gradients.unfold(1, 8, 1).unfold(2, 8, 1)  # (B, h, w, 8, 8), a view
@@ -141,13 +137,13 @@ def _svm(positives: torch.Tensor, negatives: torch.Tensor, decay: float = 1e-3) 
 
 
 def _calibrate(
-    catalog: Catalog, batches: list[list[int]], template: torch.Tensor, sizes: list[int], canvas: int, progress: bool
+    catalog: Catalog, batches: list[list[int]], template: torch.Tensor, sizes: list[int], canvas: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return scale and offset of each size; offset -inf for sizes that found nothing."""
     seen: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
     hits: dict[int, list[torch.Tensor]] = {size: [] for size in sizes}
     whole, unit = in_whole_numbers(template)
-    for images, objects in _loaded(catalog, batches, canvas, "stage II", progress):
+    for images, objects in _loaded(catalog, batches, canvas, "stage II"):
         scores, boxes, numbers = stage_one(images, whole, sizes, reach=REACH_OF_FEW)
         for image, truth in enumerate(objects):
             found = scores[image] > NONE

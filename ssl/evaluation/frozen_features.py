@@ -14,6 +14,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.devices import resolve_device
 from objcrop.errors import ObjcropError
+from objcrop.progress import tracked
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.networks.backbones import backbone, backbone_weights, width_at
 from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
@@ -117,7 +118,7 @@ def features(
                     max_bad=min(max_bad * len(catalog) / len(some), 1.0),  # all that are bad may be this rank's
                 )
             )
-        for batch in walked(loader, "testing") if shared else loader:
+        for batch in walked(loader, "testing") if shared else tracked(loader, len(loader), "batches of features"):
             good = ~batch.substituted.cpu()
             found = network(batch.views[0]).float().cpu()[good]
             parts.append(Features(found, batch.labels.cpu()[good], rows[batch.index.cpu()[good]]))

@@ -10,6 +10,7 @@ from typing import Any
 from objcrop.errors import ObjcropError
 from objcrop.extras import from_extra
 from objcrop.page import drawn, folded, heading, listing, page, picture, strong, table, together
+from objcrop.ssl.training.plot_run import curves_figure
 from objcrop.ssl.training.run_folder import read_metrics
 
 TINY = (
@@ -98,24 +99,14 @@ def _compared(result: Mapping[str, Any], words: list[str]) -> str:
 
 
 def _curves(result: Mapping[str, Any]) -> str:
-    """Return a picture of the loss of all pretraining runs."""
+    """Return a picture of the curves of all pretraining runs."""
     curves = {}
     for run in dict.fromkeys(row["run"] for row in result["rows"] if row["run"]):
-        with contextlib.suppress(ObjcropError, KeyError):  # not begun, or broken off in its first line
-            lines = read_metrics(Path(run) / "metrics.jsonl")
-            curves[Path(run).name.rpartition("-")[0]] = [(line["step"], line["loss"]) for line in lines]
+        with contextlib.suppress(ObjcropError):  # not begun, or broken off in its first line
+            curves[Path(run).name.rpartition("-")[0]] = read_metrics(Path(run) / "metrics.jsonl")
     if not any(curves.values()):
         return ""
-    Figure = from_extra("matplotlib.figure").Figure
-
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    axes = figure.add_subplot()
-    for name, curve in curves.items():
-        axes.plot(*zip(*curve), marker="." if len(curve) < 10 else "", linewidth=1.2, label=name)
-    axes.set(xlabel="step", ylabel="loss")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
-    return together([heading("Pretraining"), drawn(figure, "loss of every pretraining run")])
+    return together([heading("Pretraining"), drawn(curves_figure(curves), "curves of every pretraining run", dpi=110)])
 
 
 def _pictures(result: Mapping[str, Any]) -> str:

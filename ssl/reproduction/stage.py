@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 from objcrop.child_process import end_of
 from objcrop.errors import ObjcropError
+from objcrop.progress import quiet
 from objcrop.whole_file import whole_file
 
 RECORD, LOG = "stage.json", "log.txt"
@@ -87,7 +89,8 @@ def run_stage(stage: Stage, torchrun: Sequence[str] = ()) -> None:
     began = time.time()
     stage.folder.mkdir(parents=True, exist_ok=True)
     launch = ["-m", "torch.distributed.run", *torchrun] if torchrun and stage.kind not in ("boxes", "probe") else []
-    said = _run([sys.executable, *launch, "-m", "objcrop", *stage.command], stage.folder / LOG)
+    loud = ["-q"] if quiet() else ["-v"] * logging.getLogger("objcrop").isEnabledFor(logging.INFO)
+    said = _run([sys.executable, *launch, "-m", "objcrop", *loud, *stage.command], stage.folder / LOG)
     if said is not None:
         raise ObjcropError(said)
     record = {"made_from": stage.made_from, "command": stage.command, "seconds": round(time.time() - began)}
@@ -99,7 +102,8 @@ def _run(command: list[str], log: Path) -> str | None:
     """Return None where a command came to its end, else what it said of its failure."""
     sentence = ""
     with log.open("a", encoding="utf-8") as file:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        how: dict[str, Any] = {"stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "NO_COLOR": "1"}, **how)
         with child, _ended_with(child):
             assert child.stdout is not None
             for line in child.stdout:

@@ -79,6 +79,7 @@ def load_checkpoint(path: str | os.PathLike[str], needs: Iterable[str] = ()) -> 
         raise ObjcropError(f"{file} is damaged: its {(wrong or ['recipe'])[0]} is not what it must be.")
     if not all(isinstance(value, torch.Tensor) for value in content.get("method", {}).values()):
         raise ObjcropError(f"{file} is damaged: its method holds something that is no tensor.")
+    logging.getLogger("objcrop").info("Read the checkpoint %s.", file)
     return content
 
 

@@ -108,9 +108,10 @@ class Loop(ABC):
                     # Asking the others costs a wait for the device, so on a GPU it is done where one waits anyway.
                     if (looks or self.device.type == "cpu") and any_rank(bool(stop.asked), self.device):
                         self._save()
-                        way = way_out("go on with --resume", "run the same command again")
+                        way = way_out("go on with the same command and --resume", "run the same command again")
                         raise Stopped(
-                            f"stopped after step {self.step} of {self.total} as asked and saved it; {way}.",
+                            f"stopped after step {self.step} of {self.total} as asked, and saved it in "
+                            f"{self.folder.path}: {way}.",
                             stop.asked or 15,
                         )
                     if options.checkpoint_every_steps and self.step % options.checkpoint_every_steps == 0:

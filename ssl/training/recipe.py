@@ -25,11 +25,12 @@ from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.loading import Loading
 from objcrop.errors import ObjcropError, UsageError, shown, way_out
 from objcrop.option import Options, cannot_act, home_of, option, options_of, unknown
-from objcrop.option_value import number, text, value_of, whole, word
+from objcrop.option_value import number, offering, text, value_of, whole, word
 from objcrop.plain_yaml import read_yaml
 from objcrop.ssl.training.options import Training
 
 FOLDER = Path(__file__).resolve().parents[1] / "recipes"
+NAMES = ("moco-v2", "byol", "simclr", "densecl", "swav", "soco", "mae", "cmc", "supervised")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Recipe(Training, Loading, Crops):
 
     method: str = option(
         "moco-v2",
-        text(),
-        "moco-v2, byol, simclr, densecl, swav, soco, mae, cmc or supervised, or one of your own as module:Class",
+        offering(*NAMES)(text()),
+        f"{', '.join(NAMES[:-1])} or {NAMES[-1]}, or one of your own as module:Class",
     )
 
     @property

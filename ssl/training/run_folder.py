@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,20 @@ class RunFolder:
                 f"{self.metrics} cannot be written ({error.strerror}); free some space or mend its rights, then {way}: "
                 "the last checkpoint is whole."
             ) from None
+
+
+def what_next(folder: Path) -> list[str]:
+    """Return a line that says where a run is that came to its end, and lines of commands that go on from there."""
+    lines = read_metrics(folder / "metrics.jsonl")
+    taken = f"{lines[-1]['step']:,} steps" if lines else "no step"
+    run = shlex.quote(os.fspath(folder))
+    return [
+        f"→ {folder}: {taken}; the network in last.pt, its record in metrics.jsonl and recipe.yaml",
+        "What next:",
+        f"  objcrop probe {run}/last.pt --train LABELLED --test HELD_OUT   # what its features are worth",
+        f"  objcrop report {run} -o report.html                            # curves and options, beside other runs",
+        f"  objcrop export {run}/last.pt -o backbone.pth                   # for other programs",
+    ]
 
 
 def read_metrics(path: StrPath) -> list[dict[str, Any]]:

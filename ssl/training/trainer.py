@@ -226,7 +226,10 @@ class Run(Loop):
         if self.world > 1:
             self.model = over_ranks(self.method, device)
         if self.leads:
-            self.folder.write_recipe({**as_dict(recipe), "resolved": {**loader.resolved, **self._origin()}})
+            resolved = {**loader.resolved, **self._origin()}
+            self.folder.write_recipe({**as_dict(recipe), "resolved": resolved})
+            said = ", ".join(f"{name} {value}" for name, value in resolved.items())
+            logging.getLogger("objcrop").info("Resolved: %s.", said)
             self._warn()
 
     def _origin(self) -> dict[str, Any]:

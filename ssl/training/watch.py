@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from objcrop.errors import ObjcropError
 from objcrop.extras import from_extra, require
+from objcrop.progress import quiet, terminal
 from objcrop.ranks import average_over_ranks, gather_ranks, rank_and_world_size
 from objcrop.ssl.training.options import Watched
 from objcrop.ssl.training.recipe import Embedding, acting
@@ -63,7 +64,7 @@ class Watch:
             TextColumn("{task.fields[line]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (self.leads and self.console.is_terminal),
+            disable=not (self.leads and self.console.is_terminal) or quiet(),
         )
         self.task = self.bar.add_task(what, total=total, completed=step, line="")
         self.writers = _writers(recipe, folder, step) if self.leads else []
@@ -73,11 +74,14 @@ class Watch:
         self._reset()
 
     def __enter__(self) -> Watch:
+        self.bar.disable = self.bar.disable or not terminal.acquire(blocking=False)
         self.bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
+        if not self.bar.disable:
+            terminal.release()
         for writer in self.writers:
             writer.close()
 
@@ -164,9 +168,9 @@ class Watch:
             f"loss {line['loss']:.3f}  lr {line['lr']:.4g}  {line['images_per_s']:.0f} img/s  "
             f"waiting {line['starvation']:.0%}"
         )
-        if self.console.is_terminal:
+        if not self.bar.disable:
             self.bar.update(self.task, completed=line["step"], line=text)
-        elif line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total:
+        elif not quiet() and (line["step"] % (self.recipe.log_every_steps * 10) == 0 or line["step"] == self.total):
             self.console.print(f"step {line['step']}/{self.total}  {text}", highlight=False)
         evenly = self.recipe.dim**-0.5 if isinstance(self.recipe, Embedding) else 0.0
         if line.get("embedding_std", 1.0) < COLLAPSED * evenly and not self.warned:

@@ -163,9 +163,9 @@ def test_training_on_some_scenes_finds_objects_in_others(tmp_path):
     draw_scenes(tmp_path / "test", 24, seed=2)
     train, _ = index(tmp_path / "train", "scenes")
     test, _ = index(tmp_path / "test", "scenes")
-    model = train_bing(train, canvas=256, progress=False)
+    model = train_bing(train, canvas=256)
     model.save(tmp_path / "m.json", "a test")
-    again = train_bing(train, canvas=256, progress=False)
+    again = train_bing(train, canvas=256)
     torch.testing.assert_close(model.template, again.template, rtol=1e-3, atol=1e-6)  # summed in float32
     found = recall(test, propose(test, "bing", model=tmp_path / "m.json", count=50, nms=1.0, workers=0))
     by_chance = recall(test, propose(test, "random", count=50))
@@ -174,4 +174,4 @@ def test_training_on_some_scenes_finds_objects_in_others(tmp_path):
 
 def test_nothing_to_learn_from(photos):
     with pytest.raises(ObjcropError, match="fewer than 20 objects"):
-        train_bing(photos[0], progress=False)
+        train_bing(photos[0])

@@ -46,6 +46,7 @@ def test_from_scenes_to_a_report(scenes, objcrop):
     data = ("--catalog", "s.arrow", "--boxes", "gt.arrow", "--crops", "obj-obj+dilate")
     run = a_process("pretrain", *data, *small, "--steps", 3, "-o", "run", cwd=scenes)
     assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[-1].startswith("→ run: 3 steps; the network in last.pt")
     assert sorted(p.name for p in (scenes / "run").iterdir()) == [
         *("last.pt", "metrics.jsonl", "previous.pt", "recipe.yaml")
     ]
@@ -60,6 +61,20 @@ def test_from_scenes_to_a_report(scenes, objcrop):
     assert report.returncode == 0 and report.stdout == "→ report.html\n", report.stderr
     page = Page((scenes / "report.html").read_text(encoding="utf-8"))
     assert page.links == ["#runs", "#probes"] and "3 of 3" in page.tables[0][1] and "run/last.pt" in page.text
+
+
+def test_a_run_that_is_stopped_says_where_it_is_and_how_it_goes_on(photos, tmp_path, objcrop, monkeypatch):
+    monkeypatch.setattr("objcrop.ssl.training.loop.StopSignal.asked", 15, raising=False)
+    monkeypatch.setattr("objcrop.ssl.training.loop.StopSignal.__init__", lambda self: setattr(self, "_before", {}))
+    photos[0].save(tmp_path / "c.arrow")
+    small = ("--arch", "timm/test_resnet", "--size", 32, "--batch-size", 8, "--queue", 8, "--threads", 1, "--steps", 3)
+    run = objcrop("pretrain", "--catalog", "c.arrow", *small, "-o", "run", "-q", cwd=tmp_path)
+    assert run.returncode == 143 and not run.stdout
+    said = "stopped after step 1 of 3 as asked, and saved it in run: go on with the same command and --resume."
+    assert run.stderr == f"objcrop: {said}\n"
+    monkeypatch.undo()
+    run = objcrop("pretrain", "--catalog", "c.arrow", *small, "-o", "run", "-q", "--resume", cwd=tmp_path)
+    assert run.returncode == 0 and run.stdout.startswith("→ run: 3 steps; ") and not run.stderr
 
 
 def test_join(scenes, tmp_path, objcrop):
@@ -116,6 +131,15 @@ def test_it_says_its_version(objcrop):
         ("objcrop pretrain --epo", {"--epochs"}),
         ("objcrop transfer --mod", {"--model"}),
         ("objcrop bench so", {"sources"}),
+        ("objcrop plot --qu", {"--quiet"}),
+        ("objcrop index photos --format open", {"openimages"}),
+        ("objcrop propose c.arrow --method gri", {"grid"}),
+        ("objcrop pretrain --crops obj-obj+", {"obj-obj+dilate", "obj-obj+shift"}),
+        ("objcrop pretrain --method mo", {"moco-v2"}),
+        ("objcrop pretrain --loader d", {"dali"}),
+        ("objcrop show c.arrow --recipe oac-table9", {"oac-table9-dilate"}),
+        ("objcrop sweep oac-table9", {"oac-table9-dilate"}),
+        ("objcrop transfer last.pt --task d", {"detection"}),
     ],
 )
 def test_the_shell_is_told_how_a_line_goes_on(objcrop, monkeypatch, line, goes_on):
@@ -179,6 +203,8 @@ def test_help_names_all_that_there_are(command, option, names):
     (says,) = (parameter.help for parameter in group.params if parameter.name == option)
     said = set(re.findall(r"[\w-]+", says))
     assert said >= set(there), set(there) - said
+    (parameter,) = (parameter for parameter in group.params if parameter.name == option)
+    assert {each.value for each in parameter.shell_complete(typer.Context(group), "")} == set(there)
 
 
 def test_resume_stands_alone_or_takes_a_word(tmp_path, objcrop):

@@ -55,7 +55,7 @@ def in_this_process(monkeypatch):
         ran.append(words)
         with pytest.MonkeyPatch.context() as patch:
             sentences = []
-            patch.setattr("objcrop.cli_errors.Console.print", lambda self, text, **_: sentences.append(text))
+            patch.setattr("objcrop.cli_errors.say", lambda sentence, style: sentences.append(sentence))
             try:
                 main(words)
             except SystemExit:

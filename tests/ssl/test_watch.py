@@ -115,6 +115,15 @@ def test_collapse_is_said_once(tmp_path, caplog):
     assert [record.getMessage().count("collapsed at step 2") for record in caplog.records] == [1]
 
 
+def test_quiet_is_quiet(tmp_path, capsys, caplog):
+    with caplog.at_level(logging.ERROR, "objcrop"), watch(tmp_path / "run") as watched:
+        takes(watched, 10, std=0.01)
+    assert capsys.readouterr() == ("", "") and not caplog.records
+    with watch(tmp_path / "loud") as watched:
+        takes(watched, 10)
+    assert capsys.readouterr().out.startswith("step 10/100  loss 1.000")
+
+
 def test_curves(tmp_path):
     for name in ("a", "b"):
         with watch(tmp_path / name) as watched:
