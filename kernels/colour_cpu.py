@@ -1,23 +1,27 @@
-"""Colour on the CPU: the definition of colour_reference, fused into a few loops that the compiler vectorises.
+"""Colour on the CPU: the definition of colour_reference, in loops that the compiler vectorises.
 
-Pixels lie in three float32 planes; the four jitter steps run in place, the blur is OpenCV's separable filter without
-the taps too small to matter, and the last loop solarises, flips, normalises and interleaves. numba and OpenCV release
-the GIL, so a thread pool runs one view a thread.
+A view lies in three float32 planes. It is worked on a few rows at a time, all steps in a row while they are in the
+innermost cache: up to contrast, which needs the mean of the whole view, and from contrast to the finished pixels. A
+blurred row is made of the planes on its way out. numba releases the GIL, so a thread pool runs one view a thread.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
+
+BAND = 2048  # pixels worked on at a time, or a row: 24 KiB of float32
+PAGE = 1024  # values of float32 in a memory page
+BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2  # of `Decisions.order`; hue is 3
 
 _scratch = threading.local()
 
@@ -42,37 +46,25 @@ def _luma(r, g, b):
 
 
 @_compiled
-def _brightness(planes, factor):
-    flat = planes.reshape(-1)
-    for i in range(flat.size):
-        flat[i] = _clamp(flat[i] * factor)
+def _spread(pixels, r, g, b):
+    """Take bytes (n * 3,) apart into planes of 0..1."""
+    for i in range(r.size):
+        r[i] = pixels[3 * i + 0] * np.float32(1 / 255)
+        g[i] = pixels[3 * i + 1] * np.float32(1 / 255)
+        b[i] = pixels[3 * i + 2] * np.float32(1 / 255)
 
 
 @_compiled
-def _mean(plane):
-    """Sum in short float32 runs: one run over all would lose digits, float64 would run at half the speed."""
-    total = np.float32(0)
-    for start in range(0, plane.size, 512):
-        part = np.float32(0)
-        for v in plane[start : start + 512]:
-            part += v
-        total += part
-    return total / np.float32(plane.size)
+def _scale(r, g, b, factor, offset):
+    """Brightness, or contrast: each value times a factor, plus what the factor leaves of the mean."""
+    for i in range(r.size):
+        r[i] = _clamp(r[i] * factor + offset)
+        g[i] = _clamp(g[i] * factor + offset)
+        b[i] = _clamp(b[i] * factor + offset)
 
 
 @_compiled
-def _contrast(planes, factor):
-    r, g, b = planes[0], planes[1], planes[2]
-    mean = np.float32(0.2989) * _mean(r) + np.float32(0.587) * _mean(g) + np.float32(0.114) * _mean(b)
-    offset = (np.float32(1) - factor) * mean
-    flat = planes.reshape(-1)
-    for i in range(flat.size):
-        flat[i] = _clamp(flat[i] * factor + offset)
-
-
-@_compiled
-def _saturation(planes, factor):
-    r, g, b = planes[0], planes[1], planes[2]
+def _saturation(r, g, b, factor):
     rest = np.float32(1) - factor
     for i in range(r.size):
         grey = _luma(r[i], g[i], b[i]) * rest
@@ -82,112 +74,217 @@ def _saturation(planes, factor):
 
 
 @_compiled
-def _hue(planes, shift):
-    """Rotate the hue without leaving RGB for HSV's six cases: f(n) = v - c * clamp(min(k, 4 - k), 0, 1)."""
-    one, zero, six = np.float32(1), np.float32(0), np.float32(6)
-    r, g, b = planes[0], planes[1], planes[2]
-    turn = shift * six
+def _hue(r, g, b, turns):
+    """Turn the hue without HSV's six cases: each channel is a trapezium over the circle, six long, and clamped."""
+    zero, one, two, six = np.float32(0), np.float32(1), np.float32(2), np.float32(6)
     for i in range(r.size):
         red, green, blue = r[i], g[i], b[i]
         top = max(red, max(green, blue))
-        chroma = top - min(red, min(green, blue))
+        bottom = min(red, min(green, blue))
+        chroma = top - bottom
         scale = one / (chroma if chroma > zero else one)
-        if top == red:
-            sector = (green - blue) * scale
-        elif top == green:
-            sector = (blue - red) * scale + np.float32(2)
+        of_blue = (red - green) * scale + np.float32(4)
+        of_green = (blue - red) * scale + two
+        of_red = (green - blue) * scale
+        h = of_red if top == red else (of_green if top == green else of_blue)
+        h += turns * six  # at least -1 - 3, at most 5 + 3
+        h = h + six if h < zero else h
+        h = h - six if h >= six else h
+        r[i] = bottom + chroma * _clamp(abs(h - np.float32(3)) - one)
+        g[i] = bottom + chroma * _clamp(two - abs(h - two))
+        b[i] = bottom + chroma * _clamp(two - abs(h - np.float32(4)))
+
+
+@_compiled
+def _jitter(r, g, b, steps, factors, mean):
+    """Take these steps of the jitter; mean is that of the whole view's grey, for contrast."""
+    for step in steps:
+        factor = factors[step]
+        if step == BRIGHTNESS:
+            _scale(r, g, b, factor, np.float32(0))
+        elif step == CONTRAST:
+            _scale(r, g, b, factor, (np.float32(1) - factor) * mean)
+        elif step == SATURATION:
+            _saturation(r, g, b, factor)
         else:
-            sector = (red - green) * scale + np.float32(4)
-        h = sector + turn + np.float32(12)  # shift is at least -0.5 turns and sector at least -1: positive
-        for c in range(3):
-            k = h + np.float32(5 - 2 * c)
-            k = k - six * np.floor(k * (one / six))
-            value = top - chroma * _clamp(min(k, np.float32(4) - k))
-            if c == 0:
-                r[i] = value
-            elif c == 1:
-                g[i] = value
-            else:
-                b[i] = value
+            _hue(r, g, b, factor)
 
 
 @_compiled
-def _grey(planes):
-    r, g, b = planes[0], planes[1], planes[2]
+def _sum_of_luma(r, g, b):
+    total = np.float32(0)
     for i in range(r.size):
-        value = _luma(r[i], g[i], b[i])
-        r[i] = value
-        g[i] = value
-        b[i] = value
+        total += _luma(r[i], g[i], b[i])
+    return total
 
 
 @_compiled
-def _solarise(planes):
-    flat = planes.reshape(-1)
-    for i in range(flat.size):
-        v = flat[i]
-        flat[i] = np.float32(1) - v if v >= np.float32(0.5) else v
+def _turn_grey(r, g, b):
+    """Leave the grey values in r."""
+    for i in range(r.size):
+        r[i] = _luma(r[i], g[i], b[i])
 
 
 @_compiled
-def _before_blur(pixels, jitter, factors, order, grey, planes):
-    """Spread uint8 (H, W, 3) into planes float32 (3, H * W), then jitter and grey."""
-    flat = pixels.reshape(-1)
-    for c in range(3):
-        plane = planes[c]
-        for i in range(plane.size):
-            plane[i] = flat[3 * i + c] * np.float32(1 / 255)
-    if jitter:
-        for k in range(4):
-            step = order[k]
-            if step == 0:
-                _brightness(planes, factors[0])
-            elif step == 1:
-                _contrast(planes, factors[1])
-            elif step == 2:
-                _saturation(planes, factors[2])
-            else:
-                _hue(planes, factors[3])
-    if grey:
-        _grey(planes)
+def _half_gaussian(half, sigma):
+    """Return the Gaussian's taps from the middle on, for sigma 0 one: without those below a hundred-thousandth.
+
+    Those cannot move a pixel by a hundredth of a level. The last tap may be 0, for sides are weighed in twos.
+    """
+    taps = np.zeros(half + 2, np.float32)
+    taps[0] = 1
+    if sigma == 0:
+        return taps[:1]
+    whole = 1.0
+    for t in range(1, half + 1):
+        whole += 2 * math.exp(-0.5 * (t / sigma) ** 2)
+    reach = 0
+    for t in range(half + 1):
+        tap = math.exp(-0.5 * (t / sigma) ** 2) / whole
+        if tap > 1e-5:
+            taps[t], reach = tap, t
+    return taps[: 1 + reach + reach % 2]
 
 
 @_compiled
-def _after_blur(planes, solarise, flip, gain, bias, out):
-    """Solarise, normalise and interleave planes into out (H, W, 3), mirrored if asked."""
-    if solarise:
-        _solarise(planes)
+def _convolve(source, begin, step, taps, out):
+    """Weigh values with their neighbours `step`, 2 · `step` … before and behind: the first is source at `begin`."""
+    n = out.size
+    for t in range(1, taps.size, 2):  # in twos: fewer ways to memory and back
+        tap, far_tap, near, far = taps[t], taps[t + 1], t * step, (t + 1) * step
+        before, far_before = source[begin - near : begin - near + n], source[begin - far : begin - far + n]
+        behind, far_behind = source[begin + near : begin + near + n], source[begin + far : begin + far + n]
+        if t == 1:
+            middle, values = taps[0], source[begin : begin + n]
+            for i in range(n):
+                sides = tap * (before[i] + behind[i]) + far_tap * (far_before[i] + far_behind[i])
+                out[i] = middle * values[i] + sides
+        else:
+            for i in range(n):
+                out[i] += tap * (before[i] + behind[i]) + far_tap * (far_before[i] + far_behind[i])
+
+
+@_compiled
+def _mirror_rows(plane, height, width, reach):
+    """Mirror a plane's rows into the `reach` rows before the first and behind the last."""
+    last = reach + height - 1
+    for t in range(1, reach + 1):
+        from_first, from_last = plane[(reach + t) * width :], plane[(last - t) * width :]
+        to_first, to_last = plane[(reach - t) * width :], plane[(last + t) * width :]
+        for x in range(width):
+            to_first[x] = from_first[x]
+            to_last[x] = from_last[x]
+
+
+@_compiled
+def _pad_rows(rows, width, reach, out):
+    """Copy rows that lie one behind the other into longer ones, each mirrored at both ends."""
+    long = width + 2 * reach
+    for i in range(rows.size // width):
+        row, padded = rows[i * width : (i + 1) * width], out[i * long : (i + 1) * long]
+        middle = padded[reach : reach + width]
+        for x in range(width):
+            middle[x] = row[x]
+        for t in range(1, reach + 1):
+            padded[reach - t] = row[t]
+            padded[reach + width - 1 + t] = row[width - 1 - t]
+
+
+@_compiled
+def _finished(v, inverted_from, gain, bias):
+    return (np.float32(1) - v if v >= inverted_from else v) * gain + bias
+
+
+@_compiled
+def _finish(r, g, b, solarise, flip, gain, bias, out):
+    """Solarise, normalise and interleave a row into out (W * 3,), mirrored if asked."""
+    inverted_from = np.float32(0.5 if solarise else 2)
+    last = r.size - 1
+    if flip:
+        for x in range(r.size):
+            i = np.uintp(last - x)  # unsigned, or the compiler looks out for negative indices and leaves it a loop
+            out[3 * x] = _finished(r[i], inverted_from, gain[0], bias[0])
+            out[3 * x + 1] = _finished(g[i], inverted_from, gain[1], bias[1])
+            out[3 * x + 2] = _finished(b[i], inverted_from, gain[2], bias[2])
+    else:
+        for x in range(r.size):
+            out[3 * x] = _finished(r[x], inverted_from, gain[0], bias[0])
+            out[3 * x + 1] = _finished(g[x], inverted_from, gain[1], bias[1])
+            out[3 * x + 2] = _finished(b[x], inverted_from, gain[2], bias[2])
+
+
+@_compiled
+def _of_planes(planes, begin, end):
+    return planes[0, begin:end], planes[1, begin:end], planes[2, begin:end]
+
+
+@_compiled
+def _colour(pixels, flip, jitter, factors, order, grey, taps, solarise, gain, bias, planes, out):
+    """Colour pixels (H, W, 3) into out (H, W, 3).
+
+    The planes (3, more than H * W) have room for `taps.size - 1` rows before the first row and behind the last.
+    """
     height, width = out.shape[:2]
-    for y in range(height):
-        for c in range(3):
-            row = planes[c, y * width : (y + 1) * width]
-            target = out[y, :, c]
-            if flip:
-                for x in range(width):
-                    target[x] = row[width - 1 - x] * gain[c] + bias[c]
-            else:
-                for x in range(width):
-                    target[x] = row[x] * gain[c] + bias[c]
+    flat, lines = pixels.reshape(-1), out.reshape(height, -1)
+    reach = taps.size - 1
+    first = reach * width
+    rows = max(1, BAND // width)
+
+    before_contrast = 0
+    while jitter and order[before_contrast] != CONTRAST:
+        before_contrast += 1
+    total = 0.0
+    for y in range(0, height, rows):
+        begin, end = y * width, min(y + rows, height) * width
+        r, g, b = _of_planes(planes, first + begin, first + end)
+        _spread(flat[3 * begin : 3 * end], r, g, b)
+        if jitter:
+            _jitter(r, g, b, order[:before_contrast], factors, np.float32(0))
+            total += _sum_of_luma(r, g, b)
+    mean = np.float32(total / (height * width))
+
+    for y in range(0, height, rows):
+        stop = min(y + rows, height)
+        r, g, b = _of_planes(planes, first + y * width, first + stop * width)
+        if jitter:
+            _jitter(r, g, b, order[before_contrast:], factors, mean)
+        if grey:
+            _turn_grey(r, g, b)
+        if not reach:
+            for line in range(y, stop):
+                r, g, b = _of_planes(planes, line * width, (line + 1) * width)
+                _finish(r, r if grey else g, r if grey else b, solarise, flip, gain, bias, lines[line])
+    if not reach:
+        return
+
+    channels = 1 if grey else 3
+    for c in range(channels):
+        _mirror_rows(planes[c], height, width, reach)
+    long = width + 2 * reach
+    column, padded = np.empty(rows * width, np.float32), np.empty(rows * long, np.float32)
+    blurred = np.empty((3, rows * long), np.float32)
+    for y in range(0, height, rows):
+        stop = min(y + rows, height)
+        for c in range(channels):
+            part = column[: (stop - y) * width]
+            _convolve(planes[c], first + y * width, width, taps, part)
+            _pad_rows(part, width, reach, padded)
+            _convolve(padded, reach, 1, taps, blurred[c, : (stop - y) * long - 2 * reach])
+        for line in range(y, stop):
+            r, g, b = _of_planes(blurred, (line - y) * long, (line - y) * long + width)
+            _finish(r, r if grey else g, r if grey else b, solarise, flip, gain, bias, lines[line])
 
 
-def _blur(planes: NDArray[np.float32], size: int, sigma: float) -> None:
-    """Blur planes of a square view in place with OpenCV's separable filter; its border 101 is torch's "reflect"."""
-    half = blur_kernel_size(size) // 2
-    taps = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
-    taps = taps / taps.sum()
-    # Taps below a hundred-thousandth cannot move a pixel by a hundredth of a level: most blurs need few.
-    reach = int((taps[half:] > 1e-5).sum()) - 1
-    kernel = taps[half - reach : half + reach + 1].astype(np.float32)
-    for plane in planes.reshape(3, size, size):
-        cv2.sepFilter2D(plane, cv2.CV_32F, kernel, kernel, dst=plane, borderType=cv2.BORDER_REFLECT_101)
+def _planes_for(height: int, width: int, reach: int) -> NDArray[np.float32]:
+    """Return this thread's planes, a part of the largest room that it had.
 
-
-def _planes_for(pixels: int) -> NDArray[np.float32]:
-    """Return this thread's planes, float32 (3, pixels), a part of the largest that it had."""
+    They begin a third of a memory page apart: what lies whole pages apart is slow to read and write by turns.
+    """
+    plane = -(-(height + 2 * reach) * width // PAGE) * PAGE + PAGE // 3
     room: NDArray[np.float32] | None = getattr(_scratch, "room", None)
-    if room is None or room.size < 3 * pixels:
-        room = _scratch.room = np.empty(3 * pixels, np.float32)
-    return room[: 3 * pixels].reshape(3, pixels)
+    if room is None or room.size < 3 * plane:
+        room = _scratch.room = np.empty(3 * plane, np.float32)
+    return room[: 3 * plane].reshape(3, plane)
 
 
 def colour_one(
@@ -200,17 +297,17 @@ def colour_one(
     """Augment and normalise one view; arguments as `colour_reference`, with the GIL released.
 
     Args:
-        view: uint8 (H, W, 3), contiguous; square where it is blurred.
+        view: uint8 (H, W, 3), contiguous.
         decisions: of this view.
         mean: per channel.
         std: per channel.
         out: float32 (H, W, 3), contiguous; filled.
     """
     height, width = view.shape[:2]
-    planes = _planes_for(height * width)
-    gain = (1 / np.asarray(std)).astype(np.float32)
     flip, jitter, factors, order, grey, sigma, solarise = decisions
-    _before_blur(view, bool(jitter), factors, order, bool(grey), planes)
-    if sigma > 0:
-        _blur(planes, width, float(sigma))
-    _after_blur(planes, bool(solarise), bool(flip), gain, (-np.asarray(mean) * gain).astype(np.float32), out)
+    taps = _half_gaussian(blur_kernel_size(width) // 2, float(sigma))
+    gain = tuple(np.float32(1 / s) for s in std)
+    bias = tuple(np.float32(-m / s) for m, s in zip(mean, std))
+    planes = _planes_for(height, width, len(taps) - 1)
+    how = bool(flip), bool(jitter), factors, order, bool(grey), taps, bool(solarise), gain, bias
+    _colour(view, *how, planes, out)

@@ -1,5 +1,9 @@
 """The definition against torchvision's public functional, and every implementation against the definition."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +119,41 @@ def test_solarised_chains_on_the_mean(name):
     decisions = [{**d, "solarise": True} for d in random_decisions(30, np.random.default_rng(1))]
     apart = (IMPLEMENTATIONS[name](views, decisions, **RAW) - by_reference(views, decisions, **RAW)).abs() * 255
     assert apart.mean() < 0.05
+
+
+@pytest.mark.parametrize(("height", "width"), [(31, 1), (64, 33), (33, 64), (60, 2100)])
+def test_views_that_are_not_square(height, width):
+    views = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (8, height, width, 3), np.uint8))
+    decisions = random_decisions(len(views), np.random.default_rng(3))
+    for i, d in enumerate(decisions):
+        d.update(solarise=False, sigma=float(i % 3), flip=i % 2 == 0)
+    if width == 2100:  # a row longer than what is worked on at once; blurred it would need more rows
+        decisions = [{**d, "sigma": 0.0} for d in decisions]
+    apart = (by_numba(views, decisions, **RAW) - by_reference(views, decisions, **RAW)).abs() * 255
+    assert apart.max() < 0.6
+
+
+def test_a_view_does_not_depend_on_the_one_before():
+    views = pictures(64)
+    decisions = random_decisions(len(views), np.random.default_rng(4))
+    alone = torch.cat([by_numba(v[None], [d], **RAW) for v, d in zip(views, decisions)])
+    by_numba(pictures(224), random_decisions(len(views), np.random.default_rng(5)), **RAW)
+    back = by_numba(views.flip(0), decisions[::-1], **RAW).flip(0)
+    assert torch.equal(alone, back)
+
+
+@pytest.mark.slow
+def test_processors_without_wide_registers(tmp_path):
+    """numba compiles for the processor it finds; told of none of its extensions, the colours are the same."""
+    environment = {
+        **os.environ,
+        "NUMBA_CPU_NAME": "generic",
+        "NUMBA_CPU_FEATURES": "",
+        "NUMBA_CACHE_DIR": str(tmp_path),
+    }
+    own = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "numba and chains"]
+    run = subprocess.run(own, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout
 
 
 def test_half_precision_is_channels_last():
