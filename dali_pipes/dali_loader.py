@@ -33,6 +33,7 @@ from objcrop.dali_pipes.decode_crop_resize import (
     windows_in,
 )
 from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded
+from objcrop.dali_pipes.reused_memory import ReusedMemory
 from objcrop.dali_pipes.to_device import to_device
 from objcrop.dali_pipes.torch_loader import assemble
 from objcrop.dali_pipes.view_boxes import ViewBoxes
@@ -74,6 +75,8 @@ class DaliLoader(ViewLoader):
         self.hw_decoder_load, self.decoder_padding = hw_decoder_load, decoder_padding
         # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
         self._by_pil: set[int] = set()
+        # On a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two.
+        self._memory = ReusedMemory(kept=len(planner.sizes) * (prefetch + 3))
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
@@ -223,8 +226,8 @@ class DaliLoader(ViewLoader):
     def _finish_cpu(self, batch: Views, windows: Windows) -> Views:
         """Resize and colour each view on the pool's threads; every view goes to its own place in the batch."""
         sizes, augment, own = self.planner.sizes, self.planner.augment, self.planner.transform is not None
-        kind = torch.uint8 if own else torch.float32
-        out = [torch.empty(len(batch), size, size, 3, dtype=kind) for size in sizes]
+        kind = np.uint8 if own else np.float32
+        out = [self._memory.empty((len(batch), size, size, 3), kind) for size in sizes]
         of_view = [Windows(*(part[v] for part in windows)) for v in range(len(sizes))]
 
         def one_sample(i: int) -> None:
@@ -237,7 +240,7 @@ class DaliLoader(ViewLoader):
 
         for _ in self._pool.map(one_sample, range(len(batch))):
             pass
-        views = tuple(o.permute(0, 3, 1, 2).to(kind if own else self.dtype) for o in out)
+        views = tuple(o.permute(0, 3, 1, 2).to(o.dtype if own else self.dtype) for o in out)
         return self._transformed(replace(batch, views=views))
 
     def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
