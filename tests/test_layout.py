@@ -73,6 +73,7 @@ HEAVY = {
     "objcrop.dali_pipes.dali_loader": ("torchvision", "matplotlib", "pycocotools", "ray"),
     "objcrop.dali_pipes.load_views": ("torchvision", *WORKS),
     "objcrop.dali_pipes.torch_loader": ("torchvision", *WORKS),
+    "objcrop.kernels.colour_cpu": ("cv2",),
     "objcrop.cli": ("numpy", "yaml", "torch", *WORKS),
 }
 
