@@ -28,6 +28,7 @@ bench: $(STAMP)
 
 docs: $(VENV)/.installed-docs
 	$(BIN)/python -m objcrop.option_page docs/options.md
+	$(BIN)/python -m objcrop.command_page docs/commands.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.installed-docs: $(STAMP)

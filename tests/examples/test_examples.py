@@ -10,9 +10,11 @@ import subprocess
 import sys
 from contextlib import ExitStack
 
+import numpy as np
 import pytest
 import yaml
 from children import free_port, running, torchrun
+from PIL import Image
 from torch.distributed import run as launcher
 
 from objcrop.ssl.training.checkpoint import load_checkpoint
@@ -30,7 +32,12 @@ def data(photos, tmp_path_factory):
     return folder
 
 
-LOOPS = {"plain_pytorch": (), "lightning_simsiam": (), "lightly_moco": ("--queue", "16")}
+LOOPS = {
+    "plain_pytorch": (),
+    "lightning_simsiam": (),
+    "lightly_moco": ("--queue", "16"),
+    "transformers_trainer": (),  # where transformers is installed
+}
 # Runs an example and keeps the rows that its process was handed.
 RECORD = """
 import json, os, runpy, sys
@@ -55,6 +62,7 @@ def loop(name):
 
 @pytest.mark.parametrize("name", [pytest.param("plain_pytorch", marks=pytest.mark.slow), *list(LOOPS)[1:]])
 def test_loops(data, name):
+    pytest.importorskip("transformers" if name == "transformers_trainer" else "torch")
     run = subprocess.run([sys.executable, *loop(name)], cwd=data, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "loss " in run.stdout and "nan" not in run.stdout
@@ -62,6 +70,7 @@ def test_loops(data, name):
 
 @pytest.mark.parametrize("name", ["plain_pytorch", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LOOPS)[1:])])
 def test_loops_under_torchrun(data, name):
+    pytest.importorskip("transformers" if name == "transformers_trainer" else "torch")
     (data / "record.py").write_text(RECORD)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = torchrun("record.py", *loop(name))
@@ -75,6 +84,17 @@ def test_loops_under_torchrun(data, name):
         for epoch in (slice(3), slice(3, 6)):
             rows = [row for share in shares for batch in share[epoch] for row in batch]
             assert sorted(rows) == list(range(24))
+
+
+@pytest.mark.parametrize("what", ["crops", "boxes"])
+def test_pictures_side_by_side(data, what, tmp_path):
+    command = [str(EXAMPLES / "side_by_side.py"), what, "photos.arrow", "boxes.arrow", "-o", str(tmp_path / "p.png")]
+    run = subprocess.run([sys.executable, *command, "--row", "1", "2"], cwd=data, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    picture = np.asarray(Image.open(tmp_path / "p.png").convert("RGB"))
+    assert picture.shape[0] == (9 if what == "crops" else 1) * 150
+    of_box = (255, 210, 0) if what == "crops" else (214, 39, 40)  # the best box of a table is red
+    assert (np.abs(picture[:, 124:300].astype(int) - of_box).max(-1) < 24).any(), "the box is drawn"
 
 
 def pretrain(output):
