@@ -7,6 +7,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -60,7 +61,7 @@ class TorchLoader(ViewLoader):
             prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=_as_is,
             pin_memory=on_gpu,
-            multiprocessing_context=_spawned(made) if self.workers and self.catalog.image_bytes.far else None,
+            multiprocessing_context=self._how_workers_begin(made) if self.workers else None,
         )
         with torch.cuda.device(self.device) if on_gpu else nullcontext():  # that of the thread that pins memory
             arriving = iter(batches)
@@ -70,6 +71,13 @@ class TorchLoader(ViewLoader):
                 yield self._transformed(views)
         finally:
             _end(arriving)
+
+    def _how_workers_begin(self, made: Batches) -> str:
+        if self.catalog.image_bytes.far:
+            return _spawned(made)
+        # Before Python 3.14 "fork" is what begins them where nobody chose; since then an `augment` of one's own, a
+        # lambda for one, would have to be sent to them.
+        return multiprocessing.get_start_method(allow_none=True) or "fork"
 
     def _dataset(self) -> Batches:
         return Batches(self.batches, self.colour, self.dtype)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from objcrop.ssl.training.trainer import pretrain
     from objcrop.ssl.transfer.transfer import transfer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Augment",
     "BoxTable",

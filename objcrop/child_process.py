@@ -92,9 +92,8 @@ class Child:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")  # a forked child has no use of CUDA
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self.function, self._said.name, multiprocessing.get_start_method())
-        )
+        chosen = multiprocessing.get_start_method(allow_none=True)
+        self._process = context.Process(target=_serve, args=(theirs, self.function, self._said.name, chosen))
         self._process.start()
         theirs.close()  # so that its end is seen here
 
@@ -119,7 +118,7 @@ def alive(items: Iterable[Item]) -> Iterator[Item]:
 _to_parent: Connection | None = None
 
 
-def _serve(pipe: Connection, function: Callable[..., Any], said: str, start_method: str) -> None:
+def _serve(pipe: Connection, function: Callable[..., Any], said: str, start_method: str | None) -> None:
     """Be the child: answer calls until the parent is gone."""
     global _to_parent
     _to_parent = pipe

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from objcrop.child_process import Child, in_a_line
+from objcrop.extras import EXTRAS
 
 if TYPE_CHECKING:
     from objcrop.decoding_probe import Probed
@@ -69,6 +72,7 @@ def examine() -> list[Finding]:
         ("own kernels", _own_kernels, False),
         ("shared memory", _shared_memory, False),
         ("CPU cores", _cores, False),
+        ("extras", _extras, False),
     ]
     return [_look(*look) for look in looks]
 
@@ -90,7 +94,7 @@ def print_findings(findings: list[Finding], probed: list[Probed], console: Conso
         table.add_column(head)
     for finding in findings:
         mark = "ok" if finding.ok else ("missing" if finding.needed else "absent")
-        table.add_row(mark, finding.what, finding.detail)
+        table.add_row(mark, finding.what, Text(finding.detail))  # a detail may hold brackets
     console.print(table)
     if probed:
         _print_probed(probed, console)
@@ -262,15 +266,30 @@ def _shared_memory() -> str:
     return f"{free / 2**30:.1f} GiB free"
 
 
+def _extras() -> str:
+    """Look for the optional packages, without importing them."""
+    wanting = {extra for module, (_, extra) in EXTRAS.items() if importlib.util.find_spec(module) is None}
+    optional = dict.fromkeys(extra for _, extra in EXTRAS.values() if extra != "cuda13")
+    there = ", ".join(extra for extra in optional if extra not in wanting) or "none"
+    missing = ",".join(extra for extra in optional if extra in wanting)
+    return f"{there}; pip install 'objcrop[{missing}]' for more" if missing else there
+
+
 def _cores() -> str:
     return str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
 
 
 def commit() -> str | None:
-    """Return the git commit of this code, with "-dirty" where it was changed since; None outside a checkout."""
+    """Return the git commit of this code, with "-dirty" where it was changed since; None outside a checkout.
+
+    An environment may lie inside somebody else's checkout, and a container may have no git.
+    """
+    checkout = Path(__file__).resolve().parents[1]
+    if not (checkout / ".git").exists() or shutil.which("git") is None:
+        return None
     run = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=Path(__file__).resolve().parent,
+        cwd=checkout,
         capture_output=True,
         text=True,
     )

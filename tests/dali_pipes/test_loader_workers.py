@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from objcrop.dali_pipes import torch_loader
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.torch_loader import lost_worker
 from objcrop.errors import ObjcropError
@@ -132,3 +133,19 @@ def test_a_small_dev_shm(photos, tmp_path, workers, says):
     command = [sys.executable, "-c", SMALL_SHM, repr({**OPTIONS, "size": 224, "workers": workers})]
     run = subprocess.run([*small, *command], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and says in run.stdout, run.stdout + run.stderr
+
+
+def test_workers_begin_alike_on_every_python(photos, monkeypatch):
+    """Python 3.14 by itself would send them what is made of a user's own augment, which may be a lambda."""
+    begun = []
+
+    def recorded(*arguments, **options):
+        begun.append(options["multiprocessing_context"])
+        return torch.utils.data.DataLoader(*arguments, **options)
+
+    monkeypatch.setattr(torch_loader, "DataLoader", recorded)
+    with build(photos, augment=lambda views: views.float()) as loader:
+        next(iter(loader))
+        assert begun == [multiprocessing.get_start_method(allow_none=True) or "fork"]
+        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "spawn")
+        assert loader._how_workers_begin(None) == "spawn"

@@ -161,8 +161,9 @@ def test_a_reader_that_goes_away_ends_it_in_silence():
 def test_doctor_looks_at_everything(objcrop):
     run = objcrop("doctor")
     assert run.returncode == 0, run.stderr
-    for what in ("torch", "DALI", "CuPy", "NVIDIA driver", "shared memory", "load_views"):
+    for what in ("torch", "DALI", "CuPy", "NVIDIA driver", "shared memory", "load_views", "extras"):
         assert what in run.stdout
+    assert "[wandb]" in run.stdout or importlib.util.find_spec("wandb")
 
 
 def test_a_command_leaves_nothing_to_the_program_that_ran_it(objcrop):

@@ -3,6 +3,7 @@
 import io
 import os
 import signal
+import subprocess
 from types import SimpleNamespace
 
 import pytest
@@ -125,6 +126,22 @@ def test_nvjpeg_is_looked_for_where_the_plugin_looks(tmp_path, monkeypatch):
     monkeypatch.setattr("ctypes.CDLL", lambda name: opened.append(name) or SimpleNamespace(nvjpegGetProperty=print))
     doctor._nvjpeg()
     assert opened == [str(tmp_path / name)]
+
+
+def test_a_commit_is_told_of_a_checkout_alone(tmp_path, monkeypatch):
+    """An environment in somebody else's checkout once told their commit, and a machine without git ended the run."""
+    assert doctor.commit()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        assert doctor.commit() is None
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    subprocess.run(
+        ["git", "-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "theirs", "--allow-empty"],
+        cwd=tmp_path,
+        check=True,
+    )
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "site-packages" / "objcrop" / "doctor.py"))
+    assert doctor.commit() is None
 
 
 @pytest.mark.gpu

@@ -162,7 +162,7 @@ def test_an_address_where_no_cluster_is(address, error, words):
 
 def test_without_ray_and_under_torchrun(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UsageError, match="ray is not installed; pip install 'objcrop\[ray\]'"), ray_cluster("local"):
+    with pytest.raises(UsageError, match=r"ray is not installed; pip install 'objcrop\[ray\]'"), ray_cluster("local"):
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
