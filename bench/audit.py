@@ -2,6 +2,7 @@
 
     objcrop bench audit my_module:make_loader -o audit.json
     objcrop bench audit objcrop.bench.our_factory:make_loader       ours, and how such a factory looks
+    objcrop bench audit WebDataset                                  a contender of `bench loader`, by its name there
 
 The audit draws images of its own (bench/audit_images.py) and calls
 
@@ -35,6 +36,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ from numpy.typing import NDArray
 
 from objcrop.bench.audit_images import HEIGHT, WIDTH, draw_images, picture, read_gauges, read_swatches
 from objcrop.bench.chance import binomial_p, smirnov
-from objcrop.errors import ObjcropError, UsageError, printable, shown
+from objcrop.child_process import alive, in_a_line
+from objcrop.devices import device_kind
+from objcrop.errors import ObjcropError, UsageError, shown
 from objcrop.kernels.colour_reference import blur_kernel_size
 
 ROWS, BATCH, BLUR_P = 96, 16, 0.2
@@ -72,11 +76,12 @@ class Check:
     sentence: str
 
 
-def bench_audit(name: str, *, size: int = 64, epochs: int = 8) -> dict[str, Any]:
+def bench_audit(name: str, make: Factory | None = None, *, size: int = 64, epochs: int = 8) -> dict[str, Any]:
     """Audit the loader that a factory makes.
 
     Args:
-        name: "module:function"; the module may lie in the working directory.
+        name: see `factory`; a module may lie in the working directory. Or what `make` is called.
+        make: the factory itself.
         size: side of the views, pixels.
         epochs: whose views are measured.
 
@@ -88,7 +93,7 @@ def bench_audit(name: str, *, size: int = 64, epochs: int = 8) -> dict[str, Any]
         UsageError: the factory cannot be imported, or what it makes is not as the module's docstring asks.
         ObjcropError: the factory or its loader ended with an error of its own.
     """
-    make = factory(name)
+    make = make or factory(name)
     with tempfile.TemporaryDirectory(prefix="objcrop-audit-") as folder:
         draw_images(Path(folder), ROWS)
         try:
@@ -96,7 +101,9 @@ def bench_audit(name: str, *, size: int = 64, epochs: int = 8) -> dict[str, Any]
         except ObjcropError:
             raise
         except Exception as error:  # the user's own code
-            raise ObjcropError(f"the loader of '{name}' ended with {said(error)}; mend it and call again.") from error
+            raise ObjcropError(
+                f"the loader of '{name}' ended with {in_a_line(error, typed=True)}; mend it and call again."
+            ) from error
         samples = measured(views)
         right = measured(torchvision_views(size, 2 * epochs))
         checks |= audit_crops(samples, right) | audit_colours(samples, right)
@@ -119,11 +126,18 @@ def summary(name: str, checks: dict[str, Check]) -> str:
 
 
 def factory(name: str) -> Factory:
-    """Return "module:function" itself.
+    """Return "module:function" itself, or the factory of a contender of `bench loader`.
 
     Raises:
         UsageError: it cannot be imported.
     """
+    from objcrop.bench.contenders import CONTENDERS
+
+    if name in CONTENDERS:
+        device = device_kind("auto")
+        if why := CONTENDERS[name].left_out(device):
+            raise UsageError(f"'{name}' cannot be audited here; {why}.")
+        return partial(CONTENDERS[name].audited, device=device)
     module, _, within = name.partition(":")
     if not all(part.isidentifier() for part in (*module.split("."), within)):
         raise UsageError(
@@ -134,16 +148,12 @@ def factory(name: str) -> Factory:
     try:
         found = getattr(importlib.import_module(module), within)
     except Exception as error:  # the user's own code
-        raise UsageError(f"'{name}' cannot be imported ({said(error)}); check it and PYTHONPATH.") from error
+        raise UsageError(
+            f"'{name}' cannot be imported ({in_a_line(error, typed=True)}); check it and PYTHONPATH."
+        ) from error
     if not callable(found):
         raise UsageError(f"'{name}' is no function; name the one that makes the loader.")
     return found
-
-
-def said(error: BaseException) -> str:
-    """Return an error of the user's own code in one line."""
-    first = str(error).splitlines()[0] if str(error) else ""
-    return f"{type(error).__name__}: {printable(first)}"
 
 
 @dataclass
@@ -167,13 +177,15 @@ def walk(loader: Any, size: int, epoch: int | None = None) -> Iterator[Batch]:
     """
     if epoch is not None and hasattr(loader, "set_epoch"):
         loader.set_epoch(epoch)
-    for pair in loader:
+    for pair in alive(loader):
         try:
             views, index = pair
             rows = np.asarray(torch.as_tensor(index).cpu(), dtype=np.int64).reshape(-1)
             pixels = [torch.as_tensor(view).detach().cpu() for view in views]
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UsageError(f"the loader gives no pair (views, index) of tensors ({said(error)}).") from error
+            raise UsageError(
+                f"the loader gives no pair (views, index) of tensors ({in_a_line(error, typed=True)})."
+            ) from error
         if rows.size and not 0 <= rows.min() <= rows.max() < ROWS:
             raise UsageError(f"the loader gives an index of {rows.min()} to {rows.max()}; files are 0 to {ROWS - 1}.")
         for view in pixels:
@@ -404,7 +416,9 @@ def audit_resumption(make: Factory, folder: str, size: int) -> dict[str, Check]:
             loader.load_state_dict(state)
             resumed = list(walk(loader, size))
     except Exception as error:  # the user's own code
-        return {name: Check("failed", None, f"the loader cannot go on from its own state ({said(error)}).")}
+        return {
+            name: Check("failed", None, f"the loader cannot go on from its own state ({in_a_line(error, typed=True)}).")
+        }
     wrong = len(set(rows_of(left)) ^ set(rows_of(resumed)))
     equal = same_pixels(left, resumed)
     says = f"{wrong} of the {len(rows_of(left))} rows that were left are missing or come again"
@@ -421,7 +435,7 @@ def audit_bad_file(make: Factory, folder: str, size: int) -> dict[str, Check]:
         with _Made(make, folder, size) as loader:
             batches = list(walk(loader, size, 0))
     except Exception as error:  # the user's own code
-        return {name: Check("failed", None, f"a file cut short ends the epoch ({said(error)}).")}
+        return {name: Check("failed", None, f"a file cut short ends the epoch ({in_a_line(error, typed=True)}).")}
     rows = rows_of(batches)
     if bad not in rows:
         instead = "another row stands in its place" if len(rows) == ROWS else f"an epoch is {len(rows)} rows then"

@@ -58,9 +58,9 @@ class Step:
 DALI, TESTS = ("nvidia.dali",), ("pytest", "pytest_timeout", "hypothesis")
 PHOTOS = "--catalog {catalog} --boxes {boxes}"
 TINY = "--size 32 --batch-size 4"
-TRAIN = f"objcrop bench train {PHOTOS} --crops obj-obj+dilate -o {{json}}"
-TINY_TRAIN = f"{TRAIN} --device cpu --arch timm/test_resnet {TINY} --steps 2 --repeats 1 --set queue=8"
-RESNET18 = f"{TRAIN} --device cuda --arch resnet18 --size 112 --batch-size 256 --steps 100"
+TRAIN = f"objcrop bench train {PHOTOS} --crops obj-obj+dilate -o {{json}} --repeats"
+TINY_TRAIN = f"{TRAIN} 1 --device cpu --arch timm/test_resnet {TINY} --steps 2 --set queue=8"
+RESNET18 = f"{TRAIN} 3 --device cuda --arch resnet18 --size 112 --batch-size 256 --steps 100"
 STEPS = (
     # It takes less than two minutes where nothing hangs; four ways of decoding that do take two each.
     Step("doctor", 500, "objcrop doctor -o {json}", "objcrop doctor -o {json}"),
@@ -77,25 +77,25 @@ STEPS = (
     Step(
         "where",
         150,
-        f"objcrop bench loader --where {PHOTOS} --device cuda --batch-size 256 --images 4096 -o {{json}}",
+        f"objcrop bench loader --where {PHOTOS} --device cuda --batch-size 256 --images 4096 --repeats 3 -o {{json}}",
         f"objcrop bench loader --where {PHOTOS} {TINY} --images 8 --repeats 1 -o {{json}}",
         DALI,
     ),
     Step(
         "loader",
-        400,
-        f"objcrop bench loader {PHOTOS} --device cuda --batch-size 64 --images 2048 -o {{json}}",
+        560,
+        f"objcrop bench loader {PHOTOS} --device cuda --batch-size 64 --images 2048 --repeats 3 -o {{json}}",
         f"objcrop bench loader {PHOTOS} {TINY} --images 8 --repeats 1 -o {{json}}",
         DALI,
     ),
     Step(
         "tune",
         480,
-        f"objcrop bench loader --tune {PHOTOS} --device cuda --batch-size 256 --images 4096 -o {{json}}",
+        f"objcrop bench loader --tune {PHOTOS} --device cuda --batch-size 256 --images 4096 --repeats 3 -o {{json}}",
         f"objcrop bench loader --tune {PHOTOS} {TINY} --images 8 --repeats 1 --threads 2 -o {{json}}",
         DALI,
     ),
-    Step("train", 240, f"{TRAIN} --device cuda --arch resnet50 --batch-size 256 --steps 50", TINY_TRAIN, DALI),
+    Step("train", 240, f"{TRAIN} 3 --device cuda --arch resnet50 --batch-size 256 --steps 50", TINY_TRAIN, DALI),
     Step("resnet18_train", 180, RESNET18, None, DALI),
     Step(
         "cached_train",

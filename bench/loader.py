@@ -10,8 +10,14 @@ times in turn with the others, so that a busy minute hits all alike; medians are
 worker processes. Beside them stand ceilings (bench/ceilings.py). Whatever cannot run here is named with the reason:
 also what crashes, since all is measured in a process of its own. Ratios within one run are what to trust.
 
-GPU memory is what the device has less of after a measurement than before the loader was made (torch.cuda.mem_get_info:
-DALI and PyTorch both keep what they once took, so that is their peak; another program on the device would count in).
+Speed is worth what is fed: with `--sameness` each contender is audited, too (bench/audit.py), and the result says how
+many of its checks the contender passes and which it fails.
+
+The start is from making the loader to its first batch, in a new process that has imported PyTorch and not the
+contender's own library. Memory is of all processes of the contender: what each has alone, and once what they share,
+after the last batch. GPU memory is what the device has less of after a measurement than before the loader was made
+(torch.cuda.mem_get_info: DALI and PyTorch both keep what they once took, so that is their peak; another program on the
+device would count in).
 """
 
 from __future__ import annotations
@@ -19,9 +25,10 @@ from __future__ import annotations
 import gc
 import os
 import tempfile
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -29,15 +36,10 @@ from typing import Any
 
 import torch
 
-from objcrop.bench.ceilings import CEILINGS
-from objcrop.bench.machine import installed
-from objcrop.bench.rivals.batch_decoded import nvimgcodec_v2, torchcodec_v2
-from objcrop.bench.rivals.dali_torchvision import dali_torchvision
-from objcrop.bench.rivals.ffcv import ffcv
-from objcrop.bench.rivals.solo_dali import solo_dali
-from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
+from objcrop.bench.audit import VERDICTS, bench_audit
+from objcrop.bench.contenders import CONTENDERS
 from objcrop.bench.rivals.wanted import Wanted
-from objcrop.bench.stopwatch import Stopwatch
+from objcrop.bench.stopwatch import Stopwatch, memory_of_all
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
 from objcrop.child_process import QUIET, Child, ChildDied, alive
@@ -55,102 +57,69 @@ SLOWEST = 20  # images a second that any machine decodes
 QUICKER = 8  # times as many images are measured of those that work on a GPU
 
 
-def our(wanted: Wanted, *, made_on: str | None = None, **options: Any) -> Generator[Views, None, None]:
-    """Yield batches of one of our loaders without end, made on `made_on` and handed out on the device wanted."""
-    with wanted.loader(**options, **({"device": made_on} if made_on else {})) as loader:
-        for views in endless_views(loader):
-            yield views.to(wanted.device)
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One that is measured.
+@dataclass
+class Taken:
+    """What was measured of a contender or ceiling, once.
 
     Attributes:
-        batches: gives them without end.
-        needs_gpu: makes its views on one.
-        package: that must be installed.
-        ours: made from the plan; the others are rivals.
-        processes: it works in processes of its own, each of which takes batches to begin.
+        watch: the time its batches took.
+        start: the same of its first batch: from making the loader to having that.
+        memory: of all its processes after the last batch, PyTorch's own included, bytes; 0 where it cannot be read.
+        gpu_memory: that the device has less of than before, bytes.
+        convert: seconds that writing files of its own took, 0 where it needs none or has them.
     """
 
-    batches: Batches
-    needs_gpu: bool = False
-    package: str | None = None
-    ours: bool = False
-    processes: bool = True
-
-    def left_out(self, device: str) -> str | None:
-        """Return why it cannot be measured, None where it can."""
-        if self.package is not None and not installed(self.package):
-            return "not installed"
-        if self.needs_gpu and device != "cuda":
-            return "needs --device cuda" if torch.cuda.is_available() else "needs a GPU"
-        return None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    start: Stopwatch = field(default_factory=Stopwatch)
+    memory: int = 0
+    gpu_memory: int = 0
+    convert: float = 0.0
 
 
-CONTENDERS: dict[str, Contender] = {
-    "torch, colour=pil": Contender(partial(our, backend="torch", colour="pil"), ours=True),
-    "torch, colour=float": Contender(partial(our, backend="torch", colour="float"), ours=True),
-    "dali, cpu": Contender(partial(our, backend="dali", made_on="cpu"), ours=True, processes=False),
-    "dali, cuda": Contender(partial(our, backend="dali"), needs_gpu=True, ours=True, processes=False),
-    "dali, cpu, cache=host": Contender(
-        partial(our, backend="dali", made_on="cpu", cache="host"), ours=True, processes=False
-    ),
-    "dali, cuda, cache=host": Contender(
-        partial(our, backend="dali", cache="host"), needs_gpu=True, ours=True, processes=False
-    ),
-    "dali, cuda, cache=device": Contender(
-        partial(our, backend="dali", cache="device"), needs_gpu=True, ours=True, processes=False
-    ),
-    "torchvision v2": Contender(torchvision_v2),
-    "nvImageCodec, torchvision v2": Contender(partial(nvimgcodec_v2, device="cpu"), package="nvidia.nvimgcodec"),
-    "nvImageCodec, torchvision v2, gpu": Contender(
-        partial(nvimgcodec_v2, device="cuda"), needs_gpu=True, package="nvidia.nvimgcodec"
-    ),
-    "torchcodec, torchvision v2, gpu": Contender(
-        partial(torchcodec_v2, device="cuda"), needs_gpu=True, package="torchcodec"
-    ),
-    "dali's torchvision, gpu": Contender(
-        partial(dali_torchvision, device="gpu"), needs_gpu=True, package="nvidia.dali.experimental.torchvision"
-    ),
-    "solo-learn's dali, cpu": Contender(partial(solo_dali, device="cpu")),
-    "solo-learn's dali, gpu": Contender(partial(solo_dali, device="gpu"), needs_gpu=True),
-    "ffcv, no colour": Contender(ffcv, package="ffcv"),
-}
-
-
-def bench_loader(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
+def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = False) -> dict[str, Any]:
     """Measure every contender and ceiling.
 
     Args:
         wanted: the data and the views, see `asked_for`.
         repeats: measurements of each.
         images: in each measurement; below ten batches a worker the rhythm of the workers shows.
+        sameness: whether each contender is audited, too (bench/audit.py).
 
     Returns:
         `loaders` and `ceilings`: for each name what `row_of` returns; `left_out`: name to reason; `verdict`.
     """
+    from objcrop.bench.ceilings import CEILINGS
+
     left_out = {name: why for name, contender in CONTENDERS.items() if (why := contender.left_out(wanted.device))}
     lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
-    watches = {name: Stopwatch() for name in lineup}
-    memory: dict[str, float] = dict.fromkeys(lineup, 0.0)
+    taken: dict[str, list[Taken]] = {name: [] for name in lineup}
+    count = max(images // wanted.batch_size, 1)
     # Some decode the whole catalog before their first batch, without a word.
-    with Child(measure, QUIET + len(wanted.catalog) / SLOWEST) as child:
-        for _ in range(repeats):
-            for name in lineup:
-                if name not in left_out:
-                    try:
-                        watch, taken = child(wanted, name, max(images // wanted.batch_size, 1))
-                        watches[name].add(watch)
-                        memory[name] = max(memory[name], taken)
-                    except ChildDied as died:
-                        left_out[name] = str(died)
+    quiet = QUIET + len(wanted.catalog) / SLOWEST
+
+    def turn(child: Child, names: list[str]) -> None:
+        for name in names:
+            if name not in left_out:
+                try:
+                    taken[name].append(child(wanted, name, count))
+                except ChildDied as died:
+                    left_out[name] = str(died)
+
+    for name in lineup:  # the first in a process of its own, whose memory and start are its alone
+        with Child(measure, quiet) as child:
+            turn(child, [name])
+    with Child(measure, quiet) as child:
+        for _ in range(repeats - 1):
+            turn(child, lineup)
     views = {name: len(crop_policy(wanted.crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
-    rows = {name: row_of(watches[name], views.get(name, 0), memory[name]) for name in lineup if name not in left_out}
+    rows = {name: row_of(taken[name], views.get(name, 0)) for name in lineup if name not in left_out}
+    loaders = {name: {"ours": CONTENDERS[name].ours, **row} for name, row in rows.items() if name in CONTENDERS}
+    if sameness:
+        for name, row in loaders.items():
+            row["sameness"] = sameness_of(name, wanted.device)
     result = {
         **wanted.told(),
-        "loaders": {name: row for name, row in rows.items() if name in CONTENDERS},
+        "loaders": loaders,
         "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
         "left_out": left_out,
         "verdict": [],
@@ -164,37 +133,72 @@ def bench_loader(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]
     return result
 
 
-def measure(wanted: Wanted, name: str, count: int) -> tuple[Stopwatch, float]:
-    """Be a child: return the time that batches of a contender or ceiling took, and the GPU memory, MiB.
+def measure(wanted: Wanted, name: str, count: int) -> Taken:
+    """Be a child: return what batches of a contender or ceiling took.
 
     Args:
         wanted: what is asked for.
         name: of the contender or ceiling.
         count: batches; of what is fast enough more are taken, for a clock to tell.
     """
-    warm_up = WARM_UP
-    if name in CEILINGS:
+    if name not in CONTENDERS:
+        from objcrop.bench.ceilings import CEILINGS  # and with it DALI, whose memory would be that of every rival
+
         begin, times = CEILINGS[name]
-    else:
-        contender = CONTENDERS[name]
-        begin, times = contender.batches, QUICKER if contender.needs_gpu else 1
-        if contender.processes:
-            warm_up = max(warm_up, 2 * wanted.workers)
-    watch = Stopwatch()
-    memory = lap(watch, begin, wanted, times * count, warm_up)
-    return watch, memory
+        return lap(begin, wanted, times * count)
+    contender = CONTENDERS[name]
+    count *= QUICKER if contender.needs_gpu else 1
+    warm_up = max(WARM_UP, 2 * wanted.workers) if contender.processes else WARM_UP
+    ahead = 2 * max(wanted.workers, 1) + 8  # batches that a loader has begun when the last one is taken
+    times = -(-(warm_up + count + ahead) * wanted.batch_size // len(wanted.catalog))
+    asked = replace(wanted, folder=wanted.folder / name, times=times)
+    convert = 0.0
+    if contender.converts and not asked.folder.exists():
+        began = time.perf_counter()
+        asked.folder.mkdir()
+        contender.convert(asked)
+        convert = time.perf_counter() - began
+    return replace(lap(contender.batches, asked, count, warm_up), convert=convert)
 
 
-def lap(watch: Stopwatch, begin: Batches, wanted: Wanted, count: int, warm_up: int = WARM_UP) -> float:
-    """Take the time of `count` batches after a warm-up of so many; return the GPU memory taken, MiB."""
+def lap(begin: Batches, wanted: Wanted, count: int, warm_up: int = WARM_UP) -> Taken:
+    """Take the time of `count` batches after a warm-up of so many."""
     on_gpu = wanted.device == "cuda"
     # Also before workers are forked: a pipeline of DALI that a child inherits and destroys would hang it.
     free_before = free_memory(on_gpu)
+    taken = Taken()
     with closing(begin(wanted)) as batches:
-        for _ in alive(islice(batches, warm_up)):
+        taken.start.lap(_until_done(islice(batches, 1), on_gpu))
+        for _ in alive(islice(batches, warm_up - 1)):
             pass
-        watch.lap(_until_done(alive(islice(batches, count)), on_gpu))
-        return (free_before - torch.cuda.mem_get_info()[0]) / 2**20 if on_gpu else 0.0
+        taken.watch.lap(_until_done(alive(islice(batches, count)), on_gpu))
+        taken.memory = memory_of_all()
+        taken.gpu_memory = free_before - torch.cuda.mem_get_info()[0] if on_gpu else 0
+    return taken
+
+
+def sameness_of(name: str, device: str) -> dict[str, Any]:
+    """Audit a contender in a process of its own.
+
+    Returns:
+        `passed` of `checks`, their numbers; `failed` and `cannot_tell`, name to what was seen; or `error`.
+    """
+    with Child(audit_contender, 5 * QUIET) as child:  # what was seen is read without a word
+        try:
+            checks = child(name, device)["checks"]
+        except ChildDied as died:
+            return {"error": str(died)}
+    by = {
+        verdict: {key: check["sentence"] for key, check in checks.items() if check["verdict"] == verdict}
+        for verdict in VERDICTS
+    }
+    counts = {"passed": len(by["passed"]), "checks": len(checks)}
+    return {**counts, "failed": by["failed"], "cannot_tell": by["cannot tell"]}
+
+
+def audit_contender(name: str, device: str) -> dict[str, Any]:
+    """Be a child: audit a contender."""
+    return bench_audit(name, partial(CONTENDERS[name].audited, device=device))
 
 
 def _until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
@@ -206,27 +210,36 @@ def _until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
 
 def free_memory(on_gpu: bool) -> int:
     """Let go of what loaders before left behind; return the bytes free on the GPU, 0 without one."""
-    from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
-
     gc.collect()
     if not on_gpu:
         return 0
+    from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
+
     ReleaseUnusedMemory()
     torch.cuda.empty_cache()
     return torch.cuda.mem_get_info()[0]
 
 
-def row_of(watch: Stopwatch, views: int, memory: float) -> dict[str, float | int]:
+def row_of(taken: list[Taken], views: int) -> dict[str, Any]:
     """Return the stopwatch's summary, and of a contender views a second.
 
-    Also CPU seconds per 1,000 images, and of one on a GPU the memory it took, MiB.
+    Also CPU seconds per 1,000 images, seconds to the first batch and memory in MiB, both of the first turn, as is the
+    time to write files of its own; and of one on a GPU the memory it took there.
     """
-    row = watch.summary()
+    watch = Stopwatch()
+    for each in taken:
+        watch.add(each.watch)
+    row: dict[str, Any] = watch.summary()
     if views:
         row["views_per_s"] = round(views * row["images_per_s"], 1)
     row["cpu_s_per_1000_images"] = round(1000 / row["images_per_cpu_s"], 3)
-    if memory:
-        row["gpu_memory_mib"] = round(memory)
+    first = taken[0]
+    row["start_s"], row["start_cpu_s"] = round(first.start.seconds[0], 3), round(first.start.cpu[0], 3)
+    for key, value in (("memory_mib", first.memory), ("gpu_memory_mib", max(each.gpu_memory for each in taken))):
+        if value:
+            row[key] = round(value / 2**20)
+    if first.convert:
+        row["convert_s"] = round(first.convert, 3)
     return row
 
 
@@ -323,7 +336,7 @@ def plot_loader(result: dict[str, Any], path: Path) -> None:
     names = list(rows)[::-1]
     figure = Figure(figsize=(9, 1.2 + 0.35 * len(names)), layout="constrained")
     speed, cost = figure.subplots(1, 2, sharey=True)
-    colours = ["#bbbbbb" if name in drawn else "#1f6fb2" if CONTENDERS[name].ours else "#e0a458" for name in names]
+    colours = ["#bbbbbb" if name in drawn else "#1f6fb2" if rows[name]["ours"] else "#e0a458" for name in names]
     rate = [rows[name]["images_per_s"] for name in names]
     low, high = ([rows[name][f"images_per_s_{end}"] for name in names] for end in ("min", "max"))
     speed.barh(names, rate, color=colours)

@@ -18,7 +18,7 @@ from objcrop.whole_file import read_text, whole_file
 PACKAGES = (
     *("torch", "torchvision", "numpy", "numba", "pillow"),
     *("nvidia-dali-cuda130", "nvidia-dali-cuda120", "nvidia-nvimgcodec-cu13", "nvidia-nvimgcodec-cu12"),
-    *("cupy-cuda13x", "cupy-cuda12x", "torchcodec", "ffcv"),
+    *("cupy-cuda13x", "cupy-cuda12x", "torchcodec", "lightly", "kornia", "spdl", "webdataset", "litdata", "ffcv"),
 )
 
 

@@ -4,29 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from objcrop.catalog import catalog_at
 from objcrop.dali_pipes.augment import RECIPES
 from objcrop.dali_pipes.load_views import load_views
-from objcrop.dali_pipes.view_loader import ViewLoader
 
 ZERO_TO_ONE: dict[str, Any] = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
 
 class Pairs:
-    """A `ViewLoader` that yields (views, index).
+    """A loader that yields (views, index).
 
     Args:
-        loader: all else is its own.
+        loader: of batches with `views` and `index`; all else is its own.
+        numbers: (n,) the number in the name of each file that its index counts: unusable files may be left out of it.
     """
 
-    def __init__(self, loader: ViewLoader) -> None:
-        self.loader = loader
+    def __init__(self, loader: Any, numbers: np.ndarray) -> None:
+        self.loader, self.numbers = loader, numbers
 
-    def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, ...], torch.Tensor]]:
-        return ((batch.views, batch.index) for batch in self.loader)
+    def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, ...], np.ndarray]]:
+        return ((batch.views, self.numbers[np.asarray(batch.index)]) for batch in self.loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)
@@ -43,5 +46,12 @@ def make_torch_loader(folder: str, *, blur_p: float, **options: Any) -> Pairs:
 
 
 def _made(folder: str, blur_p: float, **options: Any) -> Pairs:
+    catalog = catalog_at(folder)
     augment = replace(RECIPES["moco-v2"][0], blur_p=blur_p, **ZERO_TO_ONE)
-    return Pairs(load_views(folder, crops="scene-scene", augment=augment, max_bad=0.1, **options))
+    loader = load_views(catalog, crops="scene-scene", augment=augment, max_bad=0.1, **options)
+    return Pairs(loader, numbers_of([catalog.path(row) for row in range(len(catalog))]))
+
+
+def numbers_of(paths: list[str]) -> np.ndarray:
+    """Return the numbers in the names of files."""
+    return np.array([int(Path(path).stem) for path in paths])

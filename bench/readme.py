@@ -82,7 +82,7 @@ def _loader(result: Result) -> tuple[str, str]:
         )
     dali, best = rate["dali, cuda"], max(rate[name] for name in result["ceilings"] if name.startswith("decoding"))
     beside = {"torch, colour=pil": f"`torch` with PIL colour and {result['workers']} workers"}
-    beside["solo-learn's dali, gpu"] = "solo-learn's graph"
+    beside["DALI as in solo-learn, gpu"] = "solo-learn's graph"
     said = [f"{dali:,.0f}: {dali / best:.0%} of decoding alone"]
     said += [f"{dali / rate[name]:.1f} times {other}" for name, other in beside.items() if name in rate]
     # What crashes on a machine is in none of its rows.

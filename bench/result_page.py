@@ -10,6 +10,7 @@ from typing import Any
 from objcrop.page import Html, bullets, column_each, figure, folded, heading, listing, picture, row_each
 
 Result = Mapping[str, Any]
+NOT_SHOWN = ("machine", "verdict", "turns")  # shown elsewhere; what figures are made of
 
 
 def results_on_page(results: Mapping[str, Result], files: Mapping[str, Path]) -> list[Html]:
@@ -35,9 +36,9 @@ def _bench(bench: str, group: Mapping[str, Result], files: Mapping[str, Path]) -
     parts: list[Html] = [heading(bench.capitalize(), 3)]
     said = [(name, line) for name, result in group.items() for line in result.get("verdict", ())]
     parts += [bullets(f"{name}: {line}" if len(group) > 1 else line for name, line in said)] if said else []
-    for title in dict.fromkeys(key for result in group.values() for key in result):
+    for title in dict.fromkeys(key for result in group.values() for key in result if key not in NOT_SHOWN):
         held = {name: result[title] for name, result in group.items() if result.get(title)}
-        if title not in ("machine", "verdict") and held and all(isinstance(value, dict) for value in held.values()):
+        if held and all(isinstance(value, dict) for value in held.values()):
             parts.append(_side_by_side(_words(title), held))
         elif held and all(_is_rows(value) for value in held.values()):
             parts += [heading(_words(title), 4), *(row_each([_row(row) for row in value]) for value in held.values())]
@@ -88,7 +89,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, Any]:
     cells: dict[str, Any] = {}
     for name, value in row.items():
         base = name.removesuffix("_min").removesuffix("_max")
-        if base != name and base in row:
+        if (base != name and base in row) or name == "turns":  # of which the figures are made
             continue
         if f"{name}_min" in row and f"{name}_max" in row:
             value = {"median": value, "min": row[f"{name}_min"], "max": row[f"{name}_max"]}

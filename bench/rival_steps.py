@@ -32,7 +32,7 @@ def bench_rival(
     *,
     flags: dict[str, Any],
     steps: int = 5,
-    repeats: int = 3,
+    repeats: int = 5,
 ) -> dict[str, Any]:
     """Measure a method's step beside lightly's; arguments as of `bench_train`.
 

@@ -91,6 +91,8 @@ def bench_sources(
         row["share_of_folder"] = _share(watches["folder"].seconds, watches[name].seconds)
         row["cpu_ms_per_image"] = round(statistics.median(cpu[name]) * 1000 / images, 3)
         row["cpu_share_of_folder"] = _share(cpu["folder"], cpu[name])
+        raw = {"seconds": watches[name].seconds, "cpu_seconds": cpu[name]}
+        row["turns"] = {key: [round(value, 5) for value in values] for key, values in raw.items()}
     settings = {"images": images, "batch_size": batch_size, "size": size, "delay_s": delay, "repeats": repeats}
     return {**settings, "in_flight": IN_FLIGHT, "loader_cores": cores, "sources": rows}
 

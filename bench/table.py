@@ -25,16 +25,33 @@ def print_table(rows: dict[str, dict[str, Any]], what: str, console: Console) ->
 
 def print_loaders(rows: dict[str, dict[str, Any]], what: str, console: Console) -> None:
     """Print one row a loader: medians, with the smallest and largest of the repeats, and what it costs."""
-    columns = {"views_per_s": "views/s", "cpu_s_per_1000_images": "CPU s/1,000", "gpu_memory_mib": "GPU MiB"}
+    columns = {"cpu_s_per_1000_images": "CPU s/1,000", "start_s": "start, s", "memory_mib": "MiB"}
+    columns |= {"gpu_memory_mib": "GPU MiB", "sameness": "checks"}
     shown = [key for key in columns if any(key in row for row in rows.values())]
     table = Table(box=None, pad_edge=False)
     for head in (what, "images/s", "(min–max)", *(columns[key] for key in shown)):
         table.add_column(head, justify="left" if head == what else "right", no_wrap=True)
     for name, row in rows.items():
         spread = f"({row['images_per_s_min']:,.0f}–{row['images_per_s_max']:,.0f})"
-        further = [f"{row[key]:,.{2 if key.startswith('cpu') else 0}f}" if key in row else "" for key in shown]
+        further = [_cell(key, row[key]) if key in row else "" for key in shown]
         table.add_row(name, f"{row['images_per_s']:,.0f}", spread, *further)
     console.print(table)
+    for name, row in rows.items():
+        if line := _not_the_same(row.get("sameness", {})):
+            console.print(f"{name}: {line}.", highlight=False)
+
+
+def _not_the_same(sameness: dict[str, Any]) -> str:
+    if "error" in sameness:
+        return f"could not be audited ({sameness['error'].rstrip('.')})"
+    whats = ("failed", "fails"), ("cannot_tell", "cannot tell")
+    return "; ".join(f"{says} {', '.join(sameness[what])}" for what, says in whats if sameness.get(what))
+
+
+def _cell(key: str, value: Any) -> str:
+    if key == "sameness":
+        return "none" if "error" in value else f"{value['passed']} of {value['checks']}"
+    return f"{value:,.{0 if key.endswith('mib') else 2}f}"
 
 
 def print_sources(rows: dict[str, dict[str, Any]], console: Console) -> None:

@@ -65,7 +65,7 @@ def bench_train(
     *,
     flags: dict[str, Any],
     steps: int = 20,
-    repeats: int = 3,
+    repeats: int = 5,
 ) -> dict[str, Any]:
     """Measure loader, step and both; without a catalog, on scenes drawn for the purpose.
 
@@ -77,8 +77,8 @@ def bench_train(
         repeats: stretches of each kind.
 
     Returns:
-        `figures` (see `figures_of`); `ready`, the mean number of batches that lay ready at a request, for loader
-        "dali" without a cache; `verdict`; the recipe's main options.
+        `figures` (see `figures_of`), and the `turns` that they are made of; `ready`, the mean number of batches that
+        lay ready at a request, for loader "dali" without a cache; `verdict`; the recipe's main options.
     """
     with run_of(catalog, boxes, flags) as (run, loader):
         recipe, device = run.recipe, run.device
@@ -109,6 +109,7 @@ def bench_train(
         "repeats": repeats,
         "data": name_of_data(catalog),
         "figures": figures,
+        "turns": {"alone": raw(alone), "synthetic": raw(synthetic), "real": raw(real)},
         "ready": round(statistics.mean(ready), 2) if ready else None,
         "verdict": verdict_of(figures, device.type),
     }
@@ -178,6 +179,15 @@ def stretch(
         images += len(batch)
     finish()
     return Stretch(clock() - began, waited, images)
+
+
+def raw(stretches: list[Stretch]) -> dict[str, list[float]]:
+    """Return what was measured in each turn."""
+    return {
+        "seconds": [round(each.seconds, 5) for each in stretches],
+        "waited": [round(each.waited, 5) for each in stretches],
+        "images": [each.images for each in stretches],
+    }
 
 
 def figures_of(alone: list[Stretch], synthetic: list[Stretch], real: list[Stretch]) -> dict[str, Any]:

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
 
-from objcrop.bench.loader import lap, our
+from objcrop.bench.contenders import ours
+from objcrop.bench.loader import lap
 from objcrop.bench.rivals.wanted import Wanted
-from objcrop.bench.stopwatch import Stopwatch
 from objcrop.child_process import Child, ChildDied
 from objcrop.decoding_probe import Way, probe_decoding
 
@@ -96,11 +95,9 @@ def bench_tune(
 def measure(wanted: Wanted, options: dict[str, Any], images: int) -> tuple[float, int]:
     """Be a child: return images per second of a choice of all options, and the GPU memory it takes, MiB."""
     others = {name: value for name, value in options.items() if name != "threads"}
-
-    watch = Stopwatch()
     asked = replace(wanted, threads=options["threads"])
-    memory = lap(watch, partial(our, **others), asked, max(images // wanted.batch_size, 1))
-    return watch.summary()["images_per_s"], round(memory)
+    taken = lap(ours(**others).batches, asked, max(images // wanted.batch_size, 1))
+    return taken.watch.summary()["images_per_s"], round(taken.gpu_memory / 2**20)
 
 
 def unsafe_decoding(name: str, options: dict[str, Any]) -> str:

@@ -45,7 +45,7 @@ def bench_where(wanted: Wanted, *, repeats: int, images: int) -> dict[str, Any]:
     batches = max(images // wanted.batch_size, 1)
     for _ in tracked(range(repeats), repeats, "turns"):
         for name, (begin, times) in CHAINS.items():
-            lap(watches[name], begin, wanted, times * batches)
+            watches[name].add(lap(begin, wanted, times * batches).watch)
         ready += _ready(wanted, batches)
     chains = {name: watch.summary() for name, watch in watches.items()}
     stages = stage_costs({name: 1000 / row["images_per_cpu_s"] for name, row in chains.items()})

@@ -137,11 +137,12 @@ def _serve(pipe: Connection, function: Callable[..., Any], said: str, start_meth
                 pipe.send(("raised", in_a_line(error)))
 
 
-def in_a_line(error: BaseException) -> str:
-    """Return an error's first line, or its type where it has no words."""
+def in_a_line(error: BaseException, typed: bool = False) -> str:
+    """Return an error's first line, behind its type where that is wanted or there are no words."""
     # DALI begins with the operator and where the graph was written; its reason comes behind that.
     lines = str(error).rpartition("encountered:")[2].strip().splitlines()
-    return printable(lines[0])[:300] if lines else type(error).__name__
+    words = [type(error).__name__] if typed or not lines else []
+    return ": ".join([*words, *(printable(line)[:300] for line in lines[:1])])
 
 
 def end_of(code: int) -> str:

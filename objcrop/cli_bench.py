@@ -94,13 +94,16 @@ def bench_loader(
     crops: Annotated[str, typer.Option(help="Crop policy.")] = "obj-obj+dilate",
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each loader, taken in turn.")] = 5,
     images: Annotated[int, typer.Option(min=1, help="Images in each measurement.")] = 256,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda: where the views must lie in the end.")] = "auto",
     workers: Annotated[int | None, typer.Option(min=0, help="Processes; default: one a core.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of DALI; default: one a core.")] = None,
     tune: Annotated[bool, typer.Option("--tune", help="Only find the best options of the DALI loader.")] = False,
     where: Annotated[bool, typer.Option("--where", help="Only the DALI loader, stage by stage.")] = False,
+    sameness: Annotated[
+        bool, typer.Option("--sameness", help="Also audit each: does it feed what it says? Takes minutes.")
+    ] = False,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
@@ -125,7 +128,7 @@ def bench_loader(
             result = bench_where(wanted, repeats=repeats, images=images)
             print_stages(result, console)
         else:
-            result = run_bench(wanted, repeats=repeats, images=images)
+            result = run_bench(wanted, repeats=repeats, images=images, sameness=sameness)
             print_loaders(result["loaders"], "loader", console)
             print_loaders(result["ceilings"], "ceiling", console)
             for name, reason in result["left_out"].items():
@@ -140,7 +143,12 @@ def bench_loader(
 
 @bench_app.command("audit")
 def bench_audit(
-    factory: Annotated[str, typer.Argument(help="The function that makes the loader.", metavar="MODULE:FUNCTION")],
+    factory: Annotated[
+        str,
+        typer.Argument(
+            help="The function that makes the loader, or a contender's name in bench loader.", metavar="MODULE:FUNCTION"
+        ),
+    ],
     output: JsonOption = None,
     size: Annotated[int, typer.Option(min=32, help="Side of the views, pixels.")] = 64,
     epochs: Annotated[int, typer.Option(min=2, help="Epochs of 96 images whose views are measured.")] = 8,
@@ -175,7 +183,7 @@ def bench_train(
     size: Annotated[int, typer.Option(help="Side of the views, pixels.")] = 224,
     batch_size: Annotated[int, typer.Option(min=1, help="Batch.")] = 256,
     steps: Annotated[int, typer.Option(min=1, help="Steps of each measurement.")] = 20,
-    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind, taken in turn.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each kind, taken in turn.")] = 5,
     loader: Annotated[str, typer.Option(help="dali or torch.")] = "dali",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     set_: Annotated[

@@ -43,7 +43,7 @@ SERVES = {
     "ssl/training/trainer.py": ("pretrain", "bench train"),  # others choose boxes and crops that fit each other
     "dali_pipes/view_plan.py": ("show", "stats", "pretrain", "bench loader", "bench train"),
     "bench/kernels.py": ("bench kernels",),
-    "bench/loader.py": ("bench loader",),
+    "bench/contenders.py": ("bench loader",),
     "bench/proposals.py": ("bench proposals",),
 }
 

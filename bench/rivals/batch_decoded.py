@@ -1,7 +1,6 @@
 """A decoder of whole batches, torchcodec's or nvImageCodec's own, and torchvision's v2 transforms behind it.
 
-On a GPU both decode JPEGs there by nvJPEG, and the views are made there. torchcodec is where PyTorch's image decoders
-have gone: those of torchvision are deprecated.
+On a GPU both decode JPEGs there by nvJPEG, and the views are made there.
 
 Not the same views: no boxes, crops anywhere in the image, random numbers of its own; files that are no JPEG are left
 out. v2 draws once a call, so every view is made on its own; on a CPU in threads.
@@ -9,34 +8,57 @@ out. v2 draws once a call, so every view is made on its own; on a CPU in threads
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from objcrop.bench.rivals.torchvision_v2 import moco_v2
-from objcrop.bench.rivals.wanted import TwoViews, Wanted, shuffled
+from objcrop.bench.rivals.wanted import Epochs, TwoViews, Wanted, in_batches
 
 Decode = Callable[[Sequence[bytes]], Sequence[torch.Tensor]]  # to uint8 (3, H, W)
 
 
-def torchcodec_v2(wanted: Wanted, device: str) -> Generator[TwoViews, None, None]:
-    """Yield batches without end, decoded by torchcodec.
+def loader(wanted: Wanted, by: str, device: str) -> Epochs:
+    """Return the loader; the files of the next batch are read while this one is made.
 
     Args:
         wanted: what is asked for.
+        by: "torchcodec" or "nvimgcodec".
         device: "cpu" or "cuda", where images are decoded and views made.
     """
+    decode, paths, view = DECODERS[by](wanted, device), wanted.paths(), moco_v2(wanted)
+    torch.manual_seed(wanted.seed)
+
+    def epoch(number: int) -> Iterator[TwoViews]:
+        rows = [row for row in wanted.rows(number) if paths[row].lower().endswith((".jpg", ".jpeg"))]
+        batches = in_batches(rows, wanted.batch_size)
+        with ThreadPoolExecutor(wanted.threads) as pool:
+            each = map if device == "cuda" else pool.map
+
+            def reading(batch: list[int]) -> list[Future[bytes]]:
+                return [pool.submit(Path(paths[row]).read_bytes) for row in batch]
+
+            ahead = reading(batches[0])
+            for batch, coming in zip(batches, [*batches[1:], []]):
+                encoded, ahead = [file.result() for file in ahead], reading(coming)
+                images = decode(encoded)
+                one, two = (torch.stack(list(each(view, images))) for _ in range(2))
+                yield TwoViews((one, two), torch.tensor(batch))
+
+    return Epochs(epoch)
+
+
+def _torchcodec(wanted: Wanted, device: str) -> Decode:
     from torchcodec.decoders import decode_jpeg
 
-    yield from _batches(wanted, device, lambda encoded: decode_jpeg(list(encoded), mode="RGB", device=device))
+    return lambda encoded: decode_jpeg(list(encoded), mode="RGB", device=device)
 
 
-def nvimgcodec_v2(wanted: Wanted, device: str) -> Generator[TwoViews, None, None]:
-    """Yield batches without end, decoded by nvImageCodec, which chooses among its own decoders; as `torchcodec_v2`."""
+def _nvimgcodec(wanted: Wanted, device: str) -> Decode:
+    """It chooses among its own decoders."""
     from nvidia import nvimgcodec
 
     on_gpu = device == "cuda"
@@ -49,22 +71,7 @@ def nvimgcodec_v2(wanted: Wanted, device: str) -> Generator[TwoViews, None, None
         pixels = [torch.as_tensor(image if on_gpu else np.asarray(image), device=device) for image in images]
         return [image.permute(2, 0, 1) for image in pixels]
 
-    yield from _batches(wanted, device, decode)
+    return decode
 
 
-def _batches(wanted: Wanted, device: str, decode: Decode) -> Generator[TwoViews, None, None]:
-    """Yield batches without end; the files of the next batch are read while this one is made."""
-    paths = [path for path in wanted.paths() if path.lower().endswith((".jpg", ".jpeg"))]
-    order, view = shuffled(len(paths)), moco_v2(wanted.size)
-    with ThreadPoolExecutor(wanted.threads) as pool:
-        each = map if device == "cuda" else pool.map
-
-        def reading() -> list[Future[bytes]]:
-            return [pool.submit(Path(paths[row]).read_bytes) for row in islice(order, wanted.batch_size)]
-
-        ahead = reading()
-        while True:
-            encoded, ahead = [file.result() for file in ahead], reading()
-            images = decode(encoded)
-            one, two = (torch.stack(list(each(view, images))) for _ in range(2))
-            yield TwoViews((one.to(wanted.device), two.to(wanted.device)))
+DECODERS = {"torchcodec": _torchcodec, "nvimgcodec": _nvimgcodec}

@@ -1,33 +1,51 @@
-"""FFCV: the images decoded beforehand into one file, crops and flips by compiled loops over that.
+"""FFCV: the images written beforehand into one file, crops and flips by compiled loops over that.
 
 Not the same views: no boxes, random numbers of its own, and no colour at all, which FFCV lacks; each view is a field of
-its own in the file, since one field feeds one view. Writing the file is not timed.
+its own in the file, since one field feeds one view.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
-from PIL import Image
+import torch
 
-from objcrop.bench.rivals.wanted import TwoViews, Wanted
-from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD
+from objcrop.bench.rivals.pil_chain import decoded
+from objcrop.bench.rivals.wanted import Epochs, TwoViews, Wanted
 
 
-def ffcv(wanted: Wanted) -> Generator[TwoViews, None, None]:
-    """Yield batches without end."""
-    from ffcv.fields import RGBImageField
+def convert(wanted: Wanted) -> None:
+    """Write the file."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    fields = {**{name: RGBImageField(write_mode="jpg") for name in ("one", "two")}, "row": IntField()}
+    file = str(wanted.folder / "photos.beton")
+    DatasetWriter(file, fields, num_workers=max(wanted.workers, 1)).from_indexed_dataset(_Photos(wanted.paths()))
+
+
+class _Photos:
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> tuple[Any, Any, int]:
+        image = decoded(self.paths[row])
+        return image, image, row
+
+
+def loader(wanted: Wanted) -> Epochs:
+    """Return the loader; it counts its epochs itself."""
+    from ffcv.fields.basics import IntDecoder
     from ffcv.fields.rgb_image import RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
-    from ffcv.writer import DatasetWriter
 
-    file = wanted.folder / "photos.beton"
-    if not file.exists():
-        fields = {name: RGBImageField(write_mode="jpg") for name in ("one", "two")}
-        DatasetWriter(str(file), fields, num_workers=wanted.workers).from_indexed_dataset(_Photos(wanted.paths()))
-    mean, std = 255 * np.array(IMAGENET_MEAN), 255 * np.array(IMAGENET_STD)
+    mean, std = 255 * np.array(wanted.mean), 255 * np.array(wanted.std)
 
     def view() -> list:
         return [
@@ -38,20 +56,13 @@ def ffcv(wanted: Wanted) -> Generator[TwoViews, None, None]:
             ToTorchImage(convert_back_int16=False),
         ]
 
-    order = OrderOption.RANDOM
-    loader = Loader(str(file), wanted.batch_size, wanted.threads, order=order, pipelines={"one": view(), "two": view()})
-    while True:
-        for one, two in loader:
-            yield TwoViews((one.to(wanted.device), two.to(wanted.device)))
+    pipelines = {"one": view(), "two": view(), "row": [IntDecoder(), ToTensor()]}
+    how: dict[str, Any] = {"order": OrderOption.RANDOM, "seed": wanted.seed, "drop_last": True}
+    file = str(wanted.folder / "photos.beton")
+    batches = Loader(file, wanted.batch_size, wanted.threads, pipelines=pipelines, **how)
 
+    def epoch(number: int) -> Iterator[TwoViews]:
+        for one, two, row in batches:
+            yield TwoViews((one, two), torch.as_tensor(row).flatten())
 
-class _Photos:
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, row: int) -> tuple[Image.Image, Image.Image]:
-        image = Image.open(self.paths[row]).convert("RGB")
-        return image, image
+    return Epochs(epoch)

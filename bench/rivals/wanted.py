@@ -1,12 +1,15 @@
-"""What every loader of a bench is asked for, and the batch that the outside ones hand out.
+"""What every loader of a bench is asked for, and what the outside ones hand out.
 
-A rival is a generator: called with a `Wanted` it yields batches without end, and its `close()` stops what it started.
+A rival is a file here with a function `loader(wanted)`, which returns what a training loop walks once an epoch: an
+iterable of `TwoViews`, with `set_epoch`, `state_dict` and `load_state_dict` where the library has them. Both the bench
+of speed and the audit are given that one loader. A library that reads files of its own making also has
+`convert(wanted)`, which writes them into `wanted.folder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES
 from objcrop.dali_pipes.crop_policy import crop_policy
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_loader import ViewLoader
@@ -37,6 +41,14 @@ class Wanted:
         threads: for those that work in threads.
         folder: for files that a rival must write before it can begin.
         data: what the catalog is of, for the result.
+        files: what rivals read, where that is not the catalog's images.
+        times: how often an epoch of a rival has each of them: few go on over its end, so it must not come.
+        seed: of the order and of the views.
+        rank: of this process.
+        world_size: number of processes.
+        blur_p: probability of the blur.
+        mean: subtracted from the views, per channel, of values in 0..1.
+        std: divided by.
     """
 
     catalog: Catalog
@@ -49,6 +61,14 @@ class Wanted:
     threads: int
     folder: Path
     data: str = ""
+    files: tuple[str, ...] | None = None
+    times: int = 1
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    blur_p: float = 0.5
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
 
     def told(self) -> dict[str, Any]:
         """Return what a result says of what was measured."""
@@ -58,18 +78,26 @@ class Wanted:
         return {**by_name, "catalog_images": len(self.catalog), "data": self.data}
 
     def paths(self) -> list[str]:
-        """Return the images' paths.
+        """Return the paths of an epoch's images.
 
         Raises:
             ObjcropError: they are no files of this machine, which is what rivals read.
         """
+        if self.files is not None:
+            return [*self.files] * self.times
         if self.catalog.sources or is_address(self.catalog.root):
             raise ObjcropError(f"rivals are measured on files, and {self.catalog.path(0)} is none; index a folder.")
-        return [self.catalog.path(row) for row in range(len(self.catalog))]
+        return [self.catalog.path(row) for row in range(len(self.catalog))] * self.times
+
+    def rows(self, epoch: int) -> list[int]:
+        """Return which of the paths this rank reads in an epoch, in a random order."""
+        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.paths()))
+        return order[self.rank :: self.world_size].tolist()
 
     def loader(self, **options: Any) -> ViewLoader:
         """Return one of our own loaders, on the device that is wanted unless told; options as in `load_views`."""
-        options = {"device": self.device, **options}
+        augment = replace(RECIPES["moco-v2"][0], blur_p=self.blur_p, mean=self.mean, std=self.std)
+        options = {"device": self.device, "augment": augment, "seed": self.seed, **options}
         by_processes = options.get("backend") == "torch"
         return load_views(
             self.catalog,
@@ -77,8 +105,8 @@ class Wanted:
             crops=self.crops,
             size=self.size,
             batch_size=self.batch_size,
-            rank=0,
-            world_size=1,
+            rank=self.rank,
+            world_size=self.world_size,
             workers=self.workers if by_processes else None,
             threads=None if by_processes else self.threads,
             **options,
@@ -91,16 +119,40 @@ class TwoViews:
 
     Attributes:
         views: two tensors (N, 3, S, S), float32, normalised.
+        index: int64 (N,), which of the paths each shows.
     """
 
     views: tuple[torch.Tensor, torch.Tensor]
+    index: torch.Tensor
 
     def __len__(self) -> int:
         return len(self.views[0])
 
+    def to(self, device: str) -> TwoViews:
+        """Return it with the views on a device."""
+        one, two = (view.to(device, non_blocking=True) for view in self.views)
+        return TwoViews((one, two), self.index)
 
-def shuffled(n: int) -> Iterator[int]:
-    """Yield 0 to n - 1 in a new order each epoch, without end."""
-    rng = np.random.default_rng(0)
-    while True:
-        yield from rng.permutation(n).tolist()
+
+class Epochs:
+    """A loader made of a function.
+
+    Args:
+        batches: gets the epoch's number and yields its batches.
+    """
+
+    def __init__(self, batches: Callable[[int], Iterator[TwoViews]]) -> None:
+        self.batches, self.epoch = batches, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch comes next; without a word the next one does."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[TwoViews]:
+        number, self.epoch = self.epoch, self.epoch + 1
+        return self.batches(number)
+
+
+def in_batches(rows: list[int], size: int) -> list[list[int]]:
+    """Return rows in whole batches, what is left at the end dropped."""
+    return [rows[i : i + size] for i in range(0, len(rows) - size + 1, size)]

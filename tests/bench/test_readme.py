@@ -39,7 +39,7 @@ def test_the_readme_is_read_in_three_minutes():
                     for name, rate in {
                         "dali, cuda": 9000,
                         "torch, colour=pil": 1000,
-                        "solo-learn's dali, gpu": 4500,
+                        "DALI as in solo-learn, gpu": 4500,
                         "dali, cuda, cache=device": 21000,
                     }.items()
                 },

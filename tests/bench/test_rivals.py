@@ -13,12 +13,9 @@ import torch
 from PIL import Image
 
 from objcrop.bench.ceilings import cached_batch, decode_union, decode_whole, read_only
-from objcrop.bench.loader import CONTENDERS, QUICKER, measure
-from objcrop.bench.rivals.batch_decoded import nvimgcodec_v2, torchcodec_v2
-from objcrop.bench.rivals.dali_torchvision import dali_torchvision
-from objcrop.bench.rivals.solo_dali import solo_dali
-from objcrop.bench.rivals.torchvision_v2 import torchvision_v2
-from objcrop.bench.rivals.wanted import Wanted, shuffled
+from objcrop.bench.contenders import CONTENDERS
+from objcrop.bench.loader import QUICKER, measure
+from objcrop.bench.rivals.wanted import Wanted
 from objcrop.child_process import Child
 from objcrop.dali_pipes.decode_crop_resize import union_of
 from objcrop.exif import stored_size, stored_windows
@@ -32,10 +29,13 @@ def wanted(photos, tmp_path):
     return Wanted(catalog, boxes, "obj-obj+dilate", SIZE, BATCH, "cpu", 0, 2, tmp_path)
 
 
-def check(begin, wanted):
-    with closing(begin(wanted)) as batches:
+def check(contender, wanted):
+    contender.convert(wanted)
+    with closing(contender.batches(wanted)) as batches:
         found = list(islice(batches, 6))  # more than the catalog holds once
-    assert all(len(batch) == BATCH for batch in found)
+    assert all(len(batch) == len(batch.index) == BATCH for batch in found)
+    rows = torch.cat([batch.index for batch in found]).tolist()
+    assert min(rows) >= 0 and max(rows) < len(wanted.catalog) and len(set(rows)) > BATCH
     for place in (0, 1):
         views = torch.cat([batch.views[place] for batch in found])
         assert views.shape == (6 * BATCH, 3, SIZE, SIZE) and views.dtype == torch.float32
@@ -48,42 +48,53 @@ def check(begin, wanted):
     assert not torch.equal(found[0].views[0], found[0].views[1])
 
 
-def test_torchvision_v2(wanted):
-    check(torchvision_v2, wanted)
+ON_A_CPU = [name for name, contender in CONTENDERS.items() if not contender.ours and not contender.needs_gpu]
 
 
-def test_solo_dali(wanted):
-    check(lambda wanted: solo_dali(wanted, "cpu"), wanted)
+@pytest.mark.parametrize("name", ON_A_CPU)
+def test_views(name, wanted):
+    if why := CONTENDERS[name].left_out("cpu"):
+        pytest.skip(why)
+    check(CONTENDERS[name], wanted)
 
 
-def test_torchcodec(wanted, monkeypatch):
-    """By a stand-in with the signature of torchcodec 0.17: sources, then keywords alone."""
+def stand_in(monkeypatch, **functions):
+    """Put decoders with the signatures of torchcodec 0.17 in its place."""
+    decoders = ModuleType("torchcodec.decoders")
+    vars(decoders).update(functions)
+    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
+
+
+def pixels_of(source, mode="RGB"):
+    return torch.from_numpy(np.asarray(Image.open(source).convert(mode)).copy()).permute(2, 0, 1)
+
+
+def test_torchcodec_in_workers(wanted, monkeypatch):
+    stand_in(monkeypatch, decode_image=lambda source, *, mode="RGB": pixels_of(source, mode))
+    check(CONTENDERS["torchvision v2, torchcodec"], wanted)
+
+
+def test_torchcodec_of_batches(wanted, monkeypatch):
     asked = []
 
     def decode_jpeg(source, *, mode="RGB", output_dtype=torch.uint8, device="cpu"):
         asked.append((mode, device))
         assert isinstance(source, list) and all(type(data) is bytes for data in source)
-        images = (Image.open(io.BytesIO(data)).convert(mode) for data in source)
-        return [torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).to(device) for image in images]
+        return [pixels_of(io.BytesIO(data), mode) for data in source]
 
-    monkeypatch.setitem(sys.modules, "torchcodec", ModuleType("torchcodec"))
-    decoders = ModuleType("torchcodec.decoders")
-    decoders.decode_jpeg = decode_jpeg
-    monkeypatch.setitem(sys.modules, "torchcodec.decoders", decoders)
-    check(lambda wanted: torchcodec_v2(wanted, "cpu"), wanted)
-    assert asked == [("RGB", "cpu")] * 6  # a batch at once
-
-
-def test_nvimgcodec(wanted):
-    pytest.importorskip("nvidia.nvimgcodec")
-    check(lambda wanted: nvimgcodec_v2(wanted, "cpu"), wanted)
+    stand_in(monkeypatch, decode_jpeg=decode_jpeg)
+    gpu = CONTENDERS["torchvision v2, torchcodec, gpu"]
+    check(replace(gpu, options={**gpu.options, "device": "cpu"}), wanted)
+    assert len(asked) >= 6 and set(asked) == {("RGB", "cpu")}  # a batch at once
 
 
 def test_dalis_torchvision(wanted, monkeypatch):
     pytest.importorskip("nvidia.dali.experimental.torchvision", reason="DALI 2.3 and older have none")
     # It asks for the current CUDA stream even on a CPU.
     monkeypatch.setattr("nvidia.dali.types._get_default_stream_for_array", lambda array: None)
-    check(lambda wanted: dali_torchvision(wanted, "cpu"), wanted)
+    gpu = CONTENDERS["DALI's torchvision, gpu"]
+    check(replace(gpu, options={"device": "cpu"}), wanted)
 
 
 @pytest.mark.gpu
@@ -94,8 +105,8 @@ def test_on_a_gpu(name, wanted):
     if reason:
         pytest.skip(reason)
     with Child(measure) as child:
-        watch, _ = child(replace(wanted, device="cuda"), name, 2)
-    assert watch.images == [2 * QUICKER * BATCH]
+        taken = child(replace(wanted, device="cuda"), name, 2)
+    assert taken.watch.images == [2 * QUICKER * BATCH]
 
 
 def test_ceilings_hand_out_what_they_say(wanted):
@@ -122,13 +133,17 @@ def test_a_cached_batch_is_the_first_one(wanted):
     assert all(torch.equal(batch.views[0], first.views[0]) for batch in found)
 
 
-def test_every_epoch_has_every_image_once():
-    order = list(islice(shuffled(7), 21))
-    epochs = [order[:7], order[7:14], order[14:]]
-    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+def test_rows_of_ranks_and_epochs(wanted):
+    """Every path once between the ranks, in another order each epoch; the files as often as asked."""
+    asked = replace(wanted, files=("a", "b", "c"), times=2, world_size=2)
+    epochs = [[replace(asked, rank=rank).rows(epoch) for rank in range(2)] for epoch in range(2)]
+    assert asked.paths() == ["a", "b", "c"] * 2
+    assert all(sorted(one + two) == list(range(6)) for one, two in epochs) and epochs[0] != epochs[1]
 
 
 def test_whatever_cannot_run_says_why():
     assert CONTENDERS["dali, cuda"].left_out("cpu") == "needs a GPU"
     assert CONTENDERS["dali, cpu"].left_out("cpu") is None
-    assert replace(CONTENDERS["dali, cpu"], package="no.such.package").left_out("cpu") == "not installed"
+    assert replace(CONTENDERS["dali, cpu"], package="no.such.package").left_out("cpu") == (
+        "not installed: pip install no.such.package"
+    )

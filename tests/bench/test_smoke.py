@@ -1,16 +1,19 @@
 """Every bench runs, in seconds, so that none rots; no test looks at how fast anything was."""
 
+import io
 import json
 import os
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from objcrop.bench import loader as loader_bench
 from objcrop.bench import proposals as propose_bench
 from objcrop.bench.ceilings import CEILINGS
+from objcrop.bench.contenders import CONTENDERS
 from objcrop.bench.kernels import bench_kernels
-from objcrop.bench.loader import CONTENDERS, asked_for, bench_loader, plot_loader
+from objcrop.bench.loader import asked_for, audit_contender, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import THREADS, bench_plan
 from objcrop.bench.policies import bench_policies
@@ -21,7 +24,8 @@ from objcrop.bench.rivals.lightly_steps import STEPS
 from objcrop.bench.s3_server import weed
 from objcrop.bench.scenes import bench_scenes
 from objcrop.bench.sources import bench_sources
-from objcrop.bench.stopwatch import Stopwatch, cpu_seconds
+from objcrop.bench.stopwatch import Stopwatch, cpu_seconds, memory_of_all
+from objcrop.bench.table import print_loaders
 from objcrop.bench.train import bench_train
 from objcrop.bench.where import bench_where
 from objcrop.child_process import Child, ChildDied
@@ -46,7 +50,7 @@ def test_sources(tmp_path):
     cores = os.sched_getaffinity(0)
     result = bench_sources(images=8, batch_size=4, size=16, delay=0.001, repeats=1)
     assert list(result["sources"])[:3] == ["folder", "tar", "bucket"] and len(result["sources"]) == 5
-    assert all(row["images_per_s"] > 0 for row in result["sources"].values())
+    assert all(row["images_per_s"] > 0 and row["turns"]["seconds"] for row in result["sources"].values())
     assert "AWS_ENDPOINT_URL" not in os.environ and os.sched_getaffinity(0) == cores
 
 
@@ -58,26 +62,44 @@ def test_scenes(tmp_path):
     assert all(row["images"] == 2 for row in result["rows"].values())
 
 
-class DiesAtSolo(Child):
-    def __call__(self, wanted, name, count):
-        if name.startswith("solo"):
+LINEUP = {"torch, colour=pil", "dali, cpu", "dali, cuda", "PIL"}
+
+
+class DiesAtPil(Child):
+    def __call__(self, *arguments):
+        if self.function is audit_contender:
+            name, device = arguments
+            if name == "dali, cpu":
+                raise ChildDied("no word")
+            assert device == "cpu"
+            verdicts = {"every row once": "passed", "hue": "failed", "resumption": "cannot tell"}
+            return {"checks": {key: {"verdict": verdict, "sentence": key.upper()} for key, verdict in verdicts.items()}}
+        if arguments[1] == "PIL":
             raise ChildDied("killed by SIGSEGV")
-        return super().__call__(wanted, name, count)
+        return super().__call__(*arguments)
 
 
 def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
     """Once nothing was left of the bench where a contender's libraries took the process along."""
-    monkeypatch.setattr(loader_bench, "Child", DiesAtSolo)
+    monkeypatch.setattr(loader_bench, "Child", DiesAtPil)
+    for table in (CONTENDERS, CEILINGS):
+        for name in set(table) - LINEUP - {"reading"}:
+            monkeypatch.delitem(table, name)
     with asked_for(size=32, batch_size=4, images=8) as wanted:
-        result = bench_loader(wanted, repeats=1, images=8)
-    assert set(result["loaders"]) | set(result["left_out"]) == set(CONTENDERS)
-    assert result["left_out"]["solo-learn's dali, cpu"] == "killed by SIGSEGV"
-    assert {name for name in CONTENDERS if CONTENDERS[name].ours and not CONTENDERS[name].needs_gpu} <= set(
-        result["loaders"]
-    )
-    assert all(row["images"] == 8 and row["views_per_s"] > 0 for row in result["loaders"].values())
-    assert set(result["ceilings"]) == set(CEILINGS) and not set(result["loaders"]) & set(result["left_out"])
+        result = bench_loader(wanted, repeats=2, images=8, sameness=True)
+    assert result["left_out"] == {"PIL": "killed by SIGSEGV", "dali, cuda": "needs a GPU"}
+    assert set(result["loaders"]) == LINEUP - set(result["left_out"]) and set(result["ceilings"]) == {"reading"}
+    for row in result["loaders"].values():
+        assert row["images"] == 8 and row["views_per_s"] > 0 and row["start_s"] > 0 and row["memory_mib"] > 50
+        assert len(row["turns"]["seconds"]) == row["repeats"] == 2 and row["confidence"] == 0.5
     assert "times the images per processor second" in result["verdict"][0]
+    same = {"passed": 1, "checks": 3, "failed": {"hue": "HUE"}, "cannot_tell": {"resumption": "RESUMPTION"}}
+    sameness = {name: row["sameness"] for name, row in result["loaders"].items()}
+    assert sameness == {"dali, cpu": {"error": "no word"}, "torch, colour=pil": same}
+    said = io.StringIO()
+    print_loaders(result["loaders"], "loader", Console(file=said, width=120))
+    assert "1 of 3" in said.getvalue() and "dali, cpu: could not be audited (no word)." in said.getvalue()
+    assert "torch, colour=pil: fails hue; cannot tell resumption." in said.getvalue()
     plot_loader(result, tmp_path / "loader.png")
     assert (tmp_path / "loader.png").stat().st_size > 5000
 
@@ -96,6 +118,7 @@ def test_train(loader):
     flags |= dict(crops="obj-obj+dilate", queue=8) if loader == "dali" else dict(crops="scene-scene", method="byol")
     result = bench_train(flags=flags, steps=2, repeats=1)
     assert 0 <= result["figures"]["starvation"]["median"] <= 1
+    assert {len(turns["seconds"]) for turns in result["turns"].values()} == {1}
     assert (result["ready"] is None) == (loader == "torch") and len(result["verdict"]) == 2
 
 
@@ -191,6 +214,32 @@ def test_processor_time_counts_living_children():
     child.stdout.readline()
     assert cpu_seconds() - before >= 0.4
     child.communicate(b"\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="no /proc")
+def test_memory_counts_children_and_what_is_shared_once():
+    import multiprocessing
+
+    block = np.ones(40 << 20, np.uint8)  # forked children share it
+    before = memory_of_all()
+    fork = multiprocessing.get_context("fork")
+    pipes = [fork.Pipe() for _ in range(3)]
+
+    def child(pipe):
+        own = np.ones(20 << 20, np.uint8)
+        pipe.send(len(own))
+        pipe.recv()
+
+    children = [fork.Process(target=child, args=(theirs,)) for _, theirs in pipes]
+    for process in children:
+        process.start()
+    assert [ours.recv() for ours, _ in pipes] == [20 << 20] * 3
+    grown = (memory_of_all() - before) / 2**20
+    for ours, _ in pipes:
+        ours.send(len(block))
+    for process in children:
+        process.join()
+    assert 55 < grown < 110  # 60 of their own and a few of Python's; 40 for each would make 180
 
 
 def test_stopwatch_counts_images():
