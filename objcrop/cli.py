@@ -355,13 +355,27 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for everything it makes.", callback=writes_folder)
     ] = Path("demo"),
-    scenes: Annotated[int, typer.Option(min=64, help="Scenes to draw for training; a quarter more to test.")] = 512,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each of the two runs.")] = 8,
+    scenes: Annotated[int | None, typer.Option(min=64, help="Scenes to draw for training; default: 1024.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each of the two runs; default: 36.")] = None,
+    effect: Annotated[
+        bool, typer.Option("--effect", help="Measure instead where object-aware views help: twenty runs, half an hour.")
+    ] = False,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="--effect: runs of each policy on each kind of images.")
+    ] = None,
 ) -> None:
     """Do all of it, small: draw scenes, index, boxes, contact sheet, two runs, probes, one report page."""
     from objcrop.demo import run_demo
+    from objcrop.effect import run_effect
 
-    run_demo(output, scenes=scenes, epochs=epochs, console=console)
+    if effect:
+        if scenes or epochs:
+            raise UsageError(f"--{'scenes' if scenes else 'epochs'} cannot act beside --effect; leave it out.")
+        run_effect(output, seeds=seeds or 5, console=console)
+        return
+    if seeds:
+        raise UsageError("--seeds cannot act without --effect; leave it out.")
+    run_demo(output, scenes=scenes or 1024, epochs=epochs or 36, console=console)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,42 @@ Plane = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class SceneKind:
+    """What drawn scenes are like; as it stands, photos of several small objects.
+
+    Attributes:
+        size: (width, height) in pixels, at least 64 each; one scene in five is upright.
+        classes: the first so many of `CLASSES`, 2 to 10.
+        objects: fewest and most of a scene; one that finds no place is left out.
+        sides: smallest and largest longer side of an object, shares of the scene's shorter side.
+        tilt: degrees that an object is turned by at most, to either side; None for any.
+        themed: whether a scene's theme makes some classes likelier than others.
+
+    Raises:
+        UsageError: one of them is out of range.
+    """
+
+    size: tuple[int, int] = (500, 375)
+    classes: int = 10
+    objects: tuple[int, int] = (2, 7)
+    sides: tuple[float, float] = (0.08, 0.32)
+    tilt: float | None = None
+    themed: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 64 or not 2 <= self.classes <= len(CLASSES):
+            raise UsageError(
+                f"scenes were asked for with size={self.size} and classes={self.classes}; sides must be 64 at least, "
+                f"classes 2 to {len(CLASSES)}."
+            )
+        if not (1 <= self.objects[0] <= self.objects[1] <= 200 and 0 < self.sides[0] <= self.sides[1] < 1):
+            raise UsageError(
+                f"scenes were asked for with objects={self.objects} and sides={self.sides}; these are pairs that rise, "
+                "objects within 1 to 200, sides within 0 to 1."
+            )
+
+
 def draw_scenes(
     folder: str | os.PathLike[str],
     n: int,
@@ -56,6 +93,7 @@ def draw_scenes(
     classes: int = 10,
     workers: int | None = None,
     masks: bool = False,
+    kind: SceneKind | None = None,
 ) -> None:
     """Draw `n` scenes into `folder`: images/00000.jpg and so on, and last of all instances.json (COCO's format).
 
@@ -70,16 +108,15 @@ def draw_scenes(
         classes: use the first so many of `CLASSES`, 2 to 10.
         workers: processes; all cores for 200 scenes and more when left out, else this process alone.
         masks: whether instances.json holds the visible pixels of each object too, as RLE.
+        kind: scenes of another kind, in place of `size` and `classes`.
 
     Raises:
         UsageError: an option is out of range, or OpenCV is missing.
         ObjcropError: the folder cannot be written.
     """
-    if n < 1 or min(size) < 64 or not 2 <= classes <= len(CLASSES) or (workers or 0) < 0:
-        raise UsageError(
-            f"draw_scenes got n={n}, size={size}, classes={classes}, workers={workers}; it needs n >= 1, sides >= 64, "
-            f"2 to {len(CLASSES)} classes and workers >= 0."
-        )
+    if n < 1 or (workers or 0) < 0:
+        raise UsageError(f"draw_scenes got n={n} and workers={workers}; it needs n >= 1 and workers >= 0.")
+    kind = kind or SceneKind(size, classes)
     require("cv2")
     seed = seed_of(seed)
     images = os.path.join(folder, "images")
@@ -89,7 +126,7 @@ def draw_scenes(
         raise ObjcropError(f"{images} cannot be made ({error.strerror}); choose another folder.") from error
     if workers is None:
         workers = (os.cpu_count() or 1) if n >= 200 else 1
-    write = partial(_write_scene, images, seed, size, classes, masks)
+    write = partial(_write_scene, images, seed, kind, masks)
     with ExitStack() as stack:
         if workers > 1:
             spawn = multiprocessing.get_context("spawn")
@@ -103,7 +140,7 @@ def draw_scenes(
             raise ObjcropError(
                 "a process that drew scenes was killed, most often because memory ran out: draw fewer at a time."
             ) from None
-    _write_instances(os.path.join(folder, "instances.json"), drawn, classes, seed)
+    _write_instances(os.path.join(folder, "instances.json"), drawn, kind.classes, seed)
 
 
 def draw_scene(
@@ -121,21 +158,21 @@ def draw_scene(
         image uint8 (H, W, 3) RGB; boxes int64 (k, 4) x0,y0,x1,y1 half-open, tight around the visible pixels; classes
         int64 (k,); visible int64 (k,) visible pixels of each object.
     """
-    image, owner, boxes, labels = _draw(seed, index, size, classes)
+    image, owner, boxes, labels = _draw(seed, index, SceneKind(size, classes))
     return image, boxes, labels, np.bincount(owner.reshape(-1), minlength=len(labels) + 1)[1:]
 
 
 def _draw(
-    seed: int, index: int, size: tuple[int, int], classes: int
+    seed: int, index: int, kind: SceneKind
 ) -> tuple[Picture, Picture, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return a scene's image, which object (from 1) each pixel shows (H, W), and the objects' boxes and classes."""
     cv2 = from_extra("cv2")
 
     rng = np.random.Generator(np.random.Philox(key=np.array([seed, index], np.uint64)))
-    width, height = size if rng.random() < 0.8 else size[::-1]
-    shorter = min(size)
+    width, height = kind.size if rng.random() < 0.8 else kind.size[::-1]
+    shorter = min(kind.size)
     weights, hue = THEMES[rng.integers(len(THEMES))]
-    chances = np.array(weights[:classes], float) + 0.05
+    chances = np.array(weights[: kind.classes], float) + 0.05 if kind.themed else np.ones(kind.classes)
     image = _background(rng, width, height, hue)
     _clutter(rng, image)
 
@@ -144,13 +181,13 @@ def _draw(
     shown = np.zeros(0, np.int64)
     patches: list[tuple[slice, slice]] = []
     labels: list[int] = []
-    wanted = int(rng.integers(2, 8))
+    wanted = int(rng.integers(kind.objects[0], kind.objects[1] + 1))
     for attempt in range(60):
         if len(labels) == wanted:
             break
-        label = int(rng.choice(classes, p=chances / chances.sum()))
-        side = int(shorter * rng.uniform(0.08, 0.32) * (1.0 if attempt < 40 else 0.5))
-        alpha, paint = _object(rng, CLASSES[label], max(side, 12))
+        label = int(rng.choice(kind.classes, p=chances / chances.sum()))
+        side = int(shorter * rng.uniform(*kind.sides) * (1.0 if attempt < 40 else 0.5))
+        alpha, paint = _object(rng, CLASSES[label], max(side, 12), kind.tilt)
         found = _place(rng, owner, alpha, areas, shown)
         if found is None:
             continue
@@ -168,13 +205,11 @@ def _draw(
     return image, owner, np.array(boxes, np.int64).reshape(-1, 4), np.array(labels, np.int64)
 
 
-def _write_scene(
-    folder: str, seed: int, size: tuple[int, int], classes: int, masks: bool, index: int
-) -> tuple[Any, ...]:
+def _write_scene(folder: str, seed: int, kind: SceneKind, masks: bool, index: int) -> tuple[Any, ...]:
     cv2 = from_extra("cv2")
 
     cv2.setNumThreads(1)
-    image, owner, boxes, labels = _draw(seed, index, size, classes)
+    image, owner, boxes, labels = _draw(seed, index, kind)
     name = f"{index:05d}.jpg"
     _, data = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
     with open(os.path.join(folder, name), "wb") as stream:
@@ -320,11 +355,12 @@ def _outline(rng: np.random.Generator, name: str) -> list[tuple[Points, int]]:
     return [(_square(-0.85, -0.85, 0.85, 0.85), 1), *fields]
 
 
-def _object(rng: np.random.Generator, name: str, side: int) -> tuple[Plane, Plane]:
+def _object(rng: np.random.Generator, name: str, side: int, tilt: float | None) -> tuple[Plane, Plane]:
     """Return an object's alpha (h, w) and its second colour's share (h, w), both 0..1; `side` is its longer side."""
     cv2 = from_extra("cv2")
 
-    turn, squeeze = rng.uniform(0, 2 * math.pi), rng.uniform(0.75, 1.0)
+    turn = rng.uniform(0, 2 * math.pi) if tilt is None else math.radians(rng.uniform(-tilt, tilt))
+    squeeze = rng.uniform(0.75, 1.0)
     shear = rng.uniform(-0.2, 0.2)
     cos, sin = math.cos(turn), math.sin(turn)
     matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array([[1.0, shear], [0.0, squeeze]])

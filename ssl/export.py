@@ -56,6 +56,8 @@ def export(
     arch, weights = saved["recipe"]["arch"], backbone_weights(saved, checkpoint)
     if arch.startswith("lab/"):
         raise UsageError(f"{checkpoint} is {arch}, two networks of lightness and of colour, which no format holds.")
+    if arch.startswith("narrow/"):
+        raise UsageError(f"{checkpoint} is {arch}, of a quarter of that network's channels, which no format holds.")
     of_timm = arch.startswith("timm/")
     resnet = "layer1.0.conv1.weight" in weights and not of_timm
     plain_vit = "pos_embed" in weights and all(n in NOT_IN_VITDET or IN_VITDET.fullmatch(n) for n in weights)

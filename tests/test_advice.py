@@ -21,6 +21,7 @@ OTHERS = {
     "objcrop/ranks.py": {"--master-port"},  # torchrun's
     "bench/tune.py": {"--set"},  # what it found, as pretrain takes it
     "objcrop/demo.py": None,
+    "objcrop/effect.py": None,
     "bench/gpu.py": None,  # commands, which tests/bench/test_gpu.py reads
     "ssl/reproduction/plan.py": None,  # commands, which tests/ssl/test_reproduce.py reads
     "ssl/reproduction/stage.py": {"--output"},

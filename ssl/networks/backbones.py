@@ -10,7 +10,8 @@ from torch import nn
 
 from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.extras import from_extra
-from objcrop.ssl.networks.lab import LabEncoder, half_width
+from objcrop.ssl.networks.lab import LabEncoder
+from objcrop.ssl.networks.narrow import half_width, quarter_width
 from objcrop.ssl.training.checkpoint import BACKBONE, load_checkpoint
 from objcrop.whole_file import regular_file
 
@@ -29,7 +30,7 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
 
     Args:
         arch: a torchvision ResNet by name, "resnet18" say, or "timm/NAME"; "lab/resnet18" is two of half the width, of
-            lightness and of colour (`LabEncoder`).
+            lightness and of colour (`LabEncoder`), "narrow/resnet18" has a quarter of the width.
         size: side of the views in pixels; at 96 and below a ResNet's first convolution is 3×3, at 48 and below without
             the pooling after it, at 32 and below of stride 1 (after Chen et al. 2020, SimCLR, appendix B.9).
         init: a checkpoint of objcrop, or a state dict with torchvision's (timm's) names; a classifier in it is left.
@@ -43,6 +44,10 @@ def backbone(arch: str, size: int, init: str | None = None) -> tuple[nn.Module, 
     """
     if arch.startswith("lab/"):
         network, width = _lab(arch.removeprefix("lab/"), size)
+    elif arch.startswith("narrow/"):
+        network, width = _torchvision(arch.removeprefix("narrow/"))
+        network, width = quarter_width(network), width // 4
+        _fit_stem(network, size)
     elif arch.startswith("timm/"):
         network, width = _timm(arch.removeprefix("timm/"), size)
         _fit_stem(network, size)

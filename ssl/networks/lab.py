@@ -6,8 +6,6 @@ the device: so whatever takes a backbone takes this one.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -60,22 +58,3 @@ class LabEncoder(nn.Module):
         """Return the features of lightness, then those of colour, (N, 2 × width), of views (N, 3, S, S)."""
         lightness, colour = lab_views(views).to(memory_format=torch.channels_last).split((1, 2), dim=1)
         return torch.cat((self.l(lightness), self.ab(colour)), dim=1)
-
-
-def half_width(network: Any, channels: int) -> nn.Module:
-    """Return a torchvision ResNet of half the width that takes other channels (CMC's "v1"): its stem keeps 64.
-
-    Args:
-        network: the ResNet, of which blocks and their number are taken.
-        channels: of the views.
-    """
-    network.conv1 = nn.Conv2d(channels, 64, 7, stride=2, padding=3, bias=False)
-    network.inplanes = 64
-    for number in range(1, 5):
-        layer = getattr(network, f"layer{number}")
-        made = network._make_layer(type(layer[0]), 16 * 2**number, len(layer), stride=1 if number == 1 else 2)
-        setattr(network, f"layer{number}", made)
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return network

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,7 +93,50 @@ def run_stage(stage: Stage, torchrun: Sequence[str] = ()) -> None:
     said = _run([sys.executable, *launch, "-m", "objcrop", *loud, *stage.command], stage.folder / LOG)
     if said is not None:
         raise ObjcropError(said)
-    record = {"made_from": stage.made_from, "command": stage.command, "seconds": round(time.time() - began)}
+    _note_done(stage, time.time() - began)
+
+
+def run_stages(stages: Sequence[Stage], at_once: int) -> Iterator[Stage]:
+    """Run stages, several at once, each on one core after those that it needs; what they say is kept in their log.txt.
+
+    Args:
+        stages: not done yet, none before one that it needs.
+        at_once: how many processes.
+
+    Yields:
+        Each stage when it is done.
+
+    Raises:
+        ObjcropError: one failed, with its last sentence; the others are ended, and go on another time.
+    """
+    waiting, running = list(stages), dict[subprocess.Popen[bytes], tuple[Stage, float]]()
+    alone = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}  # else libraries would take each other's cores
+    with _ended_with(running):
+        while waiting or running:
+            ready = [stage for stage in waiting if all(before.done for before in stage.after)]
+            for stage in ready[: at_once - len(running)]:
+                waiting.remove(stage)
+                stage.folder.mkdir(parents=True, exist_ok=True)
+                command = [sys.executable, "-m", "objcrop", *stage.command]
+                with (stage.folder / LOG).open("ab") as log:
+                    child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=alone)
+                running[child] = stage, time.time()
+            ended = [child for child in running if child.poll() is not None]
+            for child in ended:
+                stage, began = running.pop(child)
+                if child.returncode:
+                    said = (stage.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
+                    sentence = next((line[9:] for line in reversed(said) if line.startswith("objcrop: ")), None)
+                    why = f"the command {end_of(child.returncode)}; its last words are in {stage.folder / LOG}."
+                    raise ObjcropError(f"{stage.kind}, {stage.name}: {sentence or why}")
+                _note_done(stage, time.time() - began)
+                yield stage
+            if not ended:
+                time.sleep(0.1)
+
+
+def _note_done(stage: Stage, seconds: float) -> None:
+    record = {"made_from": stage.made_from, "command": stage.command, "seconds": round(seconds)}
     with whole_file(stage.folder / RECORD) as part:
         part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -104,7 +147,7 @@ def _run(command: list[str], log: Path) -> str | None:
     with log.open("a", encoding="utf-8") as file:
         how: dict[str, Any] = {"stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "NO_COLOR": "1"}, **how)
-        with child, _ended_with(child):
+        with child, _ended_with((child,)):
             assert child.stdout is not None
             for line in child.stdout:
                 print(line, end="", flush=True)
@@ -117,8 +160,8 @@ def _run(command: list[str], log: Path) -> str | None:
 
 
 @contextmanager
-def _ended_with(child: subprocess.Popen[str]) -> Iterator[None]:
-    """End a child with this process, and let it save first: where this one is told to end, or is interrupted."""
+def _ended_with(children: Collection[subprocess.Popen[Any]]) -> Iterator[None]:
+    """End children with this process, and let them save first: where this one is told to end, or is interrupted."""
 
     def end(number: int, frame: Any) -> None:
         raise SystemExit(128 + number)
@@ -128,9 +171,11 @@ def _ended_with(child: subprocess.Popen[str]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(ProcessLookupError):
-            os.kill(child.pid, signal.SIGTERM)
-        child.wait()
+        for child in children:
+            with suppress(ProcessLookupError):
+                os.kill(child.pid, signal.SIGTERM)
+        for child in children:
+            child.wait()
         raise
     finally:
         if here:

@@ -69,7 +69,10 @@ class Training(Watched):
     in_parts: ClassVar[bool] = True  # whether the method can take a step in parts
 
     arch: str = option(
-        "resnet50", text(), "any ResNet of torchvision by name, timm/NAME, or lab/NAME: two, of lightness and colour"
+        "resnet50",
+        text(),
+        "any ResNet of torchvision by name, narrow/NAME for a quarter of its channels, timm/NAME, or lab/NAME: two, of "
+        "lightness and colour",
     )
     init: str | None = option(
         None,

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 import objcrop.sample_scenes as sample_scenes
 from objcrop.errors import UsageError
 from objcrop.formats import index
-from objcrop.sample_scenes import CLASSES, draw_scene, draw_scenes
+from objcrop.sample_scenes import CLASSES, SceneKind, draw_scene, draw_scenes
 
 
 def test_same_scenes_from_any_number_of_workers(tmp_path):
@@ -100,9 +100,35 @@ def test_sizes_and_context():
     assert together[fish, chequer] < -0.1 and together[flower, arrow] < 0  # themes keep them apart
 
 
+def test_scenes_of_another_kind(tmp_path):
+    """What a kind says holds for every scene; the kind as it stands draws the scenes that are drawn without one."""
+    kind = SceneKind(size=(120, 90), classes=6, objects=(1, 3), sides=(0.5, 0.8), tilt=0, themed=False)
+    draw_scenes(tmp_path / "other", 40, seed=2, kind=kind)
+    catalog, _ = index(tmp_path / "other", "scenes")
+    counts = [len(catalog.annotations(row).boxes) for row in range(40)]
+    assert min(counts) == 1 and 2 <= max(counts) <= 3
+    alone = [row for row in range(40) if counts[row] == 1]
+    longer = [np.ptp(catalog.annotations(row).boxes.reshape(2, 2), axis=0).max() / 90 for row in alone]
+    assert min(longer) > 0.45 and max(longer) < 0.85
+    flat = np.bincount([c for row in range(40) for c in catalog.annotations(row).classes], minlength=6)
+    assert flat.min() > 0
+    draw_scenes(tmp_path / "plain", 3, seed=2, size=(160, 120))
+    draw_scenes(tmp_path / "same", 3, seed=2, kind=SceneKind((160, 120)))
+    for name in ("images/00000.jpg", "images/00002.jpg", "instances.json"):
+        assert (tmp_path / "plain" / name).read_bytes() == (tmp_path / "same" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(objects=(0, 2)), dict(objects=(3, 2)), dict(sides=(0.5, 0.2)), dict(sides=(0, 1))]
+)
+def test_wrong_kinds(bad):
+    with pytest.raises(UsageError, match="scenes were asked for with objects="):
+        SceneKind(**bad)
+
+
 @pytest.mark.parametrize("bad", [dict(n=0), dict(classes=1), dict(classes=11), dict(size=(500, 20)), dict(seed=-1)])
 def test_wrong_options(tmp_path, bad):
-    with pytest.raises(UsageError, match=r"draw_scenes|seed is -1"):
+    with pytest.raises(UsageError, match=r"draw_scenes|scenes were asked for|seed is -1"):
         draw_scenes(tmp_path, **({"n": 3} | bad))
 
 

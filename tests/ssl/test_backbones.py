@@ -127,3 +127,17 @@ def test_compiled_is_the_same_run(photos, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-2)
     a, b = (load_checkpoint(tmp_path / name / "last.pt")["method"] for name in ("eager", "compiled"))
     assert a.keys() == b.keys()
+
+
+@pytest.mark.parametrize("name, blocks", [("resnet18", 1), ("resnet50", 4)])
+def test_narrow_networks_are_torchvisions_of_a_quarter_of_the_channels(name, blocks):
+    network, width = backbone(f"narrow/{name}", 224)
+    whole = models.get_model(name, weights=None)
+    assert width == 128 * blocks and network(torch.rand(2, 3, 64, 64)).shape == (2, width)
+    own, theirs = network.state_dict(), whole.state_dict()
+    assert own.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
+    for part, value in own.items():
+        channels = [n if n in (1, 3, 7) and i else n // 4 for i, n in enumerate(theirs[part].shape)]
+        assert list(value.shape) == channels, part
+    small, _ = backbone(f"narrow/{name}", 32)
+    assert small.conv1.weight.shape == (16, 3, 3, 3) and small.conv1.stride == (1, 1)
