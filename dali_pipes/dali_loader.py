@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
+from objcrop.dali_pipes.crop_policy import MOST_VIEWS
 from objcrop.dali_pipes.decode_crop_resize import (
     decode_graph,
     feed_of,
@@ -76,7 +77,7 @@ class DaliLoader(ViewLoader):
         # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
         self._by_pil: set[int] = set()
         # On a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two.
-        self._memory = ReusedMemory(kept=len(planner.sizes) * (prefetch + 3))
+        self._memory = ReusedMemory(kept=MOST_VIEWS * (prefetch + 3))
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
