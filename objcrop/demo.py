@@ -74,7 +74,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
             batch = next(iter(loader))
         contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=drawn)
 
-        flags = {"crops": policy, **TRAINING, "epochs": epochs}
+        flags = {"crops": policy, **TRAINING, "epochs": epochs, "batch_size": min(TRAINING["batch_size"], scenes)}
         shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
         run = folder / f"run-{policy}"
         command = f"objcrop pretrain --catalog {folder}/train.arrow{given} {shown} --output {run}"
