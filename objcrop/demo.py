@@ -1,6 +1,6 @@
 """The demo: all of objcrop, small, on drawn scenes, without a download.
 
-    objcrop demo            about five minutes on two cores without a GPU
+    objcrop demo            some three minutes on two cores without a GPU
 
 It draws scenes, indexes them, makes boxes, shows a contact sheet, pretrains a narrow ResNet-18 with SimCLR on
 scene-scene and on obj-obj+dilate crops, probes both and the untrained network on images of single objects, and writes
