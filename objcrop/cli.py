@@ -358,7 +358,7 @@ def demo(
     scenes: Annotated[int | None, typer.Option(min=64, help="Scenes to draw for training; default: 1024.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each of the two runs; default: 36.")] = None,
     effect: Annotated[
-        bool, typer.Option("--effect", help="Measure instead where object-aware views help: twenty runs, half an hour.")
+        bool, typer.Option("--effect", help="Compare the two over seeds instead: twenty runs, half an hour.")
     ] = False,
     seeds: Annotated[
         int | None, typer.Option(min=1, help="--effect: runs of each policy on each kind of images.")

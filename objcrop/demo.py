@@ -121,8 +121,9 @@ def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: 
     return page(
         "objcrop demo",
         f"{scenes} drawn scenes, a narrow ResNet-18 at {SIZE} pixels, SimCLR for {epochs} epochs with each crop "
-        "policy, then a linear probe of the frozen features on images of single objects. One seed orders nothing: "
-        f"objcrop demo --effect repeats it over seeds. {seconds:.0f} s in all.",
+        "policy, then a linear probe of the frozen features on images of single objects. One seed orders nothing, and "
+        "scene-scene does better with larger crops: objcrop demo --effect repeats it over seeds, and docs/effect.md "
+        f"says what it does not show. {seconds:.0f} s in all.",
         table(["crops", "linear mAP"], numbers),
         drawn(curves_figure({policy: results[policy]["metrics"] for policy in POLICIES}), "curves of both runs"),
         *(part for sheet in sheets for part in sheet),
