@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 
 from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
-from objcrop.dali_pipes.crop_policy import MOST_VIEWS
 from objcrop.dali_pipes.decode_crop_resize import (
     decode_graph,
     feed_of,
@@ -76,16 +75,20 @@ class DaliLoader(ViewLoader):
         self.hw_decoder_load, self.decoder_padding = hw_decoder_load, decoder_padding
         # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
         self._by_pil: set[int] = set()
-        # On a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two.
-        self._memory = ReusedMemory(kept=MOST_VIEWS * (prefetch + 3))
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
 
+    @cached_property
+    def _memory(self) -> ReusedMemory:
+        """For views on a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two."""
+        return ReusedMemory(kept=len(self.planner.sizes) * (self.prefetch + 3))
+
     def close(self) -> None:
-        """Stop the producer and the pool, and let go of what kernels have read."""
+        """Stop the producer and the pool, and let go of memory and of what kernels have read."""
         super().close()
         self._pool.shutdown()
+        self.__dict__.pop("_memory", None)
         while self._read_later:
             self._read_later[0][0].synchronize()
             self._read_later.popleft()

@@ -109,7 +109,7 @@ def run_stages(stages: Sequence[Stage], at_once: int) -> Iterator[Stage]:
     Raises:
         ObjcropError: one failed, with its last sentence; the others are ended, and go on another time.
     """
-    waiting, running = list(stages), dict[subprocess.Popen[bytes], tuple[Stage, float]]()
+    waiting, running = list(stages), dict[subprocess.Popen[bytes], tuple[Stage, float, int]]()
     alone = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}  # else libraries would take each other's cores
     with _ended_with(running):
         while waiting or running:
@@ -119,20 +119,28 @@ def run_stages(stages: Sequence[Stage], at_once: int) -> Iterator[Stage]:
                 stage.folder.mkdir(parents=True, exist_ok=True)
                 command = [sys.executable, "-m", "objcrop", *stage.command]
                 with (stage.folder / LOG).open("ab") as log:
+                    said_before = log.tell()
                     child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=alone)
-                running[child] = stage, time.time()
+                running[child] = stage, time.time(), said_before
+            if not running:
+                raise ObjcropError(f"{waiting[0].kind}, {waiting[0].name}: what it needs is not there; begin anew.")
             ended = [child for child in running if child.poll() is not None]
             for child in ended:
-                stage, began = running.pop(child)
+                stage, began, said_before = running.pop(child)
                 if child.returncode:
-                    said = (stage.folder / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-                    sentence = next((line[9:] for line in reversed(said) if line.startswith("objcrop: ")), None)
-                    why = f"the command {end_of(child.returncode)}; its last words are in {stage.folder / LOG}."
-                    raise ObjcropError(f"{stage.kind}, {stage.name}: {sentence or why}")
+                    why = _failure(child.returncode, stage.folder / LOG, said_before)
+                    raise ObjcropError(f"{stage.kind}, {stage.name}: {why}")
                 _note_done(stage, time.time() - began)
                 yield stage
             if not ended:
                 time.sleep(0.1)
+
+
+def _failure(code: int, log: Path, begin: int) -> str:
+    """Return why a command failed: the last sentence that it said, in its log from a byte on."""
+    said = log.read_bytes()[begin:].decode("utf-8", errors="replace").splitlines()
+    sentences = [line.removeprefix("objcrop: ").strip() for line in said if line.startswith("objcrop: ")]
+    return sentences[-1] if sentences else f"the command {end_of(code)}; its last words are in {log}."
 
 
 def _note_done(stage: Stage, seconds: float) -> None:
@@ -143,7 +151,7 @@ def _note_done(stage: Stage, seconds: float) -> None:
 
 def _run(command: list[str], log: Path) -> str | None:
     """Return None where a command came to its end, else what it said of its failure."""
-    sentence = ""
+    said_before = log.stat().st_size if log.exists() else 0
     with log.open("a", encoding="utf-8") as file:
         how: dict[str, Any] = {"stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
         child = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "NO_COLOR": "1"}, **how)
@@ -152,11 +160,7 @@ def _run(command: list[str], log: Path) -> str | None:
             for line in child.stdout:
                 print(line, end="", flush=True)
                 file.write(line)
-                if line.startswith("objcrop: "):
-                    sentence = line.removeprefix("objcrop: ").strip()
-    if child.returncode == 0:
-        return None
-    return sentence or f"the command {end_of(child.returncode)}; its last words are in {log}."
+    return _failure(child.returncode, log, said_before) if child.returncode else None
 
 
 @contextmanager

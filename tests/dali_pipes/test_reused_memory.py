@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.reused_memory import ReusedMemory
 
 
@@ -52,3 +53,13 @@ def test_no_more_is_kept_than_asked_for():
     again = [memory.empty((1000,)) for _ in range(2)]
     assert sorted(tensor.data_ptr() for tensor in again) == sorted(kept)
     assert [len(free) for free in memory._free.values()] == [0]
+
+
+def test_a_loader_keeps_what_it_works_with_and_nothing_when_it_is_closed(photos):
+    """Whoever held many batches once does not take their memory for good."""
+    how = dict(crops="scene-scene", size=16, batch_size=1, device="cpu", prefetch=1, threads=1, rank=0, world_size=1)
+    with load_views(photos[0], **how) as loader:
+        held = [list(loader)]
+        held.clear()
+        assert 0 < sum(len(free) for free in loader._memory._free.values()) <= 2 * (1 + 3)
+    assert "_memory" not in vars(loader)

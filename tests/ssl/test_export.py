@@ -13,7 +13,7 @@ from torchvision.models import detection
 from objcrop.dali_pipes.augment import augment_recipe
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.detectron2 import detectron2_name
-from objcrop.ssl.export import export
+from objcrop.ssl.export import FORMATS, export
 from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.networks.feature_maps import give_maps
 from objcrop.ssl.training.checkpoint import save_checkpoint
@@ -172,4 +172,8 @@ def test_wrong_use(tmp_path):
     }.items():
         with pytest.raises(UsageError, match=word):
             export(other, tmp_path / "out", form)
+    narrow, _ = checkpoint(tmp_path / "timm", "narrow/resnet18")
+    for form in FORMATS:
+        with pytest.raises(UsageError, match="a quarter of that network's channels, which no format holds"):
+            export(narrow, tmp_path / "out", form)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last.pt", "small.pth", "timm"]

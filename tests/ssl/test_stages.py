@@ -31,6 +31,24 @@ def test_one_that_fails_is_said_and_those_after_it_do_not_run(tmp_path):
     assert not wrong.done and not after.folder.exists()
 
 
+def test_a_sentence_of_another_try_is_not_said_again(tmp_path, monkeypatch):
+    killed = stage(tmp_path, "killed", ["recipes"])
+    killed.folder.mkdir()
+    (killed.folder / LOG).write_text("objcrop: the disk is full.\n")
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(ObjcropError, match="the command killed by SIGKILL; its last words"):
+        list(run_stages([killed], 1))
+
+
+def test_a_stage_whose_needs_are_not_there_ends(tmp_path):
+    nobody = stage(tmp_path, "nobody", ["recipes"])
+    with pytest.raises(ObjcropError, match="what it needs is not there"):
+        list(run_stages([stage(tmp_path, "after", ["recipes"], [nobody])], 1))
+
+
 def test_others_are_ended_with_one_that_fails(tmp_path, monkeypatch):
     """The one that sleeps would do so for ever; ended by SIGTERM, it leaves a file that says so."""
     script = tmp_path / "python"
