@@ -25,6 +25,15 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.extras import from_extra, require
 from objcrop.option_value import seed_of
 from objcrop.progress import tracked
+from objcrop.sample_backgrounds import (
+    Picture,
+    Plane,
+    draw_clutter,
+    random_colour,
+    smooth_noise,
+    themed_background,
+    wallpaper,
+)
 from objcrop.whole_file import whole_file
 
 # fmt: off
@@ -43,15 +52,14 @@ THEMES: tuple[tuple[tuple[int, ...], int], ...] = (
 JPEG_QUALITY = 88
 MOST_HIDDEN = 0.6
 
-# What OpenCV returns has no exact type: a picture is uint8 (H, W, 3) or (H, W), a plane float32 (H, W).
-Picture = npt.NDArray[Any]
-Plane = npt.NDArray[Any]
 Points = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class SceneKind:
     """What drawn scenes are like; as it stands, photos of several small objects.
+
+    Objects are placed so that none is more than 60 % hidden by others.
 
     Attributes:
         size: (width, height) in pixels, at least 64 each; one scene in five is upright.
@@ -60,6 +68,8 @@ class SceneKind:
         sides: smallest and largest longer side of an object, shares of the scene's shorter side.
         tilt: degrees that an object is turned by at most, to either side; None for any.
         themed: whether a scene's theme makes some classes likelier than others.
+        wallpaper: whether behind the objects is a pattern that no other scene has, and nothing else, so that the
+            background alone tells scenes apart; else what the theme has there, with lines and blobs of no class.
 
     Raises:
         UsageError: one of them is out of range.
@@ -71,6 +81,7 @@ class SceneKind:
     sides: tuple[float, float] = (0.08, 0.32)
     tilt: float | None = None
     themed: bool = True
+    wallpaper: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size) < 64 or not 2 <= self.classes <= len(CLASSES):
@@ -85,30 +96,28 @@ class SceneKind:
             )
 
 
+AS_PHOTOS = SceneKind()
+
+
 def draw_scenes(
     folder: str | os.PathLike[str],
     n: int,
     seed: int = 0,
-    size: tuple[int, int] = (500, 375),
-    classes: int = 10,
+    kind: SceneKind = AS_PHOTOS,
     workers: int | None = None,
     masks: bool = False,
-    kind: SceneKind | None = None,
 ) -> None:
     """Draw `n` scenes into `folder`: images/00000.jpg and so on, and last of all instances.json (COCO's format).
 
-    A scene holds 2 to 7 objects, sized 8 to 32 % of the shorter side (30 to 120 pixels of 375), none of them more than
-    60 % hidden by others; their boxes are tight around what is visible of them. One scene in five is upright.
+    Boxes are tight around what is visible of an object.
 
     Args:
         folder: made if it is not there; scenes of the same numbers are overwritten.
         n: number of scenes, at least 1.
         seed: 0 to 2**64 - 1; scenes depend on (seed, index) only, neither on `n` nor on `workers`.
-        size: (width, height) in pixels, at least 64 each.
-        classes: use the first so many of `CLASSES`, 2 to 10.
+        kind: what the scenes are like.
         workers: processes; all cores for 200 scenes and more when left out, else this process alone.
         masks: whether instances.json holds the visible pixels of each object too, as RLE.
-        kind: scenes of another kind, in place of `size` and `classes`.
 
     Raises:
         UsageError: an option is out of range, or OpenCV is missing.
@@ -116,7 +125,6 @@ def draw_scenes(
     """
     if n < 1 or (workers or 0) < 0:
         raise UsageError(f"draw_scenes got n={n} and workers={workers}; it needs n >= 1 and workers >= 0.")
-    kind = kind or SceneKind(size, classes)
     require("cv2")
     seed = seed_of(seed)
     images = os.path.join(folder, "images")
@@ -144,21 +152,20 @@ def draw_scenes(
 
 
 def draw_scene(
-    seed: int, index: int, size: tuple[int, int] = (500, 375), classes: int = 10
+    seed: int, index: int, kind: SceneKind = AS_PHOTOS
 ) -> tuple[Picture, npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Draw one scene.
 
     Args:
         seed: the set's seed.
         index: the scene's number in the set.
-        size: (width, height) in pixels.
-        classes: use the first so many of `CLASSES`.
+        kind: what the scene is like.
 
     Returns:
         image uint8 (H, W, 3) RGB; boxes int64 (k, 4) x0,y0,x1,y1 half-open, tight around the visible pixels; classes
         int64 (k,); visible int64 (k,) visible pixels of each object.
     """
-    image, owner, boxes, labels = _draw(seed, index, SceneKind(size, classes))
+    image, owner, boxes, labels = _draw(seed, index, kind)
     return image, boxes, labels, np.bincount(owner.reshape(-1), minlength=len(labels) + 1)[1:]
 
 
@@ -173,8 +180,11 @@ def _draw(
     shorter = min(kind.size)
     weights, hue = THEMES[rng.integers(len(THEMES))]
     chances = np.array(weights[: kind.classes], float) + 0.05 if kind.themed else np.ones(kind.classes)
-    image = _background(rng, width, height, hue)
-    _clutter(rng, image)
+    if kind.wallpaper:
+        image = wallpaper(rng, width, height)
+    else:
+        image = themed_background(rng, width, height, hue)
+        draw_clutter(rng, image)
 
     owner = np.zeros((height, width), np.uint8)  # the object each pixel shows, counted from 1
     areas = np.zeros(0, np.int64)
@@ -242,69 +252,6 @@ def _write_instances(file: str, drawn: list[Any], classes: int, seed: int) -> No
     content |= {"annotations": annotations, "categories": categories}
     with whole_file(file) as part, part.open("w", encoding="utf-8") as stream:
         json.dump(content, stream)
-
-
-def _colour(rng: np.random.Generator, hue: float, saturation: tuple[float, float], value: tuple[float, float]) -> Plane:
-    """Return an RGB colour, float32 (3,) in 0..255, of the given hue (degrees) and ranges."""
-    s, v = rng.uniform(*saturation), rng.uniform(*value)
-    sector = (hue / 60 + np.array([5, 3, 1])) % 6
-    return np.asarray(255 * v * (1 - s * np.minimum(sector, 4 - sector).clip(0, 1)), np.float32)
-
-
-def _noise(rng: np.random.Generator, width: int, height: int, cell: int) -> Plane:
-    """Return smooth noise in about -1..1, float32 (height, width), with blotches of about `cell` pixels."""
-    cv2 = from_extra("cv2")
-
-    grid = rng.uniform(-1, 1, (height // cell + 3, width // cell + 3)).astype(np.float32)
-    return cv2.resize(grid, (width, height), interpolation=cv2.INTER_LINEAR if cell < 10 else cv2.INTER_CUBIC)
-
-
-def _background(rng: np.random.Generator, width: int, height: int, hue: float) -> Picture:
-    """Return a gradient of two kindred colours with noise, stripes or blotches over it, uint8 (H, W, 3)."""
-    cv2 = from_extra("cv2")
-
-    near = hue + rng.normal(0, 30)
-    first = _colour(rng, near, (0.05, 0.6), (0.25, 0.9))
-    second = _colour(rng, near + rng.normal(0, 40), (0.05, 0.6), (0.25, 0.9))
-    turn = rng.uniform(0, 2 * math.pi)
-    x = np.linspace(-0.5, 0.5, width, dtype=np.float32)[None, :]
-    y = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
-    blend = 0.5 + 0.7 * (math.cos(turn) * x + math.sin(turn) * y)
-    kind = rng.integers(4)
-    if kind == 1:  # blotches
-        blend += rng.uniform(0.3, 0.9) * _noise(rng, width, height, int(rng.integers(20, 90)))
-    elif kind == 2:  # stripes
-        across = rng.uniform(0, math.pi)
-        period = rng.uniform(12, 70)
-        phase = 2 * math.pi / period * (math.cos(across) * x * width + math.sin(across) * y * height)
-        blend += rng.uniform(0.1, 0.4) * np.sin(phase)
-    elif kind == 3:  # grass, water, gravel
-        for cell in (rng.integers(3, 8), rng.integers(10, 30)):
-            blend += rng.uniform(0.1, 0.35) * _noise(rng, width, height, int(cell))
-    step = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
-    colours = (first + (second - first) * step).astype(np.uint8)
-    # convertScaleAbs would mirror what is below 0, hence the maximum.
-    return cv2.applyColorMap(cv2.convertScaleAbs(np.maximum(blend, 0), alpha=255), colours[:, None])
-
-
-def _clutter(rng: np.random.Generator, image: Picture) -> None:
-    """Draw lines and blobs that belong to no class over the background, in place."""
-    cv2 = from_extra("cv2")
-
-    height, width = image.shape[:2]
-
-    def point() -> tuple[int, int]:
-        return int(rng.integers(width)), int(rng.integers(height))
-
-    for _ in range(rng.integers(0, 6)):
-        colour = _colour(rng, rng.uniform(0, 360), (0, 0.7), (0.15, 0.95)).tolist()
-        cv2.line(image, point(), point(), colour, int(rng.integers(1, 5)))
-    for _ in range(rng.integers(0, 6)):
-        colour = _colour(rng, rng.uniform(0, 360), (0, 0.7), (0.15, 0.95)).tolist()
-        angle = np.sort(rng.uniform(0, 2 * math.pi, 9))
-        radius = min(width, height) * rng.uniform(0.02, 0.12) * rng.uniform(0.3, 1.0, 9)
-        blob = np.stack((np.cos(angle), np.sin(angle)), 1) * radius[:, None] + point()
-        cv2.fillPoly(image, [blob.astype(np.int32)], colour)
 
 
 def _ellipse(rx: float, ry: float, cx: float = 0.0, cy: float = 0.0) -> Points:
@@ -421,18 +368,18 @@ def _paint(rng: np.random.Generator, image: Picture, patch: tuple[slice, slice],
     behind = np.array(cv2.mean(image[patch])[:3], np.float32)
     for _ in range(8):  # colours that stand out from what is behind, if a few tries find them
         hue = rng.uniform(0, 360)
-        colour = _colour(rng, hue, (0.2, 1.0), (0.3, 1.0))
+        colour = random_colour(rng, hue, (0.2, 1.0), (0.3, 1.0))
         if np.abs(colour - behind).sum() > 120:
             break
     for _ in range(8):
-        other = _colour(rng, hue + rng.uniform(60, 300), (0.0, 1.0), (0.1, 1.0))
+        other = random_colour(rng, hue + rng.uniform(60, 300), (0.0, 1.0), (0.1, 1.0))
         if np.abs(colour - other).sum() > 150:
             break
     turn = rng.uniform(0, 2 * math.pi)
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :, None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None, None]
     light = 1 + rng.uniform(0, 0.35) * (math.cos(turn) * x + math.sin(turn) * y)
-    light += rng.uniform(0, 0.25) * _noise(rng, width, height, int(rng.integers(3, 16)))[..., None]
+    light += rng.uniform(0, 0.25) * smooth_noise(rng, width, height, int(rng.integers(3, 16)))[..., None]
     surface = (colour + (other - colour) * second[..., None]) * light
     below = image[patch].astype(np.float32)
     image[patch] = below + (surface.clip(0, 255) - below) * alpha[..., None]

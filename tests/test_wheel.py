@@ -17,7 +17,7 @@ from packaging.metadata import Metadata
 
 from objcrop import __version__
 from objcrop.extras import EXTRAS
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LINKED = ("dali_pipes", "kernels", "ssl", "bench")
@@ -125,7 +125,7 @@ main(f"pretrain --catalog c.arrow {crops} {tiny} -o run".split())
 
 
 def test_it_works_without_a_checkout_and_without_extras(installed, away):
-    draw_scenes("scenes", 16, size=(128, 96), masks=True)
+    draw_scenes("scenes", 16, kind=SceneKind((128, 96)), masks=True)
     optional = [package for package, (_, extra) in EXTRAS.items() if extra != "cuda13"]
     said = run(installed / "bin" / "python", "-c", CORE, " ".join(optional)).splitlines()
     assert pathlib.Path(said[0]).is_relative_to(installed)

@@ -54,14 +54,14 @@ def tiny_data(
         folder: for scenes and catalogs; what is there is taken.
     """
     from objcrop.formats import index
-    from objcrop.sample_scenes import draw_scenes
+    from objcrop.sample_scenes import SceneKind, draw_scenes
 
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[str, str] = {}
     for part, count, seed in (("train", SCENES, 1), ("test", SCENES // 2, 2)):
         several, one = folder / f"{part}.arrow", folder / f"{part}-one-class.arrow"
         if not one.exists():
-            draw_scenes(folder / part, count, seed=seed, size=(160, 120), classes=CLASSES, masks=True, workers=0)
+            draw_scenes(folder / part, count, seed=seed, kind=SceneKind((160, 120), CLASSES), masks=True, workers=0)
             catalog, _ = index(folder / part, "scenes")
             catalog.save(several)
             _largest(catalog).save(one)

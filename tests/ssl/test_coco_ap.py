@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError
 from objcrop.formats import index
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 from objcrop.ssl.transfer.coco_ap import FIGURES, coco_ap
 from objcrop.ssl.transfer.detections import Detections
 
@@ -86,7 +86,7 @@ def test_boxes_of_photos_are_judged_as_pycocotools_judges_the_files(tmp_path):
 def scenes(tmp_path_factory):
     """Drawn scenes with masks, one object of which is a crowd, and one image has none."""
     folder = tmp_path_factory.mktemp("scenes")
-    draw_scenes(folder, 9, seed=3, size=(200, 150), classes=4, masks=True)
+    draw_scenes(folder, 9, seed=3, kind=SceneKind((200, 150), 4), masks=True)
     content = json.loads((folder / "instances.json").read_text())
     content["annotations"] = [a for a in content["annotations"] if a["image_id"] != content["images"][4]["id"]]
     content["annotations"][1]["iscrowd"] = 1

@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 from objcrop.ssl.training.checkpoint import load_checkpoint
 from objcrop.ssl.training.run_folder import read_metrics
 from objcrop.ssl.transfer.detection import Detection
@@ -31,7 +31,7 @@ TINY = {"sides": (64, 96), "test_side": 64, "longest": 128, "anchor": 8, "region
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    draw_scenes(folder, 8, seed=0, size=(96, 72), classes=3, masks=True)
+    draw_scenes(folder, 8, seed=0, kind=SceneKind((96, 72), 3), masks=True)
     catalog, _ = index(folder, "scenes")
     catalog.save(folder / "c.arrow")
     return catalog
@@ -162,7 +162,7 @@ def test_what_cannot_be(scenes, tmp_path):
         scenes.root, scenes.keys(), scenes.sizes, classes=["a"], label_rows=range(8), label_classes=[0] * 8
     )
     bare = tmp_path / "bare"
-    draw_scenes(bare, 8, size=(96, 72), classes=3)
+    draw_scenes(bare, 8, kind=SceneKind((96, 72), 3))
     no_masks, _ = index(bare, "scenes")
     wrong = [
         (ObjcropError, "has no boxes of objects; index it from annotations", dict(train=plain)),
@@ -252,7 +252,7 @@ def test_vitdet_learns_by_rates_of_its_blocks(scenes):
 @pytest.mark.parametrize("model", ["faster-rcnn-fpn", "mask-rcnn-fpn"])
 def test_a_detector_learns_64_scenes_by_heart(tmp_path, model):
     """What a small backbone and slim heads can on a CPU, from random weights."""
-    draw_scenes(tmp_path / "s", 64, seed=0, size=(128, 96), classes=3, masks=True)
+    draw_scenes(tmp_path / "s", 64, seed=0, kind=SceneKind((128, 96), 3), masks=True)
     catalog, _ = index(tmp_path / "s", "scenes")
     given = {"sides": (128, 128), "test_side": 128, "longest": 256, "regions": 64, "width": 32, "batch_size": 8}
     found = learn(catalog, tmp_path / "run", model=model, **given, steps=900, log_every_steps=50)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from objcrop.catalog import Catalog
 from objcrop.formats import index
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 from objcrop.ssl.transfer.coco_ap import coco_ap
 from objcrop.ssl.transfer.detected_sheet import draw_detected, successes
 from objcrop.ssl.transfer.detections import Detections
@@ -19,7 +19,7 @@ from objcrop.ssl.transfer.voc_ap import voc_ap
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    draw_scenes(folder, 6, seed=0, size=(96, 72), classes=3, masks=True)
+    draw_scenes(folder, 6, seed=0, kind=SceneKind((96, 72), 3), masks=True)
     return index(folder, "scenes")[0]
 
 

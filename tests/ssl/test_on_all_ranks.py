@@ -12,7 +12,7 @@ from PIL import Image
 
 from objcrop.catalog import Catalog
 from objcrop.formats import index
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 from objcrop.ssl.evaluation import on_all_ranks
 from objcrop.ssl.evaluation.on_all_ranks import share, walked
 from objcrop.ssl.transfer.by_name import TASKS
@@ -101,7 +101,7 @@ def folder(tmp_path_factory):
     colours.save(root / "colours.arrow")
     labels = [sorted({COLOURS[i % 3], COLOURS[i // 4 % 3]}) for i in range(150)]
     coloured(root / "mixtures", labels).save(root / "mixtures.arrow")
-    draw_scenes(root / "scenes", 9, seed=0, size=(96, 72), classes=3, masks=True)
+    draw_scenes(root / "scenes", 9, seed=0, kind=SceneKind((96, 72), 3), masks=True)
     index(root / "scenes", "scenes")[0].save(root / "scenes.arrow")
     return root
 

@@ -12,7 +12,7 @@ from torchvision.models.segmentation import fcn_resnet50
 from objcrop.catalog import Catalog
 from objcrop.errors import ObjcropError, UsageError
 from objcrop.formats import index
-from objcrop.sample_scenes import draw_scenes
+from objcrop.sample_scenes import SceneKind, draw_scenes
 from objcrop.ssl.transfer.label_map import label_map
 from objcrop.ssl.transfer.origin import origin_of
 from objcrop.ssl.transfer.preset import preset_names, with_preset
@@ -27,7 +27,7 @@ TINY = {"background": True, "crop": (48, 64), "scales": (0.8, 1.25), "batch_size
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    draw_scenes(folder, 8, seed=0, size=(96, 72), classes=3, masks=True)
+    draw_scenes(folder, 8, seed=0, kind=SceneKind((96, 72), 3), masks=True)
     catalog, _ = index(folder, "scenes")
     catalog.save(folder / "c.arrow")
     return catalog
@@ -105,7 +105,7 @@ def test_a_bad_test_image_is_counted(scenes, tmp_path):
 
 def test_what_cannot_be(scenes, tmp_path, objcrop):
     bare = tmp_path / "bare"
-    draw_scenes(bare, 2, size=(96, 72), classes=3)
+    draw_scenes(bare, 2, kind=SceneKind((96, 72), 3))
     no_masks, _ = index(bare, "scenes")
     with pytest.raises(ObjcropError, match="bare/images has no masks; index it from what has some"):
         learn(scenes, tmp_path / "a", train=no_masks)
@@ -146,7 +146,7 @@ def test_presets_have_the_published_numbers():
 @pytest.mark.slow
 def test_fcn_overfits_64_scenes(tmp_path):
     """What a small backbone can learn by heart on a CPU: mIoU above .7, far from the share of the background."""
-    draw_scenes(tmp_path / "s", 64, seed=0, size=(128, 96), classes=3, masks=True)
+    draw_scenes(tmp_path / "s", 64, seed=0, kind=SceneKind((128, 96), 3), masks=True)
     catalog, _ = index(tmp_path / "s", "scenes")
     options = {"crop": (96, 128), "scales": (1, 1), "batch_size": 16, "steps": 1500, "lr": 0.2, "schedule": "poly"}
     found = learn(catalog, tmp_path / "run", **options)
