@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
 from objcrop.dali_pipes.decode_crop_resize import (
+    beside,
     decode_graph,
     feed_of,
     orientations_of,
@@ -32,7 +33,8 @@ from objcrop.dali_pipes.decode_crop_resize import (
     union_of,
     windows_in,
 )
-from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded
+from objcrop.dali_pipes.photo import Photo, scales_of
+from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded, seen_or_encoded
 from objcrop.dali_pipes.reused_memory import ReusedMemory
 from objcrop.dali_pipes.to_device import to_device
 from objcrop.dali_pipes.torch_loader import assemble
@@ -62,6 +64,7 @@ class DaliLoader(ViewLoader):
         device: str,
         dtype: torch.dtype,
         decode: str | None = None,
+        decode_scaled: bool = False,
         hw_decoder_load: float = 0.0,
         decoder_padding: int = 16,
         **contract: Any,
@@ -72,6 +75,7 @@ class DaliLoader(ViewLoader):
         self.batchwise = self.device.type == "cuda"
         # Whole on a GPU: decoding a part through nvImageCodec 0.9 is reported to end the process (nvImageCodec#55).
         self.decode = decode or ("whole" if self.batchwise else "union")
+        self.decode_scaled = decode_scaled
         self.hw_decoder_load, self.decoder_padding = hw_decoder_load, decoder_padding
         # Rows whose files look plain and are refused by DALI all the same: PIL makes a copy of them.
         self._by_pil: set[int] = set()
@@ -143,7 +147,7 @@ class DaliLoader(ViewLoader):
                         fed, said = run.oldest(), str(error)  # the error itself would hold the graph
                         break
                     windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
-                    yield self._finished(fed.plan, fed.asked, windows, decoded)
+                    yield self._finished(fed.plan, fed.asked, beside(windows, fed.images), decoded)
             finally:
                 run.close()
             self._rescue(fed, said)
@@ -172,9 +176,8 @@ class DaliLoader(ViewLoader):
         images: dict[int, Encoded] = {}
         wanted = np.arange(len(plan))
         while True:
-            rows, unions = plan.row[wanted].tolist(), union_of(plan.windows[wanted])
-            found = read_encoded(self.catalog, rows, unions, self._by_pil, self._pool, self.threads)
-            for i, row, image in zip(wanted.tolist(), rows, found):
+            rows = plan.row[wanted].tolist()
+            for i, row, image in zip(wanted.tolist(), rows, self._images(rows, plan.windows[wanted])):
                 if isinstance(image, BadImage):
                     self.bad_images.add(row, str(image))
                 else:
@@ -183,6 +186,26 @@ class DaliLoader(ViewLoader):
             wanted = np.flatnonzero(plan.sample != before.sample)
             if not wanted.size:
                 return plan, [images[i] for i in range(len(plan))]
+
+    def _images(self, rows: list[int], windows: NDArray[np.int32]) -> list[Encoded | BadImage]:
+        """Return images as DALI is given them, or why one is bad; windows: int32 (N, V, 4) of their views."""
+        unions, read = union_of(windows), (self._by_pil, self._pool, self.threads)
+        if not self.decode_scaled:
+            return read_encoded(self.catalog, rows, unions, *read)
+        scales = scales_of(windows, self.planner.sizes)
+
+        def one(i: int) -> Encoded | BadImage:
+            views_of, row = partial(self._views_of, windows[i].tolist()), rows[i]
+            return seen_or_encoded(self.catalog, row, int(scales[i]), views_of, unions[i], row in self._by_pil)
+
+        coming = {i: self._pool.submit(one, i) for i in np.flatnonzero(scales > 1).tolist()}
+        small = np.flatnonzero(scales == 1)
+        found = iter(read_encoded(self.catalog, [rows[i] for i in small], unions[small], *read))
+        return [coming[i].result() if i in coming else next(found) for i in range(len(rows))]
+
+    def _views_of(self, windows: list[list[int]], photo: Photo) -> tuple[NDArray[np.uint8], ...]:
+        wanted = zip(windows, self.planner.sizes, self.planner.augment)
+        return tuple(np.asarray(photo.view(window, side, how.interpolation)) for window, side, how in wanted)
 
     def _rescue(self, failed: _Fed, said: str) -> None:
         """Find out which images of a failed batch are at fault: PIL says what is bad, and copies what DALI refuses.

@@ -77,6 +77,7 @@ def load_views(
     contract: dict[str, Any] = {"batch_size": chosen.batch_size, "shuffle": chosen.shuffle}
     contract |= {"drop_last": chosen.drop_last, "rank": rank, "world_size": world_size}
     contract |= {"device": chosen.device, "dtype": TENSOR_TYPES[chosen.dtype], "prefetch": chosen.prefetch}
+    contract |= {"decode_scaled": chosen.decode_scaled}
     what = f"{chosen.crops}, {chosen.augment}, {chosen.size} px, by {chosen.backend} on {chosen.device}"
     logging.getLogger("objcrop").info("Views of %d samples: %s.", planner.samples, what)
     bad = BadImages(images, chosen.max_bad, bad_images)

@@ -46,6 +46,17 @@ def _gpu_decodes_batches(at: Loading) -> str | None:
     return None if at.cache is None else "a cache decodes each image once and whole"
 
 
+def _photos_are_decoded_for_views(at: Loading) -> str | None:
+    if at.backend == "torch":
+        return None
+    if at.cache is not None:
+        return "a cache decodes each image once and whole"
+    if at.on_gpu:
+        needs = "a GPU decodes photos in full; it needs a CPU or backend='torch'"
+        return way_out(f"{needs} (--device cpu or --loader torch)", needs)
+    return None
+
+
 def _cache_is_kept(at: Loading) -> str | None:
     return None if at.cache is not None else "nothing is kept, give cache='device' or 'host' too"
 
@@ -109,6 +120,14 @@ class Loading(Backend):
         "`objcrop doctor` says which is safe on a machine, `objcrop bench loader --tune` what is fastest, with how "
         "many threads and batches",
         idle=_gpu_decodes_batches,
+    )
+    decode_scaled: bool = option(
+        False,
+        flag,
+        "decode JPEGs at half or a quarter of their size where this leaves each window twice its view's pixels a side, "
+        "which saves a sixth to a half of the work on large photos; their views change by less than 0.5 of 255 on "
+        "average, none by 2",
+        idle=_photos_are_decoded_for_views,
     )
     hw_decoder_load: float = option(
         0.0, number(0, 1), "share of the JPEGs that the GPU's own decoder takes", idle=_gpu_decodes_batches

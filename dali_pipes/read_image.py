@@ -6,7 +6,7 @@ lossless copy of what PIL made of them.
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.photo import Photo
 from objcrop.dali_pipes.plain_image import plain_image
 from objcrop.errors import ObjcropError
-from objcrop.exif import stored_size, stored_sizes
-from objcrop.pixels import decoded
+from objcrop.exif import stored_size, stored_sizes, upright_boxes
+from objcrop.pixels import decode_scaled, opened, to_rgb
 
 
 class BadImage(ObjcropError):
@@ -34,8 +35,13 @@ def open_upright(catalog: Catalog, row: int) -> Image.Image:
             was indexed.
         ObjcropError: the file system fails for long, or the memory does.
     """
+    return open_photo(catalog, row).image
+
+
+def open_photo(catalog: Catalog, row: int, scale: int = 1) -> Photo:
+    """Decode an image as `open_upright` does, a JPEG at 1/scale of its size."""
     # One read, then decode: a file replaced in between cannot give half of each.
-    return _upright(catalog, row, _bytes_of(catalog, row))
+    return _upright(catalog, row, _bytes_of(catalog, row), scale)
 
 
 def _bytes_of(catalog: Catalog, row: int) -> bytes:
@@ -47,10 +53,12 @@ def _bytes_of(catalog: Catalog, row: int) -> bytes:
         raise BadImage(f"cannot be read ({(error.strerror or str(error)).lower()})") from None
 
 
-def _upright(catalog: Catalog, row: int, data: bytes) -> Image.Image:
+def _upright(catalog: Catalog, row: int, data: bytes, scale: int = 1) -> Photo:
     size, orientation = stored_size(catalog, row), catalog.orientation(row)
     try:
-        image = decoded(data)
+        with opened(data) as file:
+            found, scale = file.size, decode_scaled(file, scale)
+            image = to_rgb(file)
     except MemoryError:
         raise ObjcropError(
             f"{catalog.path(row)} cannot be decoded for want of memory; free some, or use fewer workers and threads."
@@ -58,10 +66,15 @@ def _upright(catalog: Catalog, row: int, data: bytes) -> Image.Image:
     except Exception as error:  # PIL's decoders raise a dozen kinds, struct.error and SyntaxError among them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise BadImage(f"cannot be decoded ({type(error).__name__}: {reason})") from None
-    if image.size != size:
-        raise BadImage(f"is {image.width}×{image.height} now, but was {size[0]}×{size[1]} when it was indexed")
+    if found != size:
+        raise BadImage(f"is {found[0]}×{found[1]} now, but was {size[0]}×{size[1]} when it was indexed")
     turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return Photo(image, scale)
+    # Where the photo lies in what was decoded, which is rounded up to whole pixels, tells where it does once turned.
+    reached = [scale * side for side in image.size]
+    x0, y0 = upright_boxes([0, 0, *size], reached, [orientation])[0, :2].tolist()
+    return Photo(image.transpose(turn), scale, (int(x0), int(y0)))
 
 
 _TURNS = {
@@ -79,12 +92,14 @@ class Encoded(NamedTuple):
     """What DALI decodes.
 
     data uint8 (n,); orientation: EXIF's 1..8, what turns its pixels upright; corner: x0, y0 of its pixels in the image,
-    (0, 0) but for the copy of a part.
+    (0, 0) but for the copy of a part; views: uint8 (S, S, 3), of a photo that was decoded scaled, whose data is that of
+    `NOTHING`.
     """
 
     data: NDArray[np.uint8]
     orientation: int
     corner: tuple[int, int] = (0, 0)
+    views: tuple[NDArray[np.uint8], ...] = ()
 
 
 NOTHING = Encoded(np.frombuffer(b"P6\n1 1\n255\n\0\0\0", np.uint8), 1)  # one black pixel, in place of a bad image
@@ -113,16 +128,44 @@ def _encoded(
     orientation: int,
     window: NDArray[np.int32] | None,
     by_pil: bool,
+    data: bytes | None = None,
 ) -> Encoded:
-    data = _bytes_of(catalog, row)
+    data = _bytes_of(catalog, row) if data is None else data
     plain = None if by_pil else plain_image(data)
     if plain is not None and plain.size == size:
         return Encoded(plain.data, orientation)
-    image = _upright(catalog, row, data)
+    image = _upright(catalog, row, data).image
     x0, y0, x1, y1 = (0, 0, *image.size) if window is None else window.tolist()
     pixels = np.asarray(image)[y0:y1, x0:x1]
     head = b"P6\n%d %d\n255\n" % (x1 - x0, y1 - y0)
     return Encoded(np.concatenate([np.frombuffer(head, np.uint8), pixels.reshape(-1)]), 1, (x0, y0))
+
+
+def seen_or_encoded(
+    catalog: Catalog,
+    row: int,
+    scale: int,
+    views_of: Callable[[Photo], tuple[NDArray[np.uint8], ...]],
+    window: NDArray[np.int32],
+    by_pil: bool,
+) -> Encoded | BadImage:
+    """Return a JPEG as its views, decoded scaled and cut here, and what cannot be scaled as `encoded` does.
+
+    Args:
+        catalog: the images.
+        row: which.
+        scale: see `open_photo`.
+        views_of: cuts them.
+        window: see `encoded`.
+        by_pil: see `encoded`.
+    """
+    try:
+        data = _bytes_of(catalog, row)
+        if data[:2] == b"\xff\xd8":
+            return NOTHING._replace(views=views_of(_upright(catalog, row, data, scale)))
+        return _encoded(catalog, row, stored_size(catalog, row), catalog.orientation(row), window, by_pil, data)
+    except BadImage as error:
+        return error
 
 
 def read_encoded(

@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from objcrop.dali_pipes.bad_images import BadImages, stand_in
-from objcrop.dali_pipes.read_image import BadImage, open_upright
+from objcrop.dali_pipes.photo import Photo, scales_of
+from objcrop.dali_pipes.read_image import BadImage, open_photo
 from objcrop.dali_pipes.view_loader import GlobalBatches, Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
@@ -29,7 +29,6 @@ from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import colour_reference
 
 Made = tuple[Views, list[tuple[int, str]]]  # a batch, and the rows found bad on the way with the reason
-PIL_FILTER = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 class TorchLoader(ViewLoader):
@@ -45,10 +44,12 @@ class TorchLoader(ViewLoader):
         colour: str,
         device: str,
         dtype: torch.dtype,
+        decode_scaled: bool = False,
         **contract: Any,
     ) -> None:
         super().__init__(planner, bad_images, device=device, **contract)
         self.workers, self.prefetch, self.colour, self.dtype = workers, prefetch, colour, dtype
+        self.decode_scaled = decode_scaled
 
     def _stream(self, start: Position) -> Iterator[Views]:
         on_gpu = self.device.type != "cpu"
@@ -80,7 +81,7 @@ class TorchLoader(ViewLoader):
         return multiprocessing.get_start_method(allow_none=True) or "fork"
 
     def _dataset(self) -> Batches:
-        return Batches(self.batches, self.colour, self.dtype)
+        return Batches(self.batches, self.colour, self.dtype, self.decode_scaled)
 
     def _without_reports(self, batches: Iterable[Made | ObjcropError]) -> Iterator[Views]:
         try:
@@ -192,8 +193,8 @@ def _as_is(batch: Any) -> Any:
 class Batches(Dataset):
     """Position to one rank's batch and the rows found bad on the way; what a batch is stands in the last methods."""
 
-    def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype) -> None:
-        self.batches, self.colour, self.dtype = batches, colour, dtype
+    def __init__(self, batches: GlobalBatches, colour: str, dtype: torch.dtype, decode_scaled: bool = False) -> None:
+        self.batches, self.colour, self.dtype, self.decode_scaled = batches, colour, dtype, decode_scaled
 
     def __getitem__(self, position: Position) -> Made | ObjcropError:
         try:
@@ -209,16 +210,17 @@ class Batches(Dataset):
         pending = np.arange(len(plan))
         for attempt in count():
             failed = []
+            scales = scales_of(plan.windows, planner.sizes) if self.decode_scaled else np.ones(len(plan), np.int64)
             planner.catalog.image_bytes.ahead(plan.row[pending].tolist())
             for i in pending:
                 row = int(plan.row[i])
                 try:
-                    image = open_upright(planner.catalog, row)
+                    photo = open_photo(planner.catalog, row, int(scales[i]))
                 except BadImage as error:
                     bad.append((row, str(error)))
                     failed.append(i)
                     continue
-                self.put(out, int(i), image, plan)
+                self.put(out, int(i), photo, plan)
             if not failed:
                 break
             pending = np.array(failed)
@@ -232,10 +234,10 @@ class Batches(Dataset):
         kind = torch.float32 if planner.transform is None else torch.uint8
         return [torch.empty(n, size, size, 3, dtype=kind) for size in planner.sizes]
 
-    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: ViewPlan) -> None:
-        """Fill in sample i, which is of this image."""
+    def put(self, out: list[torch.Tensor], i: int, photo: Photo, plan: ViewPlan) -> None:
+        """Fill in sample i, which is of this photo."""
         for v in range(len(out)):
-            out[v][i] = _view(image, self.batches.planner, plan, i, v, self.colour)
+            out[v][i] = _view(photo, self.batches.planner, plan, i, v, self.colour)
 
     def together(self, plan: ViewPlan, asked: ViewPlan, out: list[torch.Tensor]) -> Views:
         """Return the batch, filled in."""
@@ -244,11 +246,10 @@ class Batches(Dataset):
         return assemble(planner, plan, asked, [o.permute(0, 3, 1, 2).to(kind) for o in out])
 
 
-def _view(image: Image.Image, planner: ViewPlanner, plan: ViewPlan, i: int, v: int, colour: str) -> torch.Tensor:
+def _view(photo: Photo, planner: ViewPlanner, plan: ViewPlan, i: int, v: int, colour: str) -> torch.Tensor:
     """Return one view (S, S, 3): float32, normalised, or its bytes where they are for the user's own function."""
     size, augment = planner.sizes[v], planner.augment[v]
-    x0, y0, x1, y1 = (int(c) for c in plan.windows[i, v])
-    small = image.crop((x0, y0, x1, y1)).resize((size, size), PIL_FILTER[augment.interpolation])
+    small = photo.view(plan.windows[i, v].tolist(), size, augment.interpolation)
     if planner.transform is not None:
         return torch.from_numpy(np.array(small))
     how = plan.decisions(i, v), augment.mean, augment.std

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -35,10 +36,27 @@ def decoded(data: bytes) -> Image.Image:
     Raises:
         Exception: whatever Pillow raises.
     """
+    with opened(data) as image:
+        return to_rgb(image)
+
+
+def opened(data: bytes) -> ImageFile.ImageFile:
+    """Read an image's header; `to_rgb` decodes the rest.
+
+    Raises:
+        Exception: whatever Pillow raises.
+    """
     if data[:8] == PNG:
         data = _without_text(data)
-    with Image.open(io.BytesIO(data)) as image:
-        return to_rgb(image)
+    return Image.open(io.BytesIO(data))
+
+
+def decode_scaled(image: ImageFile.ImageFile, scale: int) -> int:
+    """Let an opened JPEG be decoded at 1/scale of its size, rounded up; return the scale, 1 for other formats."""
+    if scale == 1 or not isinstance(image, JpegImageFile):
+        return 1
+    image.draft(None, (max(image.width // scale, 1), max(image.height // scale, 1)))
+    return scale
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -32,7 +32,7 @@ SIGNATURES = {
 OPTIONS = (
     "crops size augment local_views local_size local_scale local_from local_overlap random_crop scale scale_min "
     "min_side dilate dilate_by shift max_boxes backend device batch_size seed workers threads prefetch decode "
-    "hw_decoder_load decoder_padding colour cache cache_side disk_cache "
+    "decode_scaled hw_decoder_load decoder_padding colour cache cache_side disk_cache "
     "disk_cache_gb max_bad shuffle drop_last dtype view_boxes"
 )
 

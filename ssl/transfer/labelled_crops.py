@@ -12,6 +12,7 @@ from PIL import Image
 from objcrop.dali_pipes.bad_images import BadImages
 from objcrop.dali_pipes.batch import Batch
 from objcrop.dali_pipes.dali_loader import DaliLoader
+from objcrop.dali_pipes.photo import Photo
 from objcrop.dali_pipes.torch_loader import Batches, TorchLoader
 from objcrop.dali_pipes.view_loader import GlobalBatches
 from objcrop.dali_pipes.view_plan import ViewPlan
@@ -72,7 +73,8 @@ class DaliCropLoader(DaliLoader):
         out = self._crops.blank(len(plan))
 
         def one(i: int) -> None:
-            self._crops.put(out, i, Image.fromarray(np.ascontiguousarray(pixels_of(of_image, i))), plan)
+            image = Image.fromarray(np.ascontiguousarray(pixels_of(of_image, i)))
+            self._crops.put(out, i, Photo(image), plan)
 
         for _ in self._pool.map(one, range(len(plan))):
             pass
@@ -122,10 +124,10 @@ class _CropBatches(Batches):
         height, width = self._planner.crop
         return [torch.empty(n, height, width, 3), torch.empty(n, height, width, dtype=torch.uint8)]
 
-    def put(self, out: list[torch.Tensor], i: int, image: Image.Image, plan: Any) -> None:
+    def put(self, out: list[torch.Tensor], i: int, photo: Photo, plan: Any) -> None:
         """Fill in sample i."""
         labels = label_map(self._planner.catalog, int(plan.row[i]), self.background)
-        crop, classes = scaled_crop(image, labels, plan, i, self._planner.augment[0])
+        crop, classes = scaled_crop(photo.image, labels, plan, i, self._planner.augment[0])
         out[0][i], out[1][i] = crop.permute(1, 2, 0), classes
 
     def together(self, plan: ViewPlan, asked: ViewPlan, out: list[torch.Tensor]) -> Any:

@@ -58,8 +58,8 @@ class Transfer(Watched, Loading):
     sync_bn: bool = option(False, flag, "BatchNorm over the batch of all GPUs, not of each")
 
     def refuse_what_cpus_lack(self) -> None:
-        """Raise a `UsageError` where an option is given of decoding on a GPU or of a cache: neither is used here."""
-        for name in ("cache", "decode", "hw_decoder_load", "decoder_padding"):
+        """Raise a `UsageError` where an option is given of decoding on a GPU, of a cache or for views: none is here."""
+        for name in ("cache", "decode", "decode_scaled", "hw_decoder_load", "decoder_padding"):
             if (value := getattr(self, name)) != options_of(type(self))[name].default:
                 raise cannot_act(name, value, "whole images are decoded on the CPU")
 

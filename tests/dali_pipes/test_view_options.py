@@ -115,6 +115,7 @@ LOADERS = [
     ("decoder_padding", 4, dict(backend="torch")),
     ("decoder_padding", 4, dict(backend="dali")),
     ("decode", "whole", dict(backend="dali", cache="host")),
+    ("decode_scaled", True, dict(backend="dali", cache="host")),
     ("cache", "host", dict(backend="torch")),
     ("cache_side", 64, dict(backend="dali")),
     ("cache_side", 64, dict(backend="torch")),
@@ -145,6 +146,8 @@ def test_all_pairs_of_a_setting_are_decided():
                     expected = {"threads", "cache"} | decoding if backend == "torch" else {"workers", "colour"}
                     if backend == "dali" and (device == "cpu" or cache):
                         expected |= decoding
+                    if backend == "dali" and (device != "cpu" or cache):
+                        expected |= {"decode_scaled"}
                     expected |= {"disk_cache_gb"} | (set() if cache else {"cache_side"})
                     assert loads == expected
                     assert idle & set(CROPS) == {name for name in CROPS if policy.name not in ACTS[name]}
