@@ -355,8 +355,8 @@ def demo(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for everything it makes.", callback=writes_folder)
     ] = Path("demo"),
-    scenes: Annotated[int | None, typer.Option(min=64, help="Scenes to draw for training; default: 1024.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each of the two runs; default: 36.")] = None,
+    scenes: Annotated[int | None, typer.Option(min=64, help="Scenes to draw for training; default: 2000.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps of each of the two runs; default: 300.")] = None,
     effect: Annotated[
         bool, typer.Option("--effect", help="Compare the two over seeds instead: twenty runs, half an hour.")
     ] = False,
@@ -369,13 +369,13 @@ def demo(
     from objcrop.effect import run_effect
 
     if effect:
-        if scenes or epochs:
-            raise UsageError(f"--{'scenes' if scenes else 'epochs'} cannot act beside --effect; leave it out.")
+        if scenes or steps:
+            raise UsageError(f"--{'scenes' if scenes else 'steps'} cannot act beside --effect; leave it out.")
         run_effect(output, seeds=seeds or 5, console=console)
         return
     if seeds:
         raise UsageError("--seeds cannot act without --effect; leave it out.")
-    run_demo(output, scenes=scenes or 1024, epochs=epochs or 36, console=console)
+    run_demo(output, scenes=scenes or 2000, steps=steps or 300, console=console)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -3,7 +3,7 @@
     objcrop demo            some three minutes on two cores without a GPU
 
 It draws scenes, indexes them, makes boxes, shows a contact sheet, pretrains a narrow ResNet-18 with SimCLR on
-scene-scene and on obj-obj+dilate crops, probes both and the untrained network on images of single objects, and writes
+scene-scene and on within-box crops, probes both and the untrained network on images of single objects, and writes
 one page with whatever numbers came out. Each step prints the command that does the same on a user's own photos. The
 setting is that of `objcrop.effect`, which repeats it over seeds.
 """
@@ -23,13 +23,13 @@ from objcrop.progress import quiet
 from objcrop.sample_scenes import SceneKind, draw_scenes
 
 
-def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Path:
+def run_demo(folder: Path, *, scenes: int, steps: int, console: Console) -> Path:
     """Do everything in `folder` and return the report page; what is there already is made anew.
 
     Args:
         folder: for scenes, catalogs, boxes, runs and report.html.
         scenes: to train on; as many images of single objects are drawn to probe with, and half as many to test on.
-        epochs: of each run.
+        steps: of each run.
         console: where to say what is done.
     """
     import shutil
@@ -74,7 +74,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
             batch = next(iter(loader))
         contact_sheet(train, batch.index.numpy(), batch.plan, batch.views, sheet, policy_name=policy, boxes=drawn)
 
-        flags = {"crops": policy, **TRAINING, "epochs": epochs, "batch_size": min(TRAINING["batch_size"], scenes)}
+        flags = {"crops": policy, **TRAINING, "steps": steps, "batch_size": min(TRAINING["batch_size"], scenes)}
         shown = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in flags.items())
         run = folder / f"run-{policy}"
         command = f"objcrop pretrain --catalog {folder}/train.arrow{given} {shown} --output {run}"
@@ -94,7 +94,7 @@ def run_demo(folder: Path, *, scenes: int, epochs: int, console: Console) -> Pat
     console.print(f"  linear mAP {results['untrained']['linear_map']:.3f}", highlight=False)
 
     report = folder / "report.html"
-    report.write_text(_page(results, commands, time.perf_counter() - began, len(train), epochs), encoding="utf-8")
+    report.write_text(_page(results, commands, time.perf_counter() - began, len(train), steps), encoding="utf-8")
     console.print(f"\nIn {time.perf_counter() - began:.0f} s. Open {report}.", highlight=False)
     return report
 
@@ -110,7 +110,7 @@ def _scenes(folder: Path, n: int, kind: SceneKind, seed: int, say: Any) -> Catal
     return catalog
 
 
-def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: int, epochs: int) -> str:
+def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: int, steps: int) -> str:
     """Return the report."""
     from objcrop.page import drawn, heading, listing, page, picture, table
     from objcrop.ssl.training.plot_run import curves_figure
@@ -120,10 +120,10 @@ def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: 
     sheets = [(heading(policy), picture(results[policy]["sheet"].read_bytes(), policy)) for policy in POLICIES]
     return page(
         "objcrop demo",
-        f"{scenes} drawn scenes, a narrow ResNet-18 at {SIZE} pixels, SimCLR for {epochs} epochs with each crop "
-        "policy, then a linear probe of the frozen features on images of single objects. One seed orders nothing, and "
-        "scene-scene does better with larger crops: objcrop demo --effect repeats it over seeds, and docs/effect.md "
-        f"says what it does not show. {seconds:.0f} s in all.",
+        f"{scenes} drawn scenes, a narrow ResNet-18 at {SIZE} pixels, SimCLR for {steps} steps with each crop "
+        "policy, then a linear probe of the frozen features on images of single objects. One seed orders nothing: "
+        "objcrop demo --effect repeats it over seeds, beside images of one large object, and docs/effect.md says what "
+        f"it shows and what not. {seconds:.0f} s in all.",
         table(["crops", "linear mAP"], numbers),
         drawn(curves_figure({policy: results[policy]["metrics"] for policy in POLICIES}), "curves of both runs"),
         *(part for sheet in sheets for part in sheet),
