@@ -50,6 +50,7 @@ from objcrop.child_process import alive, in_a_line
 from objcrop.devices import device_kind
 from objcrop.errors import ObjcropError, UsageError, shown
 from objcrop.kernels.colour_reference import blur_kernel_size
+from objcrop.progress import tracked
 
 ROWS, BATCH, BLUR_P = 96, 16, 0.2
 VERDICTS = ("passed", "failed", "cannot tell")
@@ -224,7 +225,7 @@ def audit_order(
 ) -> tuple[dict[str, Check], dict[str, list[int]], list[Batch]]:
     """Check which rows come, and when; also return the orders and the batches of all epochs."""
     with _Made(make, folder, size) as loader:
-        walks = [list(walk(loader, size, epoch)) for epoch in range(epochs)]
+        walks = [list(walk(loader, size, epoch)) for epoch in tracked(range(epochs), epochs, "epochs")]
     with _Made(make, folder, size) as loader:
         again = list(walk(loader, size, 0))
     with _Made(make, folder, size, seed=2) as loader:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from objcrop.kernels.colour_reference import blur_kernel_size
+from objcrop.progress import tracked
 
 WIDTH, HEIGHT = 144, 112
 SMALLEST = 24  # side of the smallest window that is looked for, pixels
@@ -115,7 +116,8 @@ def read_gauges(views: torch.Tensor, rows: NDArray[np.int64]) -> dict[str, NDArr
     """
     grey = views.mean(1).double().numpy()
     found = {name: np.zeros(len(rows)) for name in ("x", "y", "w", "h", "mirrored", "fit")}
-    for row in np.unique(rows):
+    gauges = np.unique(rows)
+    for row in tracked(gauges, len(gauges), "reading gauges"):
         these = np.flatnonzero(rows == row)
         along_x, along_y = _lines(int(row))
         profiles = grey[these].mean(1)

@@ -49,6 +49,7 @@ from objcrop.dali_pipes.views import Views
 from objcrop.devices import device_kind
 from objcrop.errors import one_of, refuse_without_gpu
 from objcrop.extras import from_extra
+from objcrop.progress import tracked
 from objcrop.whole_file import save_picture
 
 Batches = Callable[[Wanted], Generator[Any, None, None]]
@@ -105,17 +106,18 @@ def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = 
                 except ChildDied as died:
                     left_out[name] = str(died)
 
-    for name in lineup:  # the first in a process of its own, whose memory and start are its alone
+    # The first in a process of its own, whose memory and start are its alone.
+    for name in tracked(lineup, len(lineup), "first turns"):
         with Child(measure, quiet) as child:
             turn(child, [name])
     with Child(measure, quiet) as child:
-        for _ in range(repeats - 1):
+        for _ in tracked(range(repeats - 1), repeats - 1, "further turns"):
             turn(child, lineup)
     views = {name: len(crop_policy(wanted.crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
     rows = {name: row_of(taken[name], views.get(name, 0)) for name in lineup if name not in left_out}
     loaders = {name: {"ours": CONTENDERS[name].ours, **row} for name, row in rows.items() if name in CONTENDERS}
     if sameness:
-        for name, row in loaders.items():
+        for name, row in tracked(loaders.items(), len(loaders), "audits"):
             row["sameness"] = sameness_of(name, wanted.device)
     result = {
         **wanted.told(),

@@ -6,6 +6,7 @@ the options are read, before any work (`cli_options.writes`).
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -380,4 +381,7 @@ def demo(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; turns errors into one sentence and an exit code."""
+    # PyTorch's threads wait for each other in a loop. Where others need the cores, they spin while the one they wait
+    # for does not run, and a small network trains many times slower. OpenMP reads it once, when PyTorch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     run(app, sys.argv[1:] if arguments is None else arguments)

@@ -56,6 +56,9 @@ def pretrain(
 ) -> Path:
     """Train a backbone on the catalog's views.
 
+    On a CPU that others use too, set OMP_WAIT_POLICY=PASSIVE before Python starts, as the command does: PyTorch's
+    threads spin else while they wait for each other.
+
     Args:
         recipe: all options, or a recipe's file or name (`resolve`), or None.
         catalog: the images, or the file that `objcrop index` wrote.

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -156,6 +157,26 @@ def test_a_reader_that_goes_away_ends_it_in_silence():
     ) as run:
         run.stdout.close()  # as `objcrop --help | true`
         assert run.stderr.read() == "" and run.wait() == 1
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_of_pytorch_sleep_while_they_wait(chosen, policy):
+    """Set before PyTorch is imported, or it is of no use; what the user set stays."""
+    look = """if True:
+        import os, sys
+        from objcrop.cli import main
+
+        def look(event, told):
+            if event == "import" and told[0] == "torch":
+                os.write(1, os.environ.get("OMP_WAIT_POLICY", "unset").encode())
+                os._exit(0)
+
+        sys.addaudithook(look)
+        main(["export", "none.pt", "-o", "none.pth"])
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | chosen
+    run = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, env=environment)
+    assert run.stdout == policy, run.stderr
 
 
 def test_doctor_looks_at_everything(objcrop):

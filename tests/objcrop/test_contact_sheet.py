@@ -22,6 +22,6 @@ def test_windows_are_drawn_where_they_are_and_views_as_they_are(photos, tmp_path
     assert tuple(sheet[y, int(GAP + x0) + 1]) == COLOURS[1]
     assert tuple(sheet[y, int(GAP + x1) - 2]) == COLOURS[1]
     shown = Image.fromarray(sheet[HEAD : HEAD + CELL, 2 * GAP + wide : 2 * GAP + wide + CELL])
-    view = batch.views[0][0] * np.array([0.229, 0.224, 0.225]).reshape(3, 1, 1)
-    view = (view + np.array([0.485, 0.456, 0.406]).reshape(3, 1, 1)).permute(1, 2, 0).numpy() * 255
+    view = batch.views[0][0].permute(1, 2, 0).numpy()
+    view = (view * [0.229, 0.224, 0.225] + [0.485, 0.456, 0.406]) * 255
     assert np.abs(np.asarray(shown.resize((40, 40)), float) - view).mean() < 6

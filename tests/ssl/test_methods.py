@@ -175,7 +175,7 @@ def test_mocos_step_is_the_loss_of_its_parts():
     moco = MoCo(resolve(None, {**SMALL, "bn_groups": 1}), Data(("object", "scene"))).eval()
     views = torch.randn(2, 8, 3, 32, 32)
     batch = Batch(tuple(views), torch.zeros(8, 1), torch.arange(8))
-    assert float(moco(batch, moco.targets(batch, 3), 3).loss) == 0  # its role's queue is empty yet
+    assert float(moco(batch, moco.targets(batch, 3), 3).loss.detach()) == 0  # its role's queue is empty yet
     moco.after_step(0.0)
     q = query_view(0, 3)
     queue = moco.queues[moco.roles[1 - q]].keys.clone()
