@@ -24,7 +24,6 @@ from numpy.typing import NDArray
 from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.bad_images import BadImages, without_bad
 from objcrop.dali_pipes.decode_crop_resize import (
-    beside,
     decode_graph,
     feed_of,
     orientations_of,
@@ -32,9 +31,10 @@ from objcrop.dali_pipes.decode_crop_resize import (
     trouble_of,
     union_of,
     windows_in,
+    with_views,
 )
 from objcrop.dali_pipes.photo import Photo, scales_of
-from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded, seen_or_encoded
+from objcrop.dali_pipes.read_image import BadImage, Encoded, open_upright, read_encoded, views_or_encoded
 from objcrop.dali_pipes.reused_memory import ReusedMemory
 from objcrop.dali_pipes.to_device import to_device
 from objcrop.dali_pipes.torch_loader import assemble
@@ -147,7 +147,7 @@ class DaliLoader(ViewLoader):
                         fed, said = run.oldest(), str(error)  # the error itself would hold the graph
                         break
                     windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
-                    yield self._finished(fed.plan, fed.asked, beside(windows, fed.images), decoded)
+                    yield self._finished(fed.plan, fed.asked, with_views(windows, fed.images), decoded)
             finally:
                 run.close()
             self._rescue(fed, said)
@@ -196,7 +196,7 @@ class DaliLoader(ViewLoader):
 
         def one(i: int) -> Encoded | BadImage:
             views_of, row = partial(self._views_of, windows[i].tolist()), rows[i]
-            return seen_or_encoded(self.catalog, row, int(scales[i]), views_of, unions[i], row in self._by_pil)
+            return views_or_encoded(self.catalog, row, int(scales[i]), views_of, unions[i], row in self._by_pil)
 
         coming = {i: self._pool.submit(one, i) for i in np.flatnonzero(scales > 1).tolist()}
         small = np.flatnonzero(scales == 1)

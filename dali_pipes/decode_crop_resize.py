@@ -59,7 +59,7 @@ def feed_of(
     """
     held = stored_windows(windows, sizes, orientations_of(images))
     held = held - np.tile(np.array([image.corner for image in images], np.int32), 2)[:, None]
-    held[[bool(image.views) for image in images]] = (0, 0, 1, 1)  # of a photo whose views are made: see `beside`
+    held[[bool(image.views) for image in images]] = (0, 0, 1, 1)  # of a photo whose views are made: see `with_views`
     encoded = [image.data for image in images]
     if decode == "whole":
         return [encoded], held
@@ -99,7 +99,7 @@ def windows_in(decoded: Any, windows: NDArray[np.int32], orientations: NDArray[n
     return windows_at(addresses, windows, shapes[:, 1], orientations)
 
 
-def beside(windows: Windows, images: Sequence[Encoded]) -> Windows:
+def with_views(windows: Windows, images: Sequence[Encoded]) -> Windows:
     """Let windows of photos whose views are made already (`Encoded.views`) be those, each the whole of it."""
     for i, image in enumerate(images):
         for v, view in enumerate(image.views):

@@ -125,8 +125,8 @@ class Loading(Backend):
         False,
         flag,
         "decode JPEGs at half or a quarter of their size where this leaves each window twice its view's pixels a side, "
-        "which saves a sixth to a half of the work on large photos; their views change by less than 0.5 of 255 on "
-        "average, none by 2",
+        "which saves a sixth to a half of the work on large photos; their views change by less than 1 of 255 on "
+        "average, none by 3",
         idle=_photos_are_decoded_for_views,
     )
     hw_decoder_load: float = option(

@@ -141,7 +141,7 @@ def _encoded(
     return Encoded(np.concatenate([np.frombuffer(head, np.uint8), pixels.reshape(-1)]), 1, (x0, y0))
 
 
-def seen_or_encoded(
+def views_or_encoded(
     catalog: Catalog,
     row: int,
     scale: int,

@@ -144,6 +144,25 @@ def test_views_are_near_those_of_whole_photos_and_others_are_the_same(photos_of_
     assert apart[scaled].mean() < 0.5 and apart[scaled].mean(-1).max() < 2 and apart[scaled].max() < 40
 
 
+def test_views_of_real_photos_are_near_what_pil_makes_of_them_whole(test_data, tmp_path):
+    files = sorted((test_data / "scenes_cc0" / "images").iterdir())[:6]
+    for file in files:
+        (tmp_path / file.name).symlink_to(file)
+    views, rows, windows = views_of(index(tmp_path, "folder")[0], "torch", decode_scaled=True, size=48)
+    apart = []
+    for made, row, of_row in zip(views, rows, windows):
+        with Image.open(files[row]) as file:
+            whole = file.convert("RGB")
+        for view, window in zip(made, of_row):
+            expected = np.asarray(whole.crop(window.tolist()).resize((48, 48), Image.Resampling.BILINEAR))
+            mean = torch.tensor([0.485, 0.456, 0.406]) * 255
+            apart.append((view.permute(1, 2, 0) + mean - torch.tensor(expected)).abs().numpy())
+    scaled = np.repeat((windows[..., 2:] - windows[..., :2]).min((1, 2)) >= 4 * 48, 2)
+    assert scaled.mean() > 0.7
+    apart = np.array(apart)[scaled]
+    assert apart.mean() < 1 and apart.mean((1, 2, 3)).max() < 3 and apart.max() < 40
+
+
 def test_backends_make_the_same_views_of_scaled_photos(found):
     (ours, rows, windows), (theirs, other_rows, other_windows) = found["torch", True], found["dali", True]
     np.testing.assert_array_equal(rows, other_rows)
