@@ -4,7 +4,8 @@
     torchrun --nproc-per-node 8 examples/transformers_trainer.py photos.arrow boxes.arrow
 
 Trainer asks for its loader in `get_train_dataloader` and hands the model a batch's dictionary. It needs no Dataset, no
-sampler and no collator then. `--batch-size` is the global batch; each process gets its share.
+sampler and no collator then. `--batch-size` is the global batch; the loader gives each process its share, and Trainer,
+which shards only loaders that it makes itself, leaves it so (tried with transformers 5.24, two processes).
 """
 
 from __future__ import annotations
