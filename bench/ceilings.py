@@ -16,7 +16,9 @@ from objcrop.bench.rivals.wanted import Wanted
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import decode_graph, feed_of, union_of
+from objcrop.dali_pipes.read_files import file_memory
 from objcrop.dali_pipes.read_image import NOTHING, BadImage, read_encoded
+from objcrop.dali_pipes.reused_memory import ReusedMemory
 from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
@@ -77,10 +79,12 @@ def plans(loader: ViewLoader) -> Iterator[ViewPlan]:
             yield loader.batches.plan((epoch, batch))
 
 
-def read(plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int, decode: str) -> list[Any]:
+def read(
+    plan: ViewPlan, catalog: Catalog, pool: ThreadPoolExecutor, threads: int, memory: ReusedMemory, decode: str
+) -> list[Any]:
     """Return a batch as DALI takes it for `decode`: bytes, and for "union" where it begins and ends."""
     unions = union_of(plan.windows)
-    found = read_encoded(catalog, plan.row.tolist(), unions, (), pool, threads)
+    found = read_encoded(catalog, plan.row.tolist(), unions, (), pool, threads, memory)
     images = [NOTHING if isinstance(image, BadImage) else image for image in found]
     return feed_of(images, unions[:, None], catalog.sizes_of(plan.row), decode)[0]
 
@@ -97,10 +101,12 @@ def part_of_the_loader(coming: Iterator[ViewPlan], wanted: Wanted, until: str) -
     Yields:
         A function that returns the next batch of bytes or images.
     """
+    memory = file_memory(wanted.batch_size, wanted.threads, 4)
     with ThreadPoolExecutor(wanted.threads) as pool:
 
         def feed() -> Any:
-            return read(next(coming), wanted.catalog, pool, wanted.threads, "whole" if until == "read" else until)
+            form = "whole" if until == "read" else until
+            return read(next(coming), wanted.catalog, pool, wanted.threads, memory, form)
 
         if until == "read":
             yield lambda: feed()[0]

@@ -88,11 +88,19 @@ class DaliLoader(ViewLoader):
         """For views on a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two."""
         return ReusedMemory(kept=len(self.planner.sizes) * (self.prefetch + 3))
 
+    @cached_property
+    def _files(self) -> ReusedMemory:
+        """For the bytes of files: a batch is read, and DALI holds `prefetch` + 2."""
+        from objcrop.dali_pipes.read_files import file_memory  # numba takes a second to come
+
+        return file_memory(self.batch_size // self.world_size, self.threads, self.prefetch + 3)
+
     def close(self) -> None:
         """Stop the producer and the pool, and let go of memory and of what kernels have read."""
         super().close()
         self._pool.shutdown()
         self.__dict__.pop("_memory", None)
+        self.__dict__.pop("_files", None)
         while self._read_later:
             self._read_later[0][0].synchronize()
             self._read_later.popleft()
@@ -189,7 +197,7 @@ class DaliLoader(ViewLoader):
 
     def _images(self, rows: list[int], windows: NDArray[np.int32]) -> list[Encoded | BadImage]:
         """Return images as DALI is given them, or why one is bad; windows: int32 (N, V, 4) of their views."""
-        unions, read = union_of(windows), (self._by_pil, self._pool, self.threads)
+        unions, read = union_of(windows), (self._by_pil, self._pool, self.threads, self._files)
         if not self.decode_scaled:
             return read_encoded(self.catalog, rows, unions, *read)
         scales = scales_of(windows, self.planner.sizes)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
 from objcrop.dali_pipes.read_image import NOTHING, BadImage, Encoded, read_encoded
+from objcrop.dali_pipes.reused_memory import ReusedMemory
 from objcrop.errors import ObjcropError
 from objcrop.exif import stored_windows, upright_walk
 from objcrop.kernels.crop_resize import Windows
@@ -37,9 +38,18 @@ Feed = Callable[[], list[Any]]  # called once a batch, returns the first of `fee
 MOST_ON_GPU = 24
 
 
-def default_threads(device: str) -> int:
-    """Return how many threads decode for a device, "cpu" or "cuda"."""
-    return cores_here() if device == "cpu" else min(cores_here(), MOST_ON_GPU)
+def default_threads(device: str, *, beside_training: bool = False) -> int:
+    """Return how many threads decode for a device, "cpu" or "cuda".
+
+    Args:
+        device: whose memory the pixels are for.
+        beside_training: a training step for a GPU is hundreds of kernels that Python begins in time, or the GPU waits;
+            with decoders on all cores it did (by a third on 16 cores and an H200, on 6 by a twentieth). So half are
+            left to it.
+    """
+    if device == "cpu":
+        return cores_here()
+    return min(max(cores_here() // 2, 1) if beside_training else cores_here(), MOST_ON_GPU)
 
 
 def feed_of(
@@ -241,11 +251,14 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
     Yields:
         Each part. Where DALI stumbled over a file, PIL can say which and why.
     """
+    from objcrop.dali_pipes.read_files import file_memory  # numba takes a second to come
+
     done = 0
+    memory = file_memory(max(map(len, parts), default=0), threads, graph["prefetch"] + 3)
     with ThreadPoolExecutor(threads, thread_name_prefix="objcrop-read") as pool:
         while done < len(parts):
             left = parts[done:]
-            reading = _PartReader(catalog, catalog.image_bytes.ahead_of(left, list), pool, threads)
+            reading = _PartReader(catalog, catalog.image_bytes.ahead_of(left, list), pool, threads, memory)
             pipe = None  # another one's memory is free before this one takes its own
             size = max(map(len, left))
             pipe = decode_graph(reading.next, batch_size=size, threads=threads, decode="whole", **graph)
@@ -268,15 +281,22 @@ def decode_whole(catalog: Catalog, parts: Sequence[range], *, threads: int, **gr
 class _PartReader:
     """Reads whole images for a graph, part after part, and keeps what it was fed until it hands out the pixels."""
 
-    def __init__(self, catalog: Catalog, parts: Iterator[range], pool: ThreadPoolExecutor, threads: int) -> None:
-        self.catalog, self.parts, self.pool, self.threads = catalog, parts, pool, threads
+    def __init__(
+        self,
+        catalog: Catalog,
+        parts: Iterator[range],
+        pool: ThreadPoolExecutor,
+        threads: int,
+        memory: ReusedMemory,
+    ) -> None:
+        self.catalog, self.parts, self.pool, self.threads, self.memory = catalog, parts, pool, threads, memory
         self.fed: deque[tuple[list[Encoded], list[str]]] = deque()
         self.failed: ObjcropError | None = None  # DALI makes errors of its own of what is raised in a feed
 
     def next(self) -> list[Any]:
         rows = next(self.parts)
         try:
-            found = read_encoded(self.catalog, rows, None, (), self.pool, self.threads)
+            found = read_encoded(self.catalog, rows, None, (), self.pool, self.threads, self.memory)
         except ObjcropError as error:
             self.failed = error
             raise

@@ -90,7 +90,8 @@ def load_views(
     from objcrop.dali_pipes.dali_loader import DaliLoader
     from objcrop.dali_pipes.decode_crop_resize import default_threads
 
-    contract |= {"threads": chosen.threads or default_threads(device_kind(chosen.device)), "decode": chosen.decode}
+    threads = chosen.threads or default_threads(device_kind(chosen.device), beside_training=True)
+    contract |= {"threads": threads, "decode": chosen.decode}
     contract |= {"hw_decoder_load": chosen.hw_decoder_load, "decoder_padding": chosen.decoder_padding}
     if chosen.cache is not None:
         from objcrop.dali_pipes.cached_loader import CachedLoader

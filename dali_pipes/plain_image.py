@@ -10,7 +10,6 @@ A part of the check is a help only: a file may pass and still fail to decode, wh
 
 from __future__ import annotations
 
-import struct
 import zlib
 from typing import NamedTuple
 
@@ -34,82 +33,15 @@ def plain_image(data: bytes) -> PlainImage | None:
     of one picture without alpha.
     """
     if data[:2] == b"\xff\xd8":
-        return _jpeg(data)
+        from objcrop.dali_pipes.plain_jpeg import plain_jpeg  # numba takes a second to come
+
+        found = plain_jpeg(np.frombuffer(data, np.uint8))
+        return None if found is None else PlainImage(*found)
     if data[:8] == PNG:
         return _png(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp(data)
     return None
-
-
-# ---- JPEG (ITU-T T.81, annex B)
-
-_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; all Huffman
-_TABLES = (0xC4, 0xDB, 0xDD)  # DHT, DQT, DRI
-_SAMPLING = frozenset(across << 4 | down for across in range(1, 5) for down in range(1, 5))
-_SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, marker, length
-
-
-def _jpeg(data: bytes) -> PlainImage | None:
-    """Walk the segments to the first scan; the last two bytes that end an image must lie behind it."""
-    end, at = len(data), 2
-    size, adobe, kept_from, parts = None, None, 0, []
-    while True:
-        if at + 4 > end:
-            return None
-        prefix, marker, length = _SEGMENT(data, at)
-        following = at + 2 + length
-        if prefix != 0xFF or length < 2 or following > end:  # no fill bytes, nothing between segments
-            return None
-        if marker == 0xDA:
-            break
-        if marker in _TABLES:
-            if length < 4:
-                return None
-        elif marker in _FRAMES:
-            size = _frame(data[at + 4 : following]) if size is None else None
-            if size is None:
-                return None
-        elif 0xE0 <= marker <= 0xEF or marker == 0xFE:
-            if marker == 0xEE and length == 14 and data[at + 4 : at + 9] == b"Adobe":
-                adobe = data[at + 15]
-            elif marker != 0xE0 or not _is_bare_jfif(data[at + 4 : following]):
-                # What is left out: metadata, previews, comments.
-                parts.append((kept_from, at))
-                kept_from = following
-        else:
-            return None
-        at = following
-    if size is None or adobe not in (None, 1) or data.rfind(b"\xff\xd9", at) < 0:
-        return None
-    whole = np.frombuffer(data, np.uint8)
-    if not parts:
-        return PlainImage(whole, size)
-    return PlainImage(np.concatenate([whole[a:b] for a, b in [*parts, (kept_from, end)]]), size)
-
-
-def _is_bare_jfif(body: bytes) -> bool:
-    """Return whether this says YCbCr, as is taken for granted, and a resolution; nearly every image begins with it.
-
-    To leave it out would copy them all, while no other thread runs Python.
-    """
-    return len(body) == 14 and body[:6] == b"JFIF\0\1" and body[12:] == b"\0\0"
-
-
-def _frame(body: bytes) -> tuple[int, int] | None:
-    """Return width and height of a frame header of 8 bits with one or three components, sampled plainly."""
-    if len(body) not in (9, 15) or body[0] != 8 or body[5] != (len(body) - 6) // 3:
-        return None
-    names, sampling, tables = body[6::3], body[7::3], body[8::3]
-    if (
-        len(set(names)) < len(names)
-        or names in (b"RGB", b"rgb")
-        or max(tables) > 3
-        or not _SAMPLING.issuperset(sampling)
-    ):
-        return None
-    width, height = body[3] << 8 | body[4], body[1] << 8 | body[2]
-    return (width, height) if width and height else None
 
 
 # ---- PNG (third edition)

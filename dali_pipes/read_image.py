@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,10 @@ from objcrop.dali_pipes.plain_image import plain_image
 from objcrop.errors import ObjcropError
 from objcrop.exif import stored_size, stored_sizes, upright_boxes
 from objcrop.pixels import decode_scaled, opened, to_rgb
+
+if TYPE_CHECKING:
+    from objcrop.dali_pipes.read_files import FileRead
+    from objcrop.dali_pipes.reused_memory import ReusedMemory
 
 
 class BadImage(ObjcropError):
@@ -118,19 +122,19 @@ def encoded(catalog: Catalog, row: int, window: NDArray[np.int32] | None = None,
         BadImage: see `open_upright`.
         ObjcropError: see `open_upright`.
     """
-    return _encoded(catalog, row, stored_size(catalog, row), catalog.orientation(row), window, by_pil)
+    data = _bytes_of(catalog, row)
+    return _encoded(catalog, row, data, stored_size(catalog, row), catalog.orientation(row), window, by_pil)
 
 
 def _encoded(
     catalog: Catalog,
     row: int,
+    data: bytes,
     size: tuple[int, int],
     orientation: int,
     window: NDArray[np.int32] | None,
     by_pil: bool,
-    data: bytes | None = None,
 ) -> Encoded:
-    data = _bytes_of(catalog, row) if data is None else data
     plain = None if by_pil else plain_image(data)
     if plain is not None and plain.size == size:
         return Encoded(plain.data, orientation)
@@ -163,7 +167,7 @@ def views_or_encoded(
         data = _bytes_of(catalog, row)
         if data[:2] == b"\xff\xd8":
             return NOTHING._replace(views=views_of(_upright(catalog, row, data, scale)))
-        return _encoded(catalog, row, stored_size(catalog, row), catalog.orientation(row), window, by_pil, data)
+        return _encoded(catalog, row, data, stored_size(catalog, row), catalog.orientation(row), window, by_pil)
     except BadImage as error:
         return error
 
@@ -175,6 +179,7 @@ def read_encoded(
     by_pil: Container[int],
     pool: ThreadPoolExecutor,
     threads: int,
+    memory: ReusedMemory,
 ) -> list[Encoded | BadImage]:
     """Read many images at once.
 
@@ -185,25 +190,37 @@ def read_encoded(
         by_pil: rows of which PIL makes a copy; see `encoded`.
         pool: where the reading runs.
         threads: parts that the rows are cut into, since a task of its own for each would cost more than its reading.
+        memory: where files are read to.
 
     Returns:
         Each image, or why it is bad.
     """
+    from objcrop.dali_pipes.read_files import read_files  # numba takes a second to come
+
     # What the catalog holds is looked up for all at once: to do so one by one costs as much as to read the files.
     sizes = [(width, height) for width, height in stored_sizes(catalog, rows).tolist()]
     orientations = catalog.orientations_of(rows).tolist()
+    places = catalog.image_bytes.near(rows)
 
-    def one(i: int) -> Encoded | BadImage:
+    def one(i: int, file: FileRead | None) -> Encoded | BadImage:
+        by_copy = rows[i] in by_pil
+        if file is not None and file.size == sizes[i] and not by_copy:
+            return Encoded(file.data, orientations[i])
         window = None if windows is None else windows[i]
         try:
-            return _encoded(catalog, rows[i], sizes[i], orientations[i], window, rows[i] in by_pil)
+            data = _bytes_of(catalog, rows[i]) if file is None or file.size else file.data.tobytes()
+            return _encoded(catalog, rows[i], data, sizes[i], orientations[i], window, by_copy)
         except BadImage as error:
             return error
+
+    def some(part: range) -> list[Encoded | BadImage]:
+        files = [None] * len(part) if places is None else read_files(places[part.start : part.stop], memory)
+        return [one(i, file) for i, file in zip(part, files)]
 
     catalog.image_bytes.ahead(rows)
     share = max(-(-len(rows) // threads), 1)
     parts = [range(at, min(at + share, len(rows))) for at in range(0, len(rows), share)]
-    return [image for part in pool.map(lambda part: [one(i) for i in part], parts) for image in part]
+    return [image for part in pool.map(some, parts) for image in part]
 
 
 def upright_pixels(pixels: torch.Tensor, orientation: int) -> torch.Tensor:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from objcrop.compiled import compiled
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
 
@@ -26,13 +25,7 @@ BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2  # of `Decisions.order`; hue is 3
 _scratch = threading.local()
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile without the GIL; keep the result on disk where the package's folder can be written."""
-    options = {"nopython": True, "nogil": True, "fastmath": {"nsz", "arcp", "contract", "reassoc"}}
-    try:
-        return numba.jit(cache=True, **options)(function)
-    except RuntimeError:  # numba: no locator available, in a read-only installation
-        return numba.jit(**options)(function)
+_compiled = compiled(fastmath={"nsz", "arcp", "contract", "reassoc"})
 
 
 @_compiled

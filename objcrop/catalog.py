@@ -119,13 +119,15 @@ class Catalog:
         """Return the key of the image in `row`: its path relative to the root."""
         return self.keys(range(int(row), int(row) + 1))[0]
 
-    def keys(self, rows: range | None = None) -> list[str]:
-        """Return the keys of some neighbouring rows, of all where none are named."""
+    def keys(self, rows: Sequence[int] | None = None) -> list[str]:
+        """Return the keys of some rows, of all where none are named."""
         some = range(len(self)) if rows is None else rows
         try:
-            return sound_texts(self._key_column, some.start, some.stop).to_pylist()
+            if isinstance(some, range):
+                return sound_texts(self._column("key"), some.start, some.stop).to_pylist()
+            return self._sound_keys.take(pa.array(some, pa.int64())).to_pylist()
         except ValueError as error:
-            which = f"row {some.start}" if len(some) == 1 else "a row"
+            which = f"row {some[0]}" if len(some) == 1 else "a row"
             raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
 
     @cached_property
@@ -146,7 +148,7 @@ class Catalog:
     def place(self, row: int) -> Place:
         """Return where the bytes of the image in `row` lie."""
         key, row = self.key(row), int(row)
-        if self._all_are_files:
+        if self.all_are_files:
             return Place(under(self.root, key), key)
         number, offset, length = (self._column(name)[row].as_py() for name in ("source", "offset", "length"))
         if number is None:
@@ -332,20 +334,20 @@ class Catalog:
         sizes = np.stack([side[rows] for side in self._sides], -1)
         wrong = (sizes < 1).any(-1)
         if wrong.any():
-            at = int(wrong.argmax())
-            raise self._damaged(f"row {rows[at]} has the size {sizes[at].tolist()}")
+            raise self._damaged(f"row {rows[wrong.argmax()]} has the size {sizes[wrong.argmax()].tolist()}")
         return sizes
 
     def _sound_orientations(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
         orientations = self._turns[rows]
         wrong = (orientations < 1) | (orientations > 8)
         if wrong.any():
-            at = int(wrong.argmax())
-            raise self._damaged(f"row {rows[at]} has the orientation {orientations[at]}, which is not 1 to 8")
+            found = orientations[wrong.argmax()]
+            raise self._damaged(f"row {rows[wrong.argmax()]} has the orientation {found}, which is not 1 to 8")
         return orientations
 
     @cached_property
-    def _all_are_files(self) -> bool:
+    def all_are_files(self) -> bool:
+        """Whether each image is a file of its own."""
         return self._column("source").null_count == len(self)
 
     @cached_property
@@ -383,13 +385,14 @@ class Catalog:
     def _known(self, ids: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Return these labels, which must be classes."""
         if len(ids) and not 0 <= ids.min() <= ids.max() < len(self.classes):
-            known = f"but there are {len(self.classes)} classes"
-            raise self._damaged(f"labels run from {ids.min()} to {ids.max()}, {known}")
+            raise self._damaged(
+                f"labels run from {ids.min()} to {ids.max()}, but there are {len(self.classes)} of them"
+            )
         return ids
 
     @cached_property
-    def _key_column(self) -> pa.Array:
-        return self._column("key")
+    def _sound_keys(self) -> pa.Array:
+        return sound_texts(self._column("key"), 0, len(self))
 
     @cached_property
     def _lists(self) -> dict[str, pa.ListArray]:

@@ -52,6 +52,15 @@ class ImageBytes:
         coming = self._coming.pop(row, None)
         return self._read(row) if coming is None else coming.result()
 
+    def near(self, rows: Sequence[int]) -> list[Place] | None:
+        """Return where images lie, None where that is not on this machine or a cache is asked first."""
+        catalog = self._catalog
+        if self.far or catalog.disk_cache is not None:
+            return None
+        if catalog.all_are_files:
+            return [Place(under(catalog.root, key), key) for key in catalog.keys(rows)]
+        return [catalog.place(row) for row in rows]
+
     def ahead(self, rows: Iterable[int]) -> None:
         """Begin to fetch images that will be asked for soon, once each; nothing for those that lie on this machine."""
         if not self.far:

@@ -35,7 +35,7 @@ def join_catalogs(catalogs: Sequence[Catalog]) -> Catalog:
     for catalog in catalogs:
         catalog.keys()  # all are text
         prefix = catalog.root[len(root) :].strip("/")
-        column = catalog._key_column
+        column = catalog._column("key")
         keys.append(pc.binary_join_element_wise(prefix, column, "/") if prefix else column)
         rebased = [s._replace(name=under(prefix, s.name) if prefix else s.name) for s in catalog.sources]
         source, offset, length = (catalog._column(name).fill_null(-1) for name in ("source", "offset", "length"))

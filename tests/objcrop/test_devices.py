@@ -181,7 +181,8 @@ def test_the_producer_thread_and_dali_are_told_the_index(gpus, photos, monkeypat
     [
         ("cpu", {}, 64),
         ("cuda", {}, 24),
-        ("cuda", {"LOCAL_WORLD_SIZE": "8"}, 8),
+        ("cuda", {"LOCAL_WORLD_SIZE": "4"}, 8),
+        ("cuda", {"LOCAL_WORLD_SIZE": "64"}, 1),
         ("cpu", {"LOCAL_WORLD_SIZE": "8"}, 8),
         ("cpu", {"LOCAL_WORLD_SIZE": "100"}, 1),
         ("cuda", SRUN, 24),  # srun binds its tasks: the cores seen are those of this one
@@ -197,7 +198,7 @@ def test_ranks_of_a_machine_share_its_cores(gpus, photos, monkeypatch, device, l
         monkeypatch.setenv(variable, value)
     options = dict(size=32, batch_size=8, device=device, rank=0, world_size=1)
     with load_views(photos[0], **options) as loader:
-        assert loader.threads == default_threads(device) == expected
+        assert loader.threads == default_threads(device, beside_training=True) == expected
     with load_views(photos[0], **options, threads=40) as loader:
         assert loader.threads == 40
     with load_views(photos[0], **options, backend="torch") as loader:
