@@ -50,7 +50,7 @@ TRAINING: dict[str, Any] = {
     "method": "simclr",
     "arch": ARCH,
     "size": SIZE,
-    "scale": "0.85,1",
+    "scale": "0.95,1",
     "augment": "simclr",
     "temperature": 0.2,
     "batch_size": 128,
