@@ -67,8 +67,10 @@ def run_demo(folder: Path, *, scenes: int, steps: int, console: Console) -> Path
         sheet = folder / f"{policy}.png"
         drawn = boxes if crop_policy(policy).needs_boxes else None
         given = f" --boxes {folder}/gt.arrow" if drawn is not None else ""
-        say("contact sheet", f"objcrop show {folder}/train.arrow{given} --crops {policy} -o {sheet}")
-        options: dict[str, Any] = {"boxes": drawn, "crops": policy, "size": 128, "batch_size": 4, "prefetch": 1}
+        scale = TRAINING["scale"]
+        say("contact sheet", f"objcrop show {folder}/train.arrow{given} --crops {policy} --scale {scale} -o {sheet}")
+        options: dict[str, Any] = {"boxes": drawn, "crops": policy, "scale": scale, "size": 128}
+        options |= {"batch_size": 4, "prefetch": 1}
         options |= {"rank": 0, "world_size": 1}
         with load_views(train, **options) as loader:
             batch = next(iter(loader))

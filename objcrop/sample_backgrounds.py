@@ -34,8 +34,6 @@ def smooth_noise(rng: np.random.Generator, width: int, height: int, cell: int) -
 
 def themed_background(rng: np.random.Generator, width: int, height: int, hue: float) -> Picture:
     """Return a gradient of two kindred colours with noise, stripes or blotches over it, uint8 (H, W, 3)."""
-    cv2 = from_extra("cv2")
-
     near = hue + rng.normal(0, 30)
     first = random_colour(rng, near, (0.05, 0.6), (0.25, 0.9))
     second = random_colour(rng, near + rng.normal(0, 40), (0.05, 0.6), (0.25, 0.9))
@@ -54,6 +52,28 @@ def themed_background(rng: np.random.Generator, width: int, height: int, hue: fl
     elif kind == 3:  # grass, water, gravel
         for cell in (rng.integers(3, 8), rng.integers(10, 30)):
             blend += rng.uniform(0.1, 0.35) * smooth_noise(rng, width, height, int(cell))
+    return _between(first, second, blend)
+
+
+def wallpaper(rng: np.random.Generator, width: int, height: int) -> Picture:
+    """Return two waves, smooth or striped, of random direction and period in two random colours, uint8 (H, W, 3)."""
+    shorter = min(width, height)
+    x = np.arange(width, dtype=np.float32)[None, :] / shorter
+    y = np.arange(height, dtype=np.float32)[:, None] / shorter
+    blend = np.full((height, width), 0.5, np.float32)
+    for strength in (0.35, 0.25):
+        across, waves = rng.uniform(0, math.pi), math.exp(rng.uniform(math.log(2), math.log(16)))
+        wave = np.sin(2 * math.pi * (waves * (math.cos(across) * x + math.sin(across) * y) + rng.random()))
+        blend += strength * (np.sign(wave) if rng.random() < 0.5 else wave)
+    first = random_colour(rng, rng.uniform(0, 360), (0.05, 0.9), (0.1, 0.9))
+    second = random_colour(rng, rng.uniform(0, 360), (0.05, 0.9), (0.3, 1.0))
+    return _between(first, second, blend)
+
+
+def _between(first: Plane, second: Plane, blend: Plane) -> Picture:
+    """Return pixels between two colours, uint8 (H, W, 3): the first up to `blend` 0, the second from 1 on."""
+    cv2 = from_extra("cv2")
+
     step = np.linspace(0, 1, 256, dtype=np.float32)[:, None]
     colours = (first + (second - first) * step).astype(np.uint8)
     # convertScaleAbs would mirror what is below 0, hence the maximum.

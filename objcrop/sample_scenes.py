@@ -25,7 +25,15 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.extras import from_extra, require
 from objcrop.option_value import seed_of
 from objcrop.progress import tracked
-from objcrop.sample_backgrounds import Picture, Plane, draw_clutter, random_colour, smooth_noise, themed_background
+from objcrop.sample_backgrounds import (
+    Picture,
+    Plane,
+    draw_clutter,
+    random_colour,
+    smooth_noise,
+    themed_background,
+    wallpaper,
+)
 from objcrop.whole_file import whole_file
 
 # fmt: off
@@ -60,6 +68,8 @@ class SceneKind:
         sides: smallest and largest longer side of an object, shares of the scene's shorter side.
         tilt: degrees that an object is turned by at most, to either side; None for any.
         themed: whether a scene's theme makes some classes likelier than others.
+        wallpaper: whether behind the objects is a pattern that no other scene has, and nothing else, so that the
+            background alone tells scenes apart; else what the theme has there, with lines and blobs of no class.
 
     Raises:
         UsageError: one of them is out of range.
@@ -71,6 +81,7 @@ class SceneKind:
     sides: tuple[float, float] = (0.08, 0.32)
     tilt: float | None = None
     themed: bool = True
+    wallpaper: bool = False
 
     def __post_init__(self) -> None:
         if min(self.size) < 64 or not 2 <= self.classes <= len(CLASSES):
@@ -169,8 +180,11 @@ def _draw(
     shorter = min(kind.size)
     weights, hue = THEMES[rng.integers(len(THEMES))]
     chances = np.array(weights[: kind.classes], float) + 0.05 if kind.themed else np.ones(kind.classes)
-    image = themed_background(rng, width, height, hue)
-    draw_clutter(rng, image)
+    if kind.wallpaper:
+        image = wallpaper(rng, width, height)
+    else:
+        image = themed_background(rng, width, height, hue)
+        draw_clutter(rng, image)
 
     owner = np.zeros((height, width), np.uint8)  # the object each pixel shows, counted from 1
     areas = np.zeros(0, np.int64)

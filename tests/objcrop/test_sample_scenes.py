@@ -10,6 +10,7 @@ from pycocotools import mask as coco_mask
 import objcrop.sample_scenes as sample_scenes
 from objcrop.errors import UsageError
 from objcrop.formats import index
+from objcrop.sample_backgrounds import wallpaper
 from objcrop.sample_scenes import CLASSES, SceneKind, draw_scene, draw_scenes
 
 
@@ -44,20 +45,22 @@ def test_catalog_of_scenes_has_what_was_drawn(tmp_path):
     assert sizes <= {(200, 150), (150, 200)}
 
 
-def test_boxes_are_tight_around_what_shows(monkeypatch):
+@pytest.mark.parametrize("kind", [SceneKind(), SceneKind(wallpaper=True)], ids=["photos", "wallpaper"])
+def test_boxes_are_tight_around_what_shows(kind, monkeypatch):
     """Each object is painted in a colour of its own on black: the picture itself then says where it shows."""
     number = iter(())
 
     def paint(rng, image, patch, alpha, second):
         image[patch][alpha > 0.5] = next(number)
 
-    monkeypatch.setattr(sample_scenes, "themed_background", lambda rng, w, h, hue: np.zeros((h, w, 3), np.uint8))
+    for behind in ("themed_background", "wallpaper"):
+        monkeypatch.setattr(sample_scenes, behind, lambda rng, w, h, *hue: np.zeros((h, w, 3), np.uint8))
     monkeypatch.setattr(sample_scenes, "draw_clutter", lambda rng, image: None)
     monkeypatch.setattr(sample_scenes, "_paint", paint)
     counts = []
     for scene in range(40):
         number = iter(range(16, 256, 16))  # the grain adds at most 14
-        image, boxes, labels, visible = draw_scene(0, scene)
+        image, boxes, labels, visible = draw_scene(0, scene, kind)
         counts.append(len(labels))
         for i, (x0, y0, x1, y1) in enumerate(boxes):
             ys, xs = np.nonzero(image[..., 0] // 16 == i + 1)
@@ -112,6 +115,28 @@ def test_scenes_of_another_kind(tmp_path):
     assert min(longer) > 0.45 and max(longer) < 0.85
     flat = np.bincount([c for row in range(40) for c in catalog.annotations(row).classes], minlength=6)
     assert flat.min() > 0
+
+
+def test_wallpaper_is_a_scenes_own(monkeypatch):
+    """Behind the objects is a pattern of two colours and nothing else, the same again, and no two of them alike."""
+    drawn = []
+
+    def watch(rng, width, height):
+        drawn.append(wallpaper(rng, width, height))
+        return drawn[-1].copy()
+
+    monkeypatch.setattr(sample_scenes, "wallpaper", watch)
+    monkeypatch.setattr(sample_scenes, "_paint", lambda *_: None)
+    kind = SceneKind(size=(96, 64), wallpaper=True)
+    for number in (*range(12), 0):
+        image, boxes, *_ = draw_scene(5, number, kind)
+        grain = image.astype(int) - drawn[-1]
+        assert len(boxes) >= 2 and grain.min() >= 0 and grain.max() <= 14
+        colours = drawn[-1].reshape(-1, 3).astype(float)
+        assert np.linalg.svd(colours - colours.mean(0), compute_uv=False)[1] < len(colours) ** 0.5  # on one line
+    assert np.array_equal(drawn[0], drawn.pop())
+    shapes = [(image.shape, image.tobytes()) for image in drawn]
+    assert len(set(shapes)) == 12
 
 
 @pytest.mark.parametrize(
