@@ -1,6 +1,8 @@
 """Drawn scenes: the same from any number of processes, boxes tight, counts and shares as promised."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -177,3 +179,9 @@ def test_masks_are_what_shows_of_each_object(tmp_path):
         for mask, box in zip(masks, boxes.tolist(), strict=True):
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             assert box == [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+def test_a_program_that_processes_cannot_begin_again_from_is_told_so(tmp_path):
+    program = f"from objcrop.sample_scenes import draw_scenes; draw_scenes({str(tmp_path / 'a')!r}, 2, workers=2)"
+    run = subprocess.run([sys.executable, "-"], input=program, capture_output=True, text=True)
+    assert run.returncode and "give workers=1" in run.stderr.splitlines()[-1]
