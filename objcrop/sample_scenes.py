@@ -146,7 +146,7 @@ def draw_scenes(
             drawn = list(tracked(scenes, n, "drawing scenes"))
         except BrokenProcessPool:
             raise ObjcropError(
-                "a process that drew scenes ended: if memory ran out, draw fewer at a time; if your program is no file, "
+                "a process that drew scenes ended: if memory ran out, draw fewer at once; if your program is no file, "
                 'or has no `if __name__ == "__main__":`, give workers=1.'
             ) from None
     _write_instances(os.path.join(folder, "instances.json"), drawn, kind.classes, seed)
