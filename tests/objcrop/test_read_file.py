@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from objcrop import read_file as reading
+from objcrop.dali_pipes import read_files
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError
 from objcrop.formats import index
@@ -18,7 +19,7 @@ from objcrop.read_file import PASSING, PAUSES, patiently, read_file
 @pytest.fixture
 def flaky(monkeypatch):
     """A function that makes the next n opens of names that contain `part` fail."""
-    waited, opened = [], os.open
+    waited, opened, opened_at_once = [], os.open, read_files._open_files
     left = {}
 
     def fails(path, *arguments, **more):
@@ -28,6 +29,15 @@ def flaky(monkeypatch):
                 raise OSError(left[part][0], os.strerror(left[part][0]), str(path))
         return opened(path, *arguments, **more)
 
+    def fail_at_once(paths):
+        """As compiled code is told: no number, no file."""
+        files, lengths = opened_at_once(paths)
+        bad = [any(part in path and left[part][1] for part in left) for path in paths]
+        read_files._closed(files[bad])
+        files[bad], lengths[bad] = -1, 0
+        return files, lengths
+
+    monkeypatch.setattr(read_files, "_open_files", fail_at_once)
     monkeypatch.setattr(reading.os, "open", fails)
     monkeypatch.setattr(reading.time, "sleep", waited.append)
 
