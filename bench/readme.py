@@ -160,6 +160,33 @@ ROWS: dict[str, Callable[[Result], tuple[str, str]]] = {
     "mae_step": _step,
 }
 
+# ---- loaders
+
+
+def loaders(results: Path) -> str:
+    """Return one row a loader of the bench on a CPU, the cheapest first."""
+    result = read_result(results / "cpu_loader.json")
+    rows = []
+    for name, row in sorted(result["loaders"].items(), key=lambda each: -each[1]["images_per_cpu_s"]):
+        low, high = (row[f"images_per_cpu_s_{end}"] for end in ("min", "max"))
+        same = row["sameness"]
+        wrong = [*same.get("failed", ()), *map("({})".format, same.get("cannot_tell", ()))]
+        rows.append(
+            [
+                f"**{name}**" if row["ours"] else name,
+                f"{row['images_per_cpu_s']:,.0f} ({low:,.0f} to {high:,.0f})",
+                f"{row['images_per_s']:,.0f}",
+                f"{row['start_s']:.1f}",
+                f"{row['memory_mib']:,.0f}",
+                f"{same['passed']} of {same['checks']}" if "passed" in same else "",
+                same.get("error") or ", ".join(wrong),
+            ]
+        )
+    heads = ["loader", "images a processor second", "a second", "start, s", "MiB", "checks", "fails (cannot tell)"]
+    left_out = "; ".join(f"{name}: {why}" for name, why in result["left_out"].items())
+    return _table(heads, rows) + f"\n\n`{result['machine']['command']}`\n\nLeft out: {left_out}."
+
+
 # ---- boxes
 
 # CIB Table 2, COCO: mean share of object pixels, %.
@@ -231,6 +258,7 @@ def _share(value: float) -> str:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "telling": telling,
     "speed": speed,
+    "loaders": loaders,
     "proposals": proposals,
     "policies": policies,
     "transfer": transfer,

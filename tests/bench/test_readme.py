@@ -104,3 +104,30 @@ def test_what_crashed_on_a_machine_is_in_no_row(tmp_path):
     (tmp_path / "h200_loader.json").write_text(json.dumps({"machine": H200, **result}))
     text = with_numbers("<!-- table: speed -->\n<!-- end -->", tmp_path)
     assert "| 9,000: 90% of decoding alone | [h200](" in text
+
+
+def test_loaders_stand_by_price_with_what_their_audit_found(tmp_path):
+    rows = {
+        name: {"ours": name == "dali, cpu", "images_per_cpu_s": rate, "images_per_cpu_s_min": rate - 9}
+        | {
+            "images_per_cpu_s_max": rate + 9,
+            "images_per_s": 2 * rate,
+            "start_s": 1.26,
+            "memory_mib": 1234,
+            "sameness": same,
+        }
+        for name, rate, same in (
+            ("SPDL", 150.4, {"passed": 18, "checks": 20, "failed": {"resume": "…"}, "cannot_tell": {"ranks": "…"}}),
+            ("kornia", 80, {"error": "it ended"}),
+            ("dali, cpu", 480, {"passed": 20, "checks": 20, "failed": {}, "cannot_tell": {}}),
+        )
+    }
+    result = {"machine": H200, "loaders": rows, "left_out": {"ffcv": "not installed"}}
+    (tmp_path / "cpu_loader.json").write_text(json.dumps(result))
+    lines = with_numbers("<!-- table: loaders -->\n<!-- end -->", tmp_path).splitlines()
+    assert lines[4:7] == [
+        "| **dali, cpu** | 480 (471 to 489) | 960 | 1.3 | 1,234 | 20 of 20 |  |",
+        "| SPDL | 150 (141 to 159) | 301 | 1.3 | 1,234 | 18 of 20 | resume, (ranks) |",
+        "| kornia | 80 (71 to 89) | 160 | 1.3 | 1,234 |  | it ended |",
+    ]
+    assert lines[-3] == "Left out: ffcv: not installed."
