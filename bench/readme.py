@@ -169,7 +169,7 @@ def loaders(results: Path) -> str:
     rows = []
     for name, row in sorted(result["loaders"].items(), key=lambda each: -each[1]["images_per_cpu_s"]):
         low, high = (row[f"images_per_cpu_s_{end}"] for end in ("min", "max"))
-        same = row["sameness"]
+        same = row.get("sameness", {})
         wrong = [*same.get("failed", ()), *map("({})".format, same.get("cannot_tell", ()))]
         rows.append(
             [

@@ -90,7 +90,7 @@ def load_views(
     from objcrop.dali_pipes.dali_loader import DaliLoader
     from objcrop.dali_pipes.decode_crop_resize import default_threads
 
-    threads = chosen.threads or default_threads(device_kind(chosen.device), beside_training=True)
+    threads = chosen.threads or default_threads(device_kind(chosen.device), beside_training=chosen.cache is None)
     contract |= {"threads": threads, "decode": chosen.decode}
     contract |= {"hw_decoder_load": chosen.hw_decoder_load, "decoder_padding": chosen.decoder_padding}
     if chosen.cache is not None:

@@ -109,7 +109,7 @@ class Loading(Backend):
     threads: int | None = option(
         None,
         whole(1, 4096),
-        "threads of the dali backend; default: the same share, on a GPU half of it and at most 24",
+        "threads of the dali backend; default: the same share, on a GPU half of it (for a cache all), at most 24",
         idle=_backend_is("dali"),
     )
     prefetch: int = option(2, whole(1, 1024), "batches kept ready (per worker with torch)", idle=_batches_lie_ready)

@@ -1,8 +1,8 @@
 """Many files at once, or images inside tars, read and checked without Python: the training loop runs meanwhile.
 
 Python opens, measures, reads and closes a file in six calls and gives its lock away and takes it again for each, beside
-a training loop that waits for the same lock. Here 32 files are one call. What cannot be read so is left to those who
-know what to do about it (`objcrop.read_file`).
+a training loop that waits for the same lock. Here three calls do it for 32 files. What cannot be read so is left to
+those who know what to do about it (`objcrop.read_file`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from objcrop.place import Place
 AT_ONCE = 32  # files open at a time, a thread
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # no pipe is waited for
 _END = os.SEEK_END
-_MOST = 1 << 30  # bytes; a folder says that it has 2^63
+_MOST = 1 << 24  # bytes of a file: memory that is kept is not for giants; and a folder says that it has 2^63
 
 # Of the C library, by name: unlike addresses they can be kept on disk with what is compiled.
 _open = types.ExternalFunction("open", types.int32(types.voidptr, types.int32))
@@ -101,7 +101,7 @@ def read_files(places: Sequence[Place], memory: ReusedMemory) -> list[FileRead |
         memory: where they are read to.
 
     Returns:
-        None of those that are empty, growing, no regular file, Parquet's, or fail in whatever way.
+        None of those that are empty, growing, beyond 16 MiB, no regular file, Parquet's, or fail in whatever way.
     """
     found: list[FileRead | None] = []
     for first in range(0, len(places), AT_ONCE):
@@ -120,7 +120,7 @@ def _some(places: Sequence[Place], memory: ReusedMemory) -> list[FileRead | None
         sources = _open_sources(places)
         for i in np.flatnonzero(offsets >= 0).tolist():
             files[i] = sources.get(_file_of(places[i]), -1)
-            lengths[i] = lengths[i] if files[i] >= 0 else 0
+            lengths[i] = lengths[i] if files[i] >= 0 and lengths[i] <= _MOST else 0
         at = np.concatenate([[0], np.cumsum(lengths + 1)])
         room = memory.empty((1 << int(at[-1]).bit_length(),), np.uint8).numpy()  # a size that later files will have too
         kept, sizes = np.empty(n, np.int64), np.empty((n, 2), np.int64)

@@ -195,3 +195,18 @@ def sound_texts(strings: pa.StringArray, begin: int, end: int) -> pa.StringArray
     part = strings.slice(begin, end - begin)
     part.validate(full=True)
     return part
+
+
+def sound_texts_at(strings: pa.StringArray, rows: Sequence[int]) -> list[str]:
+    """Return entries at any rows of a string array without nulls, looked at as `sound_texts` does, and no others.
+
+    Raises:
+        ValueError: as of `sound_texts`.
+    """
+    _, offsets, text = strings.buffers()
+    data = memoryview(text or b"")
+    at = strings.offset + np.asarray(rows, np.int64)
+    bounds = np.frombuffer(offsets, np.int32)[at[:, None] + [0, 1]]
+    if (bounds < 0).any() or (bounds[:, 1] < bounds[:, 0]).any() or (bounds > len(data)).any():
+        raise ValueError("it does not lie in the file")
+    return [str(data[begin:end], "utf-8") for begin, end in bounds.tolist()]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, write_table
+from objcrop.arrow_file import damaged, first_disorder, read_table, sound_texts, sound_texts_at, write_table
 from objcrop.catalog_checks import inside, is_rle
 from objcrop.catalog_table import SCHEMA, VERSION, FlatAnnotations, Ranges, fingerprint_of, table_of
 from objcrop.disk_cache import DiskCache
@@ -125,7 +125,7 @@ class Catalog:
         try:
             if isinstance(some, range):
                 return sound_texts(self._column("key"), some.start, some.stop).to_pylist()
-            return self._sound_keys.take(pa.array(some, pa.int64())).to_pylist()
+            return sound_texts_at(self._column("key"), some)
         except ValueError as error:
             which = f"row {some[0]}" if len(some) == 1 else "a row"
             raise self._damaged(f"the key of {which} is no text ({str(error).splitlines()[0]})") from None
@@ -389,10 +389,6 @@ class Catalog:
                 f"labels run from {ids.min()} to {ids.max()}, but there are {len(self.classes)} of them"
             )
         return ids
-
-    @cached_property
-    def _sound_keys(self) -> pa.Array:
-        return sound_texts(self._column("key"), 0, len(self))
 
     @cached_property
     def _lists(self) -> dict[str, pa.ListArray]:

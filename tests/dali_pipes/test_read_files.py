@@ -48,6 +48,9 @@ def test_what_is_no_file_is_left_to_python(tmp_path):
     assert [file is not None for file in found] == [name == "photo.jpg" for name in names]
     assert read_files(["/dev/zero", "/proc/self/cmdline", "/proc/self/mem"]) == [None] * 3
     assert read_files(["a\0b", str(tmp_path / "photo.jpg")]) == [None, None]
+    with open(tmp_path / "giant.jpg", "wb") as file:
+        file.truncate((1 << 24) + 1)
+    assert read_files([tmp_path / "giant.jpg"]) == [None]
     assert read_files([]) == []
 
 
@@ -136,6 +139,7 @@ def test_ranges_of_files_that_hold_many(tmp_path):
     gone = asked[0]._replace(path=f"{tmp_path}/gone")
     table = asked[0]._replace(source=sources[0]._replace(column="image"), length=-1)
     beyond = asked[0]._replace(offset=len(shards[0]) - 1)
-    odd = [asked[0]._replace(source=other), asked[1], gone, table, beyond]
-    assert [file is not None for file in read_places(odd, MEMORY)] == [False, True, False, False, False]
+    giant = asked[0]._replace(length=1 << 40)  # no memory is asked for
+    odd = [asked[0]._replace(source=other), asked[1], gone, table, beyond, giant]
+    assert [file is not None for file in read_places(odd, MEMORY)] == [False, True, False, False, False, False]
     assert len(os.listdir("/proc/self/fd")) == before

@@ -5,8 +5,11 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from objcrop.arrow_file import sound_texts_at
 from objcrop.boxes import SCHEMA as BOXES_SCHEMA
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
@@ -211,3 +214,18 @@ def test_a_sound_catalog_passes_every_look(folder):
         use(catalog)
     boxes = BoxTable.load(folder / "b.arrow", catalog)
     assert boxes.gather([3], [0]).tolist() == [BOX] and boxes[0].tolist() == [BOX]
+
+
+@given(st.lists(st.text(max_size=5), min_size=1, max_size=20), st.data())
+def test_texts_at_any_rows_and_only_theirs_are_looked_at(texts, data):
+    whole = pa.array(["before", *texts, "after"], pa.string())
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=9))
+    assert sound_texts_at(whole.slice(1), rows) == [texts[row] for row in rows]
+    _, offsets, text = whole.buffers()
+    bad = np.frombuffer(offsets, np.int32)[: len(whole) + 1].copy()
+    bad[-2] += 1000  # the last of the texts ends beyond the file
+    damaged = pa.StringArray.from_buffers(len(whole), pa.py_buffer(bad.tobytes()), text)
+    sound = [row for row in rows if row < len(texts) - 1]
+    assert sound_texts_at(damaged.slice(1), sound) == [texts[row] for row in sound]
+    with pytest.raises(ValueError, match="does not lie in the file"):
+        sound_texts_at(damaged.slice(1), [*sound, len(texts) - 1])

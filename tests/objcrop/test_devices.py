@@ -201,6 +201,8 @@ def test_ranks_of_a_machine_share_its_cores(gpus, photos, monkeypatch, device, l
         assert loader.threads == default_threads(device, beside_training=True) == expected
     with load_views(photos[0], **options, threads=40) as loader:
         assert loader.threads == 40
+    with load_views(photos[0], **options, cache="host") as loader:  # nothing is trained while it decodes
+        assert loader.threads == default_threads(device)
     with load_views(photos[0], **options, backend="torch") as loader:
         assert loader.workers == max(64 // int(launcher.get("LOCAL_WORLD_SIZE", 1)), 1)
 
