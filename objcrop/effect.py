@@ -33,9 +33,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from objcrop.errors import ObjcropError
 from objcrop.extras import from_extra, require
 from objcrop.sample_scenes import SceneKind, draw_scenes
-from objcrop.ssl.reproduction.stage import Stage, key_of, run_stages
+from objcrop.ssl.reproduction.stage import Stage, key_of, run_together
 
 SCENES = SceneKind((384, 288), objects=(20, 30), sides=(0.07, 0.11), tilt=15, themed=False, wallpaper=True)
 ICONIC = SceneKind((128, 128), objects=(1, 1), sides=(0.85, 0.98), tilt=15, themed=False)
@@ -98,8 +99,13 @@ def run_effect(folder: Path, *, seeds: int, console: Console) -> dict[str, Any]:
     }
     untrained = _probe_of(folder / "stages", data, f"untrained:{ARCH}", "untrained", ())
     stages = [stage for probe in (*probes.values(), untrained) for stage in (*probe.after, probe) if not stage.done]
-    for _ in tracked(run_stages(stages, cores_here()), len(stages), "training and probing"):
-        pass
+    failed = []
+    for stage, why in tracked(run_together(stages, cores_here()), len(stages), "training and probing"):
+        if why is not None:
+            failed.append(f"{stage.kind}, {stage.name}: {why}")
+            console.print(f"failed, {failed[-1]}", highlight=False, markup=False)
+    if failed:
+        raise ObjcropError(failed[0])
     scores = {run: json.loads(probe.made.read_text(encoding="utf-8")) for run, probe in probes.items()}
     floor = json.loads(untrained.made.read_text(encoding="utf-8"))
     result: dict[str, Any] = {

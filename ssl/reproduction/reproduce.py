@@ -3,7 +3,8 @@
     objcrop reproduce oac-table10 --data coco=coco.arrow --data cub=cub.arrow … --output papers
     objcrop reproduce oac-table10 --tiny --output tiny        the same in miniature, on drawn scenes
 
-Every stage is a command (`stage.py`). Those that are done are passed over, one that was broken off goes on where it
+Every stage is a command (`stage.py`). One after another they have the machine; in miniature they are start-up for the
+most part, and several run at once. Those that are done are passed over, one that was broken off goes on where it
 stopped, and a row that fails is a row of the report, after which the others follow. One process at a time works in an
 output folder.
 """
@@ -20,15 +21,18 @@ from typing import Any
 from objcrop import __version__
 from objcrop.errors import ObjcropError, UsageError, way_out
 from objcrop.extras import require
+from objcrop.launcher import cores_here
 from objcrop.ranks import rank_and_world_size
 from objcrop.ssl.recipe_rows import needed
 from objcrop.ssl.reproduction.data import names_of_data, names_of_one_class
 from objcrop.ssl.reproduction.page import html_page, markdown
 from objcrop.ssl.reproduction.plan import Plan, PlannedRow
-from objcrop.ssl.reproduction.stage import RECORD, Stage, run_stage
+from objcrop.ssl.reproduction.stage import RECORD, Stage, run_in_turn, run_together
 from objcrop.ssl.reproduction.table import published, table_of, transfers_of
 from objcrop.ssl.reproduction.tiny import tiny_data
 from objcrop.whole_file import whole_file
+
+MOST_AT_ONCE = 4  # processes in miniature: each holds PyTorch and its network, up to a GB
 
 
 def reproduce(
@@ -93,10 +97,20 @@ def reproduce(
     require("matplotlib")  # of the pictures at the end
     failed: dict[Path, str] = {}
     _write(plan, failed)
-    for planned in plan.rows:
-        for _, stage in planned.transfers:
-            _run_with_those_before(stage, plan, failed, torchrun, say)
-        _write(plan, failed)
+    rows = {stage.folder for planned in plan.rows for _, stage in planned.transfers}
+
+    def begins(stage: Stage) -> None:
+        say(f"{[*plan.stages].index(stage.folder) + 1}/{len(plan.stages)} {stage.kind}, {stage.name}")
+
+    left = [stage for stage in plan.stages.values() if not stage.done]
+    at_once = min(cores_here(), MOST_AT_ONCE)
+    for stage, why in run_together(left, at_once, begins) if tiny else run_in_turn(left, torchrun, begins):
+        if why is not None:
+            failed[stage.folder] = f"{stage.kind}: {why}"
+            say(f"failed, {stage.name}: {why}")
+        if stage.folder in rows:
+            _write(plan, failed)
+    _write(plan, failed)
     return _result(plan, failed)
 
 
@@ -111,22 +125,9 @@ def in_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _run_with_those_before(
-    stage: Stage, plan: Plan, failed: dict[Path, str], torchrun: Sequence[str], say: Callable[[str], None]
-) -> None:
-    """Run a stage after those that it needs, unless it is done or failed before; why it fails is put into `failed`."""
-    for before in stage.after:
-        _run_with_those_before(before, plan, failed, torchrun, say)
-        if before.folder in failed:
-            failed[stage.folder] = failed[before.folder]
-    if stage.folder in failed or stage.done:
-        return
-    say(f"{[*plan.stages].index(stage.folder) + 1}/{len(plan.stages)} {stage.kind}, {stage.name}")
-    try:
-        run_stage(stage, torchrun)
-    except ObjcropError as error:
-        failed[stage.folder] = f"{stage.kind}: {error}"
-        say(f"failed, {failed[stage.folder]}")
+def _why(stage: Stage, failed: Mapping[Path, str]) -> str:
+    """Return why a stage failed, or one that it needs, "" where none did."""
+    return failed.get(stage.folder, "") or next(filter(None, (_why(before, failed) for before in stage.after)), "")
 
 
 def _result(plan: Plan, failed: Mapping[Path, str]) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def _row(planned: PlannedRow, failed: Mapping[Path, str]) -> dict[str, Any]:
             if isinstance(figures.get(key), float)
         }
     stages = [stage for _, stage in planned.transfers]
-    why = planned.left_out or "; ".join(dict.fromkeys(failed[each.folder] for each in stages if each.folder in failed))
+    why = planned.left_out or "; ".join(dict.fromkeys(filter(None, (_why(each, failed) for each in stages))))
     state = "left out" if planned.left_out else "failed" if why else "done" if all(s.done for s in stages) else "to do"
     runs = [before.folder for stage in stages[:1] for before in stage.after]
     printed = published(row)

@@ -17,13 +17,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from objcrop.child_process import end_of
-from objcrop.errors import ObjcropError
 from objcrop.progress import quiet
 from objcrop.whole_file import whole_file
 
@@ -76,62 +75,70 @@ def key_of(made_from: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_stage(stage: Stage, torchrun: Sequence[str] = ()) -> None:
-    """Run a stage's command and note that it is done; what it says is shown and kept in log.txt.
+def run_in_turn(
+    stages: Sequence[Stage], torchrun: Sequence[str] = (), begins: Callable[[Stage], None] = lambda stage: None
+) -> Iterator[tuple[Stage, str | None]]:
+    """Run stages, each with the whole machine; what they say is shown, and kept in their log.txt.
 
     Args:
-        stage: its stages before are done.
+        stages: not done yet, none before one that it needs.
         torchrun: words for torchrun, under which networks are trained; none for one process.
+        begins: told of each stage that begins.
 
-    Raises:
-        ObjcropError: it failed, with its last sentence.
+    Yields:
+        Each stage when it has ended, and its last sentence if it failed. Those behind one that failed are left out.
     """
-    began = time.time()
-    stage.folder.mkdir(parents=True, exist_ok=True)
-    launch = ["-m", "torch.distributed.run", *torchrun] if torchrun and stage.kind not in ("boxes", "probe") else []
     loud = ["-q"] if quiet() else ["-v"] * logging.getLogger("objcrop").isEnabledFor(logging.INFO)
-    said = _run([sys.executable, *launch, "-m", "objcrop", *loud, *stage.command], stage.folder / LOG)
-    if said is not None:
-        raise ObjcropError(said)
-    _note_done(stage, time.time() - began)
+    for stage in stages:
+        if not all(before.done for before in stage.after):
+            continue
+        begins(stage)
+        began = time.time()
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        launch = ["-m", "torch.distributed.run", *torchrun] if torchrun and stage.kind not in ("boxes", "probe") else []
+        why = _run([sys.executable, *launch, "-m", "objcrop", *loud, *stage.command], stage.folder / LOG)
+        if why is None:
+            _note_done(stage, time.time() - began)
+        yield stage, why
 
 
-def run_stages(stages: Sequence[Stage], at_once: int) -> Iterator[Stage]:
+def run_together(
+    stages: Sequence[Stage], at_once: int, begins: Callable[[Stage], None] = lambda stage: None
+) -> Iterator[tuple[Stage, str | None]]:
     """Run stages, several at once, each on one core after those that it needs; what they say is kept in their log.txt.
 
     Args:
         stages: not done yet, none before one that it needs.
         at_once: how many processes.
+        begins: told of each stage that begins.
 
     Yields:
-        Each stage when it is done.
-
-    Raises:
-        ObjcropError: one failed, with its last sentence; the others are ended, and go on another time.
+        Each stage when it has ended, and its last sentence if it failed. Those behind one that failed are left out; the
+        others go on. Closed before its end, this ends those that run, which go on another time.
     """
     waiting, running = list(stages), dict[subprocess.Popen[bytes], tuple[Stage, float, int]]()
     alone = {**os.environ, "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}  # else libraries would take each other's cores
     with _ended_with(running):
-        while waiting or running:
+        while True:
             ready = [stage for stage in waiting if all(before.done for before in stage.after)]
             for stage in ready[: at_once - len(running)]:
                 waiting.remove(stage)
+                begins(stage)
                 stage.folder.mkdir(parents=True, exist_ok=True)
                 command = [sys.executable, "-m", "objcrop", *stage.command]
                 with (stage.folder / LOG).open("ab") as log:
                     said_before = log.tell()
                     child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=alone)
                 running[child] = stage, time.time(), said_before
-            if not running:
-                raise ObjcropError(f"{waiting[0].kind}, {waiting[0].name}: what it needs is not there; begin anew.")
+            if not running:  # what waits now is behind one that failed
+                return
             ended = [child for child in running if child.poll() is not None]
             for child in ended:
                 stage, began, said_before = running.pop(child)
-                if child.returncode:
-                    why = _failure(child.returncode, stage.folder / LOG, said_before)
-                    raise ObjcropError(f"{stage.kind}, {stage.name}: {why}")
-                _note_done(stage, time.time() - began)
-                yield stage
+                why = _failure(child.returncode, stage.folder / LOG, said_before) if child.returncode else None
+                if why is None:
+                    _note_done(stage, time.time() - began)
+                yield stage, why
             if not ended:
                 time.sleep(0.1)
 

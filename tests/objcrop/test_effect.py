@@ -47,14 +47,14 @@ def miniature(monkeypatch):
             main(stage.command)
             effect_stage._note_done(stage, 0)
             ran.append(stage.name)
-            yield stage
+            yield stage, None
 
     import objcrop.ssl.reproduction.stage as effect_stage
 
     kind = SceneKind(size=(96, 64), objects=(1, 3), sides=(0.3, 0.6), classes=3)
     monkeypatch.setattr(effect, "DRAWN", {name: (kind, 24, seed) for seed, name in enumerate(effect.DRAWN)})
     monkeypatch.setattr(effect, "OPTIONS", {**effect.OPTIONS, "steps": 2, "batch_size": 8})
-    monkeypatch.setattr(effect, "run_stages", in_this_process)
+    monkeypatch.setattr(effect, "run_together", in_this_process)
     return ran
 
 
