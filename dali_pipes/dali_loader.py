@@ -110,8 +110,11 @@ class DaliLoader(ViewLoader):
         ready: queue.Queue[tuple[Views, Any] | BaseException] = queue.Queue(maxsize=self.prefetch)
         stopped = threading.Event()
 
+        def wanted() -> bool:
+            return threading.main_thread().is_alive() and not stopped.is_set()
+
         def put(item: tuple[Views, Any] | BaseException) -> None:
-            while not stopped.is_set():
+            while wanted():
                 try:
                     return ready.put(item, timeout=0.1)
                 except queue.Full:
@@ -123,12 +126,13 @@ class DaliLoader(ViewLoader):
                     torch.cuda.set_device(self.device)
                 for views in self._produce(start):
                     put((views, self._mark()))
-                    if stopped.is_set():
+                    if not wanted():
                         return
             except BaseException as error:
                 put(error)
 
-        producer = threading.Thread(target=produce, name="objcrop-producer", daemon=True)
+        # No daemon: one that is inside DALI as Python ends takes the whole process down. Python waits for this one.
+        producer = threading.Thread(target=produce, name="objcrop-producer")
         producer.start()
         try:
             while True:

@@ -47,6 +47,7 @@ def heartbeat(store: torch.distributed.Store, rank: int, world: int) -> Iterator
             store.set(f"beat/{rank}", OVER)
     finally:
         over.set()
+        beating.join(EVERY)  # a daemon that is inside the store as Python ends would take the process down
 
 
 def _beat(store: torch.distributed.Store, rank: int, world: int, over: threading.Event) -> None:

@@ -57,6 +57,33 @@ def test_two_ranks_see_disjoint_rows_that_make_the_epoch(saved):
         assert sorted(row for rows in first + second for row in rows) == list(range(24))
 
 
+ENDS = """
+import atexit, sys, threading
+from objcrop import load_views
+loader = load_views("c.arrow", boxes="b.arrow", crops="obj-obj", size=32, batch_size=8, backend=sys.argv[1],
+                    device="cpu", prefetch=2)
+for batch in loader:
+    if sys.argv[2] == "broken off":
+        break
+def ours():
+    print([thread.name for thread in threading.enumerate() if thread.name.startswith("objcrop")])
+ours()
+atexit.register(ours)
+"""
+
+
+@pytest.mark.parametrize("epoch", ["whole", "broken off"])
+@pytest.mark.parametrize("backend", ["torch", "dali"])
+def test_a_script_ends_well_that_never_closes_its_loader(saved, backend, epoch):
+    """A producer that is still inside DALI as Python ends aborts the process, with exit code 134, every other time."""
+    (saved / "ends.py").write_text(ENDS)
+    run = subprocess.run([sys.executable, "ends.py", backend, epoch], cwd=saved, capture_output=True, text=True)
+    working, left = run.stdout.splitlines()
+    assert (run.returncode, left) == (0, "[]"), run.stderr
+    assert "Error" not in run.stderr and "terminate" not in run.stderr
+    assert ("objcrop-producer" in working) == (backend == "dali"), "there was nothing to wait for"
+
+
 RESUME = """
 import sys, json, hashlib
 from objcrop import load_views
