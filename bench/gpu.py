@@ -60,6 +60,7 @@ PHOTOS = "--catalog {catalog} --boxes {boxes}"
 TINY = "--size 32 --batch-size 4"
 TRAIN = f"objcrop bench train {PHOTOS} --crops obj-obj+dilate -o {{json}} --repeats"
 TINY_TRAIN = f"{TRAIN} 1 --device cpu --arch timm/test_resnet {TINY} --steps 2 --set queue=8"
+RESNET50 = f"{TRAIN} 4 --device cuda --arch resnet50 --batch-size 256 --steps 40"
 RESNET18 = f"{TRAIN} 3 --device cuda --arch resnet18 --size 112 --batch-size 256 --steps 100"
 STEPS = (
     # It takes less than two minutes where nothing hangs; four ways of decoding that do take two each.
@@ -95,7 +96,8 @@ STEPS = (
         f"objcrop bench loader --tune {PHOTOS} {TINY} --images 8 --repeats 1 --threads 2 -o {{json}}",
         DALI,
     ),
-    Step("train", 240, f"{TRAIN} 3 --device cuda --arch resnet50 --batch-size 256 --steps 50", TINY_TRAIN, DALI),
+    Step("train", 240, RESNET50, TINY_TRAIN, DALI),
+    Step("compiled_train", 240, f"{RESNET50} --set compile=true", None, DALI),
     Step("resnet18_train", 180, RESNET18, None, DALI),
     Step(
         "cached_train",

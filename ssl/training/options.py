@@ -118,7 +118,11 @@ class Training(Watched):
         "parts that a step is taken in, to save memory; the numbers stay the same",
         idle=_in_parts,
     )
-    compile: bool = option(False, flag, "let torch.compile work on the encoder and the momentum encoder")
+    compile: bool = option(
+        False,
+        flag,
+        "let torch.compile work on encoder and momentum encoder, on a GPU as CUDA graphs; the first steps take minutes",
+    )
     online_probe: bool = option(
         False, flag, "train a linear classifier on the labels alongside, without touching the encoder"
     )

@@ -45,6 +45,16 @@ from objcrop.ssl.training.run_folder import RunFolder, holds_run
 from objcrop.ssl.training.schedules import cosine_rate
 
 
+def compile_parts(method: Method, device: torch.device) -> None:
+    """Let torch.compile work on the parts of a method that take the time; on a GPU as CUDA graphs.
+
+    A ResNet-50 is some 1,500 kernels a step, which Python begins one by one, and a loader's threads want Python too. A
+    graph is begun at once: on an H200 a step took 58 ms in place of 100, and hardly longer beside its loader.
+    """
+    for part in method.parts_to_compile():
+        part.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+
+
 def pretrain(
     recipe: Recipe | str | os.PathLike[str] | None,
     catalog: Catalog | str | os.PathLike[str],
@@ -221,8 +231,7 @@ class Run(Loop):
         self.optimiser = self._optimiser()
         self.begin_watch(resume, "pretrain", "base_lr")
         if recipe.compile:
-            for part in self.method.parts_to_compile():
-                part.compile()
+            compile_parts(self.method, device)
             if self.leads:
                 logging.getLogger("objcrop").warning("Compiling the encoders: the first step may take minutes.")
         self.model: nn.Module = self.method
@@ -300,9 +309,11 @@ class Run(Loop):
         Returns:
             The loss and what else is watched, scalars on the device; nothing is waited for.
         """
-        # Not a CUDA graph, though all shapes are static: which view is the query, the permutation, the rate and BYOL's
-        # momentum are numbers of the host that change with the step and would be frozen in it.
+        # Not a CUDA graph as a whole, though all shapes are static: which view is the query, the permutation, the rate
+        # and BYOL's momentum are numbers of the host that change with the step and would be frozen in it.
         recipe = self.recipe
+        if recipe.compile:
+            torch.compiler.cudagraph_mark_step_begin()  # what graphs gave in the step before is read no more
         self._schedule()
         rows = self._dealt(batch)
         self.optimiser.zero_grad(set_to_none=True)

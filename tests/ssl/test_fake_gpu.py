@@ -7,6 +7,7 @@ backward pass.
 """
 
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from objcrop.ssl.methods.method import Data
 from objcrop.ssl.networks.shuffle_bn import VirtualBatchNorm
 from objcrop.ssl.training.online_probe import OnlineProbe
 from objcrop.ssl.training.recipe import resolve
-from objcrop.ssl.training.trainer import Run, precision_of
+from objcrop.ssl.training.trainer import Run, compile_parts, precision_of
 
 GPU = torch.device("cuda:0")
 OF_BOXES = [((4,), torch.float32), ((), torch.int64), ((), torch.int64), ((), torch.float32)]
@@ -226,3 +227,45 @@ def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(torch.isfinite(value) for value in watched.values())
+
+
+COMPILED = [{}, dict(bn_groups=1), dict(accumulate=2), dict(local_views=4, local_size=16)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("flags", COMPILED, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_on_a_gpu_compiled_as_graphs_it_learns_the_same(method, flags, monkeypatch):
+    """A graph's tensors are written anew by its next run: what a method still holds of the step before would change.
+
+    Losses of 6 steps, on other views each, from the same weights; the first runs of a graph warm up and record.
+    """
+    refused(method, flags)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.compiler.reset()  # what other tests compiled counts towards a limit
+    torch._dynamo.utils.counters.clear()
+    flags = {**SMALL, "method": method, "device": "cuda", "precision": "fp32", **flags, **OWN[method]}
+    recipe = resolve(None, {**flags, "optimiser": "sgd", "base_lr": 0.1})
+    data = Data(("object", "scene") * 3, classes=5, samples=40)
+    torch.manual_seed(0)
+    weights = METHODS[method](recipe, data).state_dict()
+    losses = []
+    for compiled in (False, True):
+        made = METHODS[method](recipe, data)
+        made.load_state_dict(weights)
+        run = run_of(replace(recipe, compile=compiled), made.to(GPU), GPU)
+        if compiled:
+            compile_parts(made, GPU)
+        run.probe = OnlineProbe(run.method.encoder.width, 5, False).to(GPU)
+        random = torch.Generator().manual_seed(1)
+        losses.append([])
+        for _ in range(6):
+            views = [torch.randn(16, 3, side, side, generator=random) for side in sides_of(recipe, run.method)]
+            views = [view.to(GPU, memory_format=torch.channels_last) for view in views]
+            torch.manual_seed(run.step)
+            watched = run.take_step(batch_of(views, torch.zeros(16, 5, device=GPU), run.method.needs_boxes))
+            losses[-1].append(watched["loss"].item())
+    assert len(set(losses[0])) > 1, "nothing was learnt"
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2, abs=2e-3)
+    counted = torch._dynamo.utils.counters
+    assert counted["inductor"]["cudagraph_skips"] == 0 and counted["stats"]["unique_graphs"] > 0
