@@ -41,7 +41,7 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 # The few that the README shows.
-TELLING = ("cpu_loader", "cpu_sources", "cpu_plan", "h200_where", "h200_kernels")
+TELLING = ("cpu_loader", "cpu_sources", "cpu_plan", "h200_compiled_train", "h200_where", "h200_kernels")
 
 
 def speed(results: Path) -> str:
@@ -53,8 +53,8 @@ def speed(results: Path) -> str:
 
 def telling(results: Path) -> str:
     """Return the few rows of `speed` that say most."""
-    found = [(results / f"{name}.json", name.partition("_")[2]) for name in TELLING]
-    return _speed(found)
+    kind_of = {name: next(kind for kind in ROWS if name.endswith(f"_{kind}")) for name in TELLING}
+    return _speed([(results / f"{name}.json", kind) for name, kind in kind_of.items()])
 
 
 def _speed(found: list[tuple[Path, str]]) -> str:
@@ -92,7 +92,7 @@ def _loader(result: Result) -> tuple[str, str]:
 
 
 def _where(result: Result) -> tuple[str, str]:
-    stages = ", ".join(f"{name} {cost:.2f}" for name, cost in result["stages"].items())
+    stages = ", ".join(f"{name} {round(cost, 2) + 0.0:.2f}" for name, cost in result["stages"].items())
     return f"one loader by stage, {_data(result)}: milliseconds of processor time an image", stages
 
 
@@ -110,10 +110,11 @@ def _plan(result: Result) -> tuple[str, str]:
 def _train(result: Result) -> tuple[str, str]:
     median = {name: row["median"] for name, row in result["figures"].items()}
     what = f"{result['method']}, {result['arch']} at {result['size']} px, batches of {result['batch_size']}"
+    what += ", `--compile`" * result.get("compile", False)
     return (
-        f"training, {what}, loader `{result['loader']}`: images a second, starvation, slow-down",
-        f"{median['real_images_per_s']:,.1f}, {median['starvation']:.1%}, {median['slow_down']:.1%}; "
-        f"the loader alone could feed {median['loader_over_step']:.1f} such steps",
+        f"training, {what}, loader `{result['loader']}`: images a second, slow-down by the loader",
+        f"{median['real_images_per_s']:,.1f}, {median['slow_down']:.1%}; the loader alone could feed "
+        f"{median['loader_over_step']:.1f} such steps, and was waited for {median['starvation']:.1%} of the time",
     )
 
 

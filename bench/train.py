@@ -9,7 +9,7 @@ at the two ends of a stretch only, so that its queue of work stays as full as in
 from the stretches of one turn, medians with the smallest and largest:
 
 - starvation: the share of the time of steps with the loader that the host waits for a batch. On a GPU that is an upper
-  bound of what the GPU waits, since it still has work queued;
+  bound of what the GPU waits, and a high one where steps are compiled to graphs: the host is ahead of it;
 - slow-down: t_real / t_synthetic − 1, which also holds what the loader takes from the step by working beside it.
 """
 
@@ -150,7 +150,7 @@ def run_of(
 
 def told(recipe: Recipe) -> dict[str, Any]:
     """Return what a result says of its recipe."""
-    return {name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops")}
+    return {name: getattr(recipe, name) for name in ("method", "arch", "size", "batch_size", "crops", "compile")}
 
 
 def stretch(

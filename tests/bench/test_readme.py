@@ -66,7 +66,7 @@ def test_the_readme_is_read_in_three_minutes():
                     "loader_over_step": {"median": 3.9},
                 },
             },
-            "2,100.0, 1.0%, 1.5%; the loader alone could feed 3.9 such steps",
+            "2,100.0, 1.5%; the loader alone could feed 3.9 such steps, and was waited for 1.0% of the time",
         ),
         (
             "h200_kernels",

@@ -229,7 +229,7 @@ def test_on_a_gpu_a_step_waits_for_nothing(method, flags):
     assert all(torch.isfinite(value) for value in watched.values())
 
 
-COMPILED = [{}, dict(bn_groups=1), dict(accumulate=2), dict(local_views=4, local_size=16)]
+COMPILED = [{}, dict(bn_groups=1), dict(accumulate=2), dict(local_views=4, local_size=48)]
 
 
 @pytest.mark.gpu
@@ -238,14 +238,15 @@ COMPILED = [{}, dict(bn_groups=1), dict(accumulate=2), dict(local_views=4, local
 def test_on_a_gpu_compiled_as_graphs_it_learns_the_same(method, flags, monkeypatch):
     """A graph's tensors are written anew by its next run: what a method still holds of the step before would change.
 
-    Losses of 6 steps, on other views each, from the same weights; the first runs of a graph warm up and record.
+    Losses of 6 steps, on other views each, from the same weights; the first runs of a graph warm up and record. Maps of
+    a single pixel are avoided: Inductor takes their gradients to lie as they do not (PyTorch 2.11).
     """
     refused(method, flags)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.compiler.reset()  # what other tests compiled counts towards a limit
     torch._dynamo.utils.counters.clear()
-    flags = {**SMALL, "method": method, "device": "cuda", "precision": "fp32", **flags, **OWN[method]}
-    recipe = resolve(None, {**flags, "optimiser": "sgd", "base_lr": 0.1})
+    flags = {**SMALL, "method": method, "device": "cuda", "precision": "fp32", **flags, **OWN[method], "size": 64}
+    recipe = resolve(None, {**flags, "optimiser": "sgd", "base_lr": 0.02})
     data = Data(("object", "scene") * 3, classes=5, samples=40)
     torch.manual_seed(0)
     weights = METHODS[method](recipe, data).state_dict()
@@ -266,6 +267,6 @@ def test_on_a_gpu_compiled_as_graphs_it_learns_the_same(method, flags, monkeypat
             watched = run.take_step(batch_of(views, torch.zeros(16, 5, device=GPU), run.method.needs_boxes))
             losses[-1].append(watched["loss"].item())
     assert len(set(losses[0])) > 1, "nothing was learnt"
-    assert losses[1] == pytest.approx(losses[0], rel=2e-2, abs=2e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2, abs=1e-2)
     counted = torch._dynamo.utils.counters
     assert counted["inductor"]["cudagraph_skips"] == 0 and counted["stats"]["unique_graphs"] > 0
