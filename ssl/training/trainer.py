@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from torch import nn
 from objcrop import __version__
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog, catalog_at
+from objcrop.child_process import in_a_line
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.loading import ViewOptions
@@ -53,6 +55,21 @@ def compile_parts(method: Method, device: torch.device) -> None:
     """
     for part in method.parts_to_compile():
         part.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+
+
+@contextmanager
+def compiler_named() -> Iterator[None]:
+    """Turn what torch.compile raises, pages of its inner life, into a sentence."""
+    try:
+        yield
+    except (RuntimeError, AssertionError) as error:
+        of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+        if of_compiler or str(error).startswith("expected size"):  # the latter: Inductor's, of how tensors lie
+            raise ObjcropError(
+                f"torch.compile failed ({in_a_line(error, typed=True)}): give it a C++ compiler where it lacks one, "
+                f"or {way_out('leave --compile out', 'leave compile out')}; steps are slower then, and the same."
+            ) from error
+        raise
 
 
 def pretrain(
@@ -311,9 +328,13 @@ class Run(Loop):
         """
         # Not a CUDA graph as a whole, though all shapes are static: which view is the query, the permutation, the rate
         # and BYOL's momentum are numbers of the host that change with the step and would be frozen in it.
-        recipe = self.recipe
-        if recipe.compile:
+        if self.recipe.compile:
             torch.compiler.cudagraph_mark_step_begin()  # what graphs gave in the step before is read no more
+        with compiler_named() if self.recipe.compile else nullcontext():
+            return self._learn_from(batch)
+
+    def _learn_from(self, batch: Views) -> dict[str, torch.Tensor]:
+        recipe = self.recipe
         self._schedule()
         rows = self._dealt(batch)
         self.optimiser.zero_grad(set_to_none=True)

@@ -11,7 +11,7 @@ from objcrop.ssl.networks.backbones import backbone
 from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import read_metrics
-from objcrop.ssl.training.trainer import pretrain
+from objcrop.ssl.training.trainer import compiler_named, pretrain
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,19 @@ def test_compiled_is_the_same_run(photos, tmp_path):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-2)
     a, b = (load_checkpoint(tmp_path / name / "last.pt")["method"] for name in ("eager", "compiled"))
     assert a.keys() == b.keys()
+
+
+def test_what_the_compiler_raises_is_a_sentence(tmp_path, monkeypatch):
+    """Where there is no compiler for what torch.compile writes, pages of its inner life came out."""
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    monkeypatch.setattr(config, "fx_graph_cache", False)
+    said = r"torch\.compile failed \(.*no-such-compiler.*leave (--)?compile out; steps"
+    with pytest.raises(ObjcropError, match=said), compiler_named():
+        torch.compile(lambda x: (x + 1).sin())(torch.zeros(3))
+    with pytest.raises(RuntimeError, match="another's"), compiler_named():
+        raise RuntimeError("another's")
 
 
 @pytest.mark.parametrize("name, blocks", [("resnet18", 1), ("resnet50", 4)])
