@@ -14,7 +14,7 @@ from objcrop.errors import ObjcropError, UsageError
 from objcrop.ssl.training.checkpoint import load_checkpoint, save_checkpoint
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import RunFolder, read_metrics
-from objcrop.ssl.training.trainer import Run, precision_of, pretrain, views_for
+from objcrop.ssl.training.trainer import Run, compile_parts, precision_of, pretrain, views_for
 
 SMALL = dict(arch="timm/test_resnet", size=32, batch_size=8, queue=32, dim=32, threads=2, log_every_steps=1)
 
@@ -71,10 +71,14 @@ def test_wrong_use(photos, tmp_path, flags, word):
 
 def test_both_encoders_are_compiled_and_it_is_said_before_the_first_step(photos, tmp_path, monkeypatch, caplog):
     compiled = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module, mode: compiled.append((module, mode)))
 
     def first(run, batch):
-        assert compiled == [run.method.encoder.backbone, run.method.momentum_encoder.backbone]
+        encoders = run.method.encoder, run.method.momentum_encoder
+        assert compiled == [(encoder.backbone, None) for encoder in encoders]
+        compiled.clear()
+        compile_parts(run.method, torch.device("cuda"))  # graphs
+        assert compiled == [(encoder.backbone, "reduce-overhead") for encoder in encoders]
         pytest.fail(caplog.text)
 
     monkeypatch.setattr(Run, "take_step", first)
