@@ -253,6 +253,14 @@ def test_flags_take_the_place_of_what_a_preset_says(tmp_path):
     assert with_preset(tmp_path / "mine.yaml", "classification", options, {}) == {"lr": 0.5}
 
 
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+@pytest.mark.parametrize("name, value", [("cache", "host"), ("decode", "whole"), ("decode_scaled", True)])
+def test_ways_of_decoding_act_in_neither_of_these_tasks(task, name, value):
+    options = TASKS[task].options
+    with pytest.raises(UsageError, match=rf"{name} \('?{value}'?\) cannot act here"):
+        options.read(with_preset(None, task, options, {name: value})).refuse_what_cpus_lack()
+
+
 def test_wrong_use_is_said_in_a_sentence(colours, mixtures, tmp_path):
     (tmp_path / "odd.yaml").write_text("task: classification\nlearning: 1\n")
     (tmp_path / "none.yaml").write_text("just words\n")
