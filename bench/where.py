@@ -17,6 +17,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from objcrop.bench.loader import endless_views, lap
 from objcrop.bench.rivals.wanted import Wanted
 from objcrop.bench.stopwatch import Stopwatch
 from objcrop.dali_pipes.dali_loader import DaliLoader
-from objcrop.dali_pipes.view_loader import Position
+from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.kernels.colour_decisions import Decisions
@@ -100,21 +101,20 @@ class CountedLoader(DaliLoader):
     """The real loader, noting at each request how many batches lie ready.
 
     Attributes:
-        ready: those numbers, 0 to `prefetch`.
+        ready: those numbers, 0 to `prefetch`; the maker's are the same.
     """
 
-    made = taken = 0
+    def _maker(self) -> ViewLoader:
+        self.ready: list[int] = getattr(self, "ready", [])
+        return super()._maker()
 
     def _stream(self, start: Position) -> Iterator[Views]:
-        self.made = self.taken = 0
-        self.ready: list[int] = getattr(self, "ready", [])
+        self.made = 0
         with closing(super()._stream(start)) as batches:  # type: ignore[type-var]
-            while True:
+            for taken in count():
                 # One more may be made than the queue holds: it waits for room.
-                self.ready.append(min(self.made - self.taken, self.prefetch))
-                views = next(batches)
-                self.taken += 1
-                yield views
+                self.ready.append(min(self.made - taken, self.prefetch))
+                yield next(batches)
 
     def _produce(self, start: Position) -> Iterator[Views]:
         for views in super()._produce(start):

@@ -21,7 +21,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import Part, decode_whole, union_of, windows_at
 from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
-from objcrop.dali_pipes.view_loader import Position
+from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
@@ -69,10 +69,17 @@ class CachedLoader(DaliLoader):
         super().close()
         self._pixels = None
 
+    def _maker(self) -> ViewLoader:
+        if self._pixels is None:
+            try:
+                self._decode()
+            except BaseException:
+                self._pixels = None  # some are missing
+                raise
+        return super()._maker()
+
     def _produce(self, start: Position) -> Iterator[Views]:
         """Yield batches from a position on."""
-        if self._pixels is None:
-            self._pixels = self._decoded()
         for position in self._positions(start):
             asked, plan = self._planned(position)
             windows, pixels = self._windows(plan)
@@ -84,7 +91,7 @@ class CachedLoader(DaliLoader):
         width, height = self.kept[row].tolist()
         return self._pixels[self.begins[row] : self.begins[row + 1]].view(height, width, 3)
 
-    def _decoded(self) -> torch.Tensor:
+    def _decode(self) -> None:
         """Decode all images into one tensor; those that cannot be read are noted as bad, their place stays empty."""
         total = int(self.begins[-1])
         where = "the GPU's memory" if self.place.type == "cuda" else "memory"
@@ -104,7 +111,6 @@ class CachedLoader(DaliLoader):
             else:
                 self._keep_part(rows, part)
             self._wait()
-        return self._pixels
 
     def _keep_part(self, rows: range, part: Part) -> None:
         for row, pixels, orientation, reason in zip(rows, part.decoded, part.orientations, part.reasons):

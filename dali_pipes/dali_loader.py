@@ -82,6 +82,7 @@ class DaliLoader(ViewLoader):
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
+        self._producer: threading.Thread | None = None
 
     @cached_property
     def _memory(self) -> ReusedMemory:
@@ -96,14 +97,9 @@ class DaliLoader(ViewLoader):
         return file_memory(self.batch_size // self.world_size, self.threads, self.prefetch + 3)
 
     def close(self) -> None:
-        """Stop the producer and the pool, and let go of memory and of what kernels have read."""
+        """Stop the producer, which lets go of its memory, and the pool."""
         super().close()
         self._pool.shutdown()
-        self.__dict__.pop("_memory", None)
-        self.__dict__.pop("_files", None)
-        while self._read_later:
-            self._read_later[0][0].synchronize()
-            self._read_later.popleft()
 
     def _stream(self, start: Position) -> Iterator[Views]:
         """Run `_produce` in a thread; whatever it raises is raised here."""
@@ -127,13 +123,16 @@ class DaliLoader(ViewLoader):
                 for views in self._produce(start):
                     put((views, self._mark()))
                     if not wanted():
-                        return
+                        break
             except BaseException as error:
                 put(error)
+            while self._read_later:
+                self._read_later[0][0].synchronize()
+                self._read_later.popleft()
 
         # No daemon: one that is inside DALI as Python ends takes the whole process down. Python waits for this one.
-        producer = threading.Thread(target=produce, name="objcrop-producer")
-        producer.start()
+        self._producer = threading.Thread(target=produce, name="objcrop-producer")
+        self._producer.start()
         try:
             while True:
                 item = ready.get()
@@ -144,8 +143,11 @@ class DaliLoader(ViewLoader):
                     self._hand_over(views, made)
                 yield views
         finally:
-            stopped.set()
-            producer.join()
+            stopped.set()  # and no more: the collector may close this in a thread that the producer waits for
+
+    def _ended(self) -> None:
+        if self._producer is not None:
+            self._producer.join()
 
     def _produce(self, start: Position) -> Iterator[Views]:
         """Yield batches from a position on, rebuilding the graph whenever a batch held a bad file."""

@@ -8,6 +8,7 @@ definition (`colour="float"`, what the other backends are held against) or as th
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext, suppress
@@ -66,12 +67,13 @@ class TorchLoader(ViewLoader):
         )
         with torch.cuda.device(self.device) if on_gpu else nullcontext():  # that of the thread that pins memory
             arriving = iter(batches)
-        found = self._without_reports(arriving)
+        found, begun_in = self._without_reports(arriving), os.getpid()
         try:
             for views in _ahead(found, self.device) if on_gpu else found:
                 yield self._transformed(views)
         finally:
-            _end(arriving)
+            if os.getpid() == begun_in:  # and no worker of another loader, which inherits this and lets go of it
+                _end(arriving)
 
     def _how_workers_begin(self, made: Batches) -> str:
         if self.catalog.image_bytes.far:

@@ -101,6 +101,7 @@ class ViewLoader(ABC):
         self.epoch, self._batch = 0, 0
         self._resuming = False
         self._running: Iterator[Views] | None = None
+        self._making: ViewLoader | None = None  # what runs, see `_maker`
         self._next: Position | None = None
         self._walk: object = None  # the one that may go on
         self._open: object = None  # the one that has not ended
@@ -249,7 +250,8 @@ class ViewLoader(ABC):
             here = (self.epoch, self._batch)
             if self._running is None or self._next != here:
                 self._stop()
-                self._running = self._stream(here)
+                self._making = self._maker()
+                self._running = self._making._stream(here)
             try:
                 views = next(self._running)
             except BaseException:
@@ -326,15 +328,29 @@ class ViewLoader(ABC):
             "boxes": None if boxes is None else boxes.fingerprint,
         }
 
+    def _maker(self) -> ViewLoader:
+        """Return a copy of this loader, to make batches: so that a loader which nobody holds goes at once.
+
+        Threads and generators hold the copy. A loader that they held would outlive its last user, with its batches.
+        """
+        maker = object.__new__(type(self))
+        vars(maker).update({**vars(self), "_running": None, "_making": None})
+        return maker
+
     @abstractmethod
     def _stream(self, start: Position) -> Iterator[Views]:
         """Yield batches from a position on, without end."""
+
+    def _ended(self) -> None:  # noqa: B027, most have nothing to wait for
+        """Wait for what may still be at work once `_stream` was closed."""
 
     def _stop(self) -> None:
         """Drop whatever was prefetched."""
         if self._running is not None and hasattr(self._running, "close"):
             self._running.close()
-        self._running, self._next = None, None
+        if self._making is not None:
+            self._making._ended()
+        self._running, self._making, self._next = None, None, None
 
     def close(self) -> None:
         """Stop workers and threads and free their memory."""

@@ -1,9 +1,13 @@
 """One walk of a loader at a time, however others' loops begin, leave and count it."""
 
+import threading
+import weakref
 from itertools import islice
 
 import pytest
+import torch
 
+from objcrop.dali_pipes.cached_loader import CachedLoader
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
 
@@ -116,3 +120,33 @@ def test_a_short_batch_that_leaves_a_rank_with_nothing_is_one_sentence(photos):
     options = dict(crops="centre", augment="none", size=16, batch_size=9, shuffle=False, drop_last=False)
     with pytest.raises(UsageError, match="leaves 6 of 24 samples for the last batch of 9 processes"):
         load_views(photos[0], **options, rank=8, world_size=9)
+
+
+@pytest.mark.parametrize("more", [dict(backend="torch", workers=2), dict(backend="dali"), dict(cache="host")], ids=str)
+def test_a_loader_that_nobody_holds_goes_and_its_producer_too(photos, more, capfd):
+    """In a notebook, each run of a cell left a thread with its batches behind, on a GPU in its memory."""
+    catalog, _ = photos
+
+    def made():
+        loader = load_views(catalog, crops="scene-scene", size=32, batch_size=8, device="cpu", **more)
+        for _ in loader:
+            return weakref.ref(loader)
+
+    gone = [made() for _ in range(2)]
+    assert [loader() for loader in gone] == [None, None]
+    for thread in threading.enumerate():
+        if thread.name == "objcrop-producer":
+            thread.join()
+    assert "Exception ignored" not in capfd.readouterr().err
+
+
+def test_a_cache_that_was_not_filled_is_filled_another_time(photos, monkeypatch):
+    catalog, _ = photos
+    options = dict(crops="scene-scene", size=32, batch_size=8, device="cpu", cache="host")
+    with load_views(catalog, **options) as loader, load_views(catalog, **options) as other:
+        with monkeypatch.context() as patch:
+            patch.setattr(CachedLoader, "_wait", lambda self: pytest.fail("interrupted"))
+            with pytest.raises(pytest.fail.Exception):
+                next(iter(loader))
+        first, wanted = next(iter(loader)), next(iter(other))
+    assert all(torch.equal(*views) for views in zip(first.views, wanted.views))
