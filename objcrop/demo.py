@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from objcrop.catalog import Catalog
-from objcrop.effect import ARCH, ICONIC, POLICIES, SCENES, SIZE, TRAINING
+from objcrop.effect import ARCH, POLICIES, PROBED, SCENES, SIZE, TRAINING
 from objcrop.extras import require
 from objcrop.progress import quiet
 from objcrop.sample_scenes import SceneKind, draw_scenes
@@ -56,8 +56,8 @@ def run_demo(folder: Path, *, scenes: int, steps: int, console: Console) -> Path
 
     folder.mkdir(parents=True, exist_ok=True)
     train = _scenes(folder / "train", scenes, SCENES, 1, say)
-    singles = _scenes(folder / "singles", scenes, ICONIC, 2, say)
-    test = _scenes(folder / "test", scenes // 2, ICONIC, 3, say)
+    singles = _scenes(folder / "singles", scenes, PROBED, 2, say)
+    test = _scenes(folder / "test", scenes // 2, PROBED, 3, say)
     say("boxes", f"objcrop propose {folder}/train.arrow --method gt -o {folder}/gt.arrow")
     boxes = propose(train, "gt")
     boxes.save(folder / "gt.arrow")
@@ -124,8 +124,8 @@ def _page(results: dict[str, Any], commands: list[str], seconds: float, scenes: 
         "objcrop demo",
         f"{scenes} drawn scenes, a narrow ResNet-18 at {SIZE} pixels, SimCLR for {steps} steps with each crop "
         "policy, then a linear probe of the frozen features on images of single objects. One seed orders nothing: "
-        "objcrop demo --effect repeats it over seeds, beside images of one large object, and docs/effect.md says what "
-        f"it shows and what not. {seconds:.0f} s in all.",
+        "objcrop demo --effect repeats it over seeds, beside images that one object fills, and docs/effect.md says "
+        f"what it shows and what not. {seconds:.0f} s in all.",
         table(["crops", "linear mAP"], numbers),
         drawn(curves_figure({policy: results[policy]["metrics"] for policy in POLICIES}), "curves of both runs"),
         *(part for sheet in sheets for part in sheet),

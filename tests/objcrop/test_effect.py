@@ -73,9 +73,9 @@ def test_all_of_it_in_miniature_and_again(miniature, tmp_path, capsys):
     assert "untrained" in said and "effect.html" in said and "effect.html" in said.splitlines()[-1]
 
     miniature.clear()
-    (next((tmp_path / "stages").glob("iconic-within-box-1-probe-*")) / "stage.json").unlink()
+    (next((tmp_path / "stages").glob("iconic-within-box-101-probe-*")) / "stage.json").unlink()
     main(main_words)
-    assert miniature == ["iconic-within-box-1"]
+    assert miniature == ["iconic-within-box-101"]
     assert json.loads((tmp_path / "effect.json").read_text()) == result
 
 
