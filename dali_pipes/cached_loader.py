@@ -21,7 +21,7 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import Part, decode_whole, union_of, windows_at
 from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
-from objcrop.dali_pipes.view_loader import Position, ViewLoader
+from objcrop.dali_pipes.view_loader import Position
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError, UsageError
@@ -56,7 +56,7 @@ class CachedLoader(DaliLoader):
         self.cache = cache
         self.kept = kept_sizes(self.catalog, cache_side)
         self.begins = np.concatenate([[0], np.cumsum(3 * self.kept.astype(np.int64).prod(1))])
-        self._pixels: torch.Tensor | None = None
+        self._held: list[torch.Tensor] = []  # all images in one tensor, once decoded; every maker has the same list
         refuse_if_too_large(int(self.begins[-1]), self.place, cache_side)
 
     @property
@@ -67,19 +67,16 @@ class CachedLoader(DaliLoader):
     def close(self) -> None:
         """Stop the producer and free the images."""
         super().close()
-        self._pixels = None
-
-    def _maker(self) -> ViewLoader:
-        if self._pixels is None:
-            try:
-                self._decode()
-            except BaseException:
-                self._pixels = None  # some are missing
-                raise
-        return super()._maker()
+        self._held.clear()
 
     def _produce(self, start: Position) -> Iterator[Views]:
         """Yield batches from a position on."""
+        if not self._held:
+            try:
+                self._decode()
+            except BaseException:
+                self._held.clear()  # some are missing
+                raise
         for position in self._positions(start):
             asked, plan = self._planned(position)
             windows, pixels = self._windows(plan)
@@ -87,9 +84,8 @@ class CachedLoader(DaliLoader):
 
     def image(self, row: int) -> torch.Tensor:
         """Return an image as it is kept, uint8 (h, w, 3), a view of the cache."""
-        assert self._pixels is not None
         width, height = self.kept[row].tolist()
-        return self._pixels[self.begins[row] : self.begins[row + 1]].view(height, width, 3)
+        return self._held[0][self.begins[row] : self.begins[row + 1]].view(height, width, 3)
 
     def _decode(self) -> None:
         """Decode all images into one tensor; those that cannot be read are noted as bad, their place stays empty."""
@@ -98,7 +94,7 @@ class CachedLoader(DaliLoader):
         logging.getLogger("objcrop").warning(
             "Decoding %d images into %.1f GB of %s, once.", len(self.catalog), total / 1e9, where
         )
-        self._pixels = torch.empty(total, dtype=torch.uint8, device=self.place)
+        self._held.append(torch.empty(total, dtype=torch.uint8, device=self.place))
         parts = [range(at, min(at + ROWS, len(self.catalog))) for at in range(0, len(self.catalog), ROWS)]
         graph: dict[str, Any] = {"threads": self.threads, "prefetch": self.prefetch}
         graph |= {"device": self.place.type, "device_id": self.place.index}
@@ -150,9 +146,8 @@ class CachedLoader(DaliLoader):
 
     def _windows(self, plan: ViewPlan) -> tuple[Windows, torch.Tensor]:
         """Return the views' windows and the pixels they lie in: for a GPU those of the host's cache are copied."""
-        assert self._pixels is not None
         windows, begins, widths = self._kept_windows(plan), self.begins[plan.row], self.kept[plan.row, 0]
-        pixels = self._pixels
+        pixels = self._held[0]
         if self.batchwise and self.cache == "host":
             unions = union_of(windows)
             packed, begins, widths = pack(pixels.numpy(), begins, widths, unions, self._pool, self.threads)

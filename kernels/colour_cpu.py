@@ -25,20 +25,24 @@ BRIGHTNESS, CONTRAST, SATURATION = 0, 1, 2  # of `Decisions.order`; hue is 3
 _scratch = threading.local()
 
 
-_compiled = compiled(fastmath={"nsz", "arcp", "contract", "reassoc"})
+_RELAXED = {"nsz", "arcp", "contract", "reassoc"}
+_compiled = compiled(fastmath=_RELAXED)
+# A part that is not inlined is there twice, on its own and within `_colour`, each rounded in its own way; which of the
+# two is called depends on whether this process compiled them or found them on disk.
+_part = compiled(fastmath=_RELAXED, forceinline=True)
 
 
-@_compiled
+@_part
 def _clamp(v):
     return min(max(v, np.float32(0)), np.float32(1))
 
 
-@_compiled
+@_part
 def _luma(r, g, b):
     return np.float32(0.2989) * r + np.float32(0.587) * g + np.float32(0.114) * b
 
 
-@_compiled
+@_part
 def _spread(pixels, r, g, b):
     """Take bytes (n * 3,) apart into planes of 0..1."""
     for i in range(r.size):
@@ -47,7 +51,7 @@ def _spread(pixels, r, g, b):
         b[i] = pixels[3 * i + 2] * np.float32(1 / 255)
 
 
-@_compiled
+@_part
 def _scale(r, g, b, factor, offset):
     """Brightness, or contrast: each value times a factor, plus what the factor leaves of the mean."""
     for i in range(r.size):
@@ -56,7 +60,7 @@ def _scale(r, g, b, factor, offset):
         b[i] = _clamp(b[i] * factor + offset)
 
 
-@_compiled
+@_part
 def _saturation(r, g, b, factor):
     rest = np.float32(1) - factor
     for i in range(r.size):
@@ -66,7 +70,7 @@ def _saturation(r, g, b, factor):
         b[i] = _clamp(b[i] * factor + grey)
 
 
-@_compiled
+@_part
 def _hue(r, g, b, turns):
     """Turn the hue without HSV's six cases: each channel is a trapezium over the circle, six long, and clamped."""
     zero, one, two, six = np.float32(0), np.float32(1), np.float32(2), np.float32(6)
@@ -88,7 +92,7 @@ def _hue(r, g, b, turns):
         b[i] = bottom + chroma * _clamp(two - abs(h - np.float32(4)))
 
 
-@_compiled
+@_part
 def _jitter(r, g, b, steps, factors, mean):
     """Take these steps of the jitter; mean is that of the whole view's grey, for contrast."""
     for step in steps:
@@ -103,7 +107,7 @@ def _jitter(r, g, b, steps, factors, mean):
             _hue(r, g, b, factor)
 
 
-@_compiled
+@_part
 def _sum_of_luma(r, g, b):
     total = np.float32(0)
     for i in range(r.size):
@@ -111,7 +115,7 @@ def _sum_of_luma(r, g, b):
     return total
 
 
-@_compiled
+@_part
 def _turn_grey(r, g, b):
     """Leave the grey values in r."""
     for i in range(r.size):
@@ -139,7 +143,7 @@ def _half_gaussian(half, sigma):
     return taps[: 1 + reach + reach % 2]
 
 
-@_compiled
+@_part
 def _convolve(source, begin, step, taps, out):
     """Weigh values with their neighbours `step`, 2 · `step` … before and behind: the first is source at `begin`."""
     n = out.size
@@ -157,7 +161,7 @@ def _convolve(source, begin, step, taps, out):
                 out[i] += tap * (before[i] + behind[i]) + far_tap * (far_before[i] + far_behind[i])
 
 
-@_compiled
+@_part
 def _mirror_rows(plane, height, width, reach):
     """Mirror a plane's rows into the `reach` rows before the first and behind the last."""
     last = reach + height - 1
@@ -169,7 +173,7 @@ def _mirror_rows(plane, height, width, reach):
             to_last[x] = from_last[x]
 
 
-@_compiled
+@_part
 def _pad_rows(rows, width, reach, out):
     """Copy rows that lie one behind the other into longer ones, each mirrored at both ends."""
     long = width + 2 * reach
@@ -183,12 +187,12 @@ def _pad_rows(rows, width, reach, out):
             padded[reach + width - 1 + t] = row[width - 1 - t]
 
 
-@_compiled
+@_part
 def _finished(v, inverted_from, gain, bias):
     return (np.float32(1) - v if v >= inverted_from else v) * gain + bias
 
 
-@_compiled
+@_part
 def _finish(r, g, b, solarise, flip, gain, bias, out):
     """Solarise, normalise and interleave a row into out (W * 3,), mirrored if asked."""
     inverted_from = np.float32(0.5 if solarise else 2)
@@ -206,7 +210,7 @@ def _finish(r, g, b, solarise, flip, gain, bias, out):
             out[3 * x + 2] = _finished(b[x], inverted_from, gain[2], bias[2])
 
 
-@_compiled
+@_part
 def _of_planes(planes, begin, end):
     return planes[0, begin:end], planes[1, begin:end], planes[2, begin:end]
 

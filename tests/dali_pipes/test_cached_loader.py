@@ -130,10 +130,10 @@ def test_closing_waits_for_the_kernels_that_read(photos):
     said = []
     loader = load_views(photos[0], **{**OPTIONS, "crops": "scene"}, cache="host")
     next(iter(loader))
-    last = SimpleNamespace(synchronize=lambda: said.append(loader._pixels is not None))
+    last = SimpleNamespace(synchronize=lambda: said.append(bool(loader._held)))
     loader._read_later.append((last, "images"))
     loader.close()
-    assert said == [True] and not loader._read_later and loader._pixels is None
+    assert said == [True] and not loader._read_later and not loader._held
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(photos, monkeypatch):

@@ -156,6 +156,34 @@ def test_processors_without_wide_registers(tmp_path):
     assert run.returncode == 0, run.stdout
 
 
+COLOURS = """
+import hashlib
+import numpy as np
+from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_decisions import Decisions
+random, digest = np.random.default_rng(0), hashlib.sha256()
+for n in range(12):
+    factors = random.uniform(0.6, 1.4, 4).astype(np.float32)
+    factors[3] = 0.1
+    order, sigma, side = random.permutation(4).astype(np.int8), np.float32(n % 3), (32, 97)[n % 2]
+    chosen = Decisions(n % 2 == 0, n % 5 > 0, factors, order, n % 7 == 6, sigma, n % 4 == 0)
+    out = np.empty((side, side, 3), np.float32)
+    colour_one(random.integers(0, 256, out.shape, dtype=np.uint8), chosen, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), out)
+    digest.update(out.tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_who_compiles_and_who_finds_it_compiled_give_the_same_to_the_bit(tmp_path):
+    """A run is begun by the one and resumed by the other. Parts that were not inlined were rounded in two ways."""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COLOURS]
+    first, second = (
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == second and list(tmp_path.rglob("colour_cpu._colour-*.nbc"))
+
+
 def test_half_precision_is_channels_last():
     views = pictures(32)
     stacked = by_torch(views, [PLAIN] * len(views), **RAW)
