@@ -72,8 +72,7 @@ atexit.register(ours)
 """
 
 
-@pytest.mark.parametrize("epoch", ["whole", "broken off"])
-@pytest.mark.parametrize("backend", ["torch", "dali"])
+@pytest.mark.parametrize(("backend", "epoch"), [("torch", "broken off"), ("dali", "whole")])
 def test_a_script_ends_well_that_never_closes_its_loader(saved, backend, epoch):
     """A producer that is still inside DALI as Python ends aborts the process, with exit code 134, every other time."""
     (saved / "ends.py").write_text(ENDS)
