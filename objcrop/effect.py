@@ -93,9 +93,10 @@ def run_effect(folder: Path, *, seeds: int, console: Console) -> dict[str, Any]:
     require("cv2", "matplotlib")
     data = {name: _drawn(folder / "data", name) for name in DRAWN}
     console.print("scenes, boxes: done", highlight=False)
+    numbers = range(FIRST_SEED, FIRST_SEED + seeds)
     probes = {
         (world, policy, seed): _probe(folder / "stages", data, world, policy, seed)
-        for seed in range(FIRST_SEED, FIRST_SEED + seeds)
+        for seed in numbers
         for world in WORLDS
         for policy in POLICIES
     }
@@ -118,8 +119,7 @@ def run_effect(folder: Path, *, seeds: int, console: Console) -> dict[str, Any]:
         "worlds": {},
     }
     for world in WORLDS:
-        of = {p: [run for run in probes if run[:2] == (world, p)] for p in POLICIES}
-        runs = {p: [scores[run]["linear_map"] for run in of[p]] for p in POLICIES}
+        runs = {p: [scores[world, p, seed]["linear_map"] for seed in numbers] for p in POLICIES}
         result["worlds"][world] = {"linear_map": runs, **paired(runs[OBJECT_AWARE], runs[PLAIN])}
     with whole_file(folder / "effect.json") as part:
         part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

@@ -67,7 +67,7 @@ def compiler_named() -> Iterator[None]:
         if of_compiler or str(error).startswith("expected size"):  # the latter: Inductor's, of how tensors lie
             raise ObjcropError(
                 f"torch.compile failed ({in_a_line(error, typed=True)}): give it a C++ compiler where it lacks one, "
-                f"or {way_out('leave --compile out', 'leave compile out')}; steps are slower then, and the same."
+                f"or {way_out('leave --compile out', 'leave compile out')}, and steps are slower."
             ) from error
         raise
 

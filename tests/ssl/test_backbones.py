@@ -135,7 +135,7 @@ def test_what_the_compiler_raises_is_a_sentence(tmp_path, monkeypatch):
 
     monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
     monkeypatch.setattr(config, "fx_graph_cache", False)
-    said = r"torch\.compile failed \(.*no-such-compiler.*leave (--)?compile out; steps"
+    said = r"torch\.compile failed \(.*no-such-compiler.*leave (--)?compile out, and steps"
     with pytest.raises(ObjcropError, match=said), compiler_named():
         torch.compile(lambda x: (x + 1).sin())(torch.zeros(3))
     with pytest.raises(RuntimeError, match="another's"), compiler_named():
