@@ -90,7 +90,7 @@ def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, No
 class LoaderWithoutColour(DaliLoader):
     """The real loader, less the colour: views stay uint8 on a GPU, and unfilled on a CPU."""
 
-    def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
+    def _colour(self, views: torch.Tensor, decisions: Decisions, v: int, out: torch.Tensor) -> None:
         pass
 
     def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: Decisions) -> torch.Tensor:

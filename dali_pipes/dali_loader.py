@@ -1,7 +1,7 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
 A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: torch's uint8 resize
-and the fused colour loop, one view a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
+and the fused colour loop, a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
 plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not.
 A batch in which DALI stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
@@ -44,8 +44,9 @@ from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError
 from objcrop.kernels.colour_decisions import Decisions
-from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_one
+from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_into
 
+AT_ONCE = 4  # samples that a thread of a CPU finishes at once: their views lie in its cache from resizing to colouring
 # Of the plan's arrays those that colour a view, and of the batch's tensors those that come with the views.
 CHANCE = 8  # images that DALI refuses one and all: that is no chance
 BESIDE_VIEWS = ("index", "requested", "labels", "substituted")
@@ -265,36 +266,29 @@ class DaliLoader(ViewLoader):
         return self._finish_batch(batch, windows, images) if self.batchwise else self._finish_cpu(batch, windows)
 
     def _finish_cpu(self, batch: Views, windows: Windows) -> Views:
-        """Resize and colour each view on the pool's threads; every view goes to its own place in the batch."""
+        """Resize and colour views on the pool's threads, a few at once; each goes to its own place in the batch."""
         sizes, augment, own = self.planner.sizes, self.planner.augment, self.planner.transform is not None
-        kind = np.uint8 if own else np.float32
-        out = [self._memory.empty((len(batch), size, size, 3), kind) for size in sizes]
-        of_view = [Windows(*(part[v] for part in windows)) for v in range(len(sizes))]
+        out = [self._memory.empty((len(batch), size, size, 3), np.uint8 if own else np.float32) for size in sizes]
 
-        def one_sample(i: int) -> None:
+        def some(part: slice) -> None:
             for v, size in enumerate(sizes):
-                view = crop_resize_one(of_view[v], i, size, augment[v].interpolation)
-                if own:
-                    out[v][i] = view
-                else:
-                    self._colour(view, batch.plan, i, v, out[v][i])
+                of_part = Windows(*(each[v, part] for each in windows))
+                views = out[v][part] if own else torch.empty((len(of_part.corners), size, size, 3), dtype=torch.uint8)
+                crop_resize_into(views, of_part, augment[v].interpolation)
+                if not own:
+                    self._colour(views, batch.plan.decisions(part, v), v, out[v][part])
 
-        for _ in self._pool.map(one_sample, range(len(batch))):
+        share = min(-(-len(batch) // self.threads), AT_ONCE)
+        for _ in self._pool.map(some, (slice(at, at + share) for at in range(0, len(batch), share))):
             pass
         views = tuple(o.permute(0, 3, 1, 2).to(o.dtype if own else self.dtype) for o in out)
         return self._transformed(replace(batch, views=views))
 
-    def _colour(self, view: torch.Tensor, plan: ViewPlan, i: int, v: int, out: torch.Tensor) -> None:
-        from objcrop.kernels.colour_cpu import colour_one
+    def _colour(self, views: torch.Tensor, decisions: Decisions, v: int, out: torch.Tensor) -> None:
+        from objcrop.kernels.colour_cpu import colour_views
 
         augment = self.planner.augment[v]
-        colour_one(
-            view.numpy(),
-            plan.decisions(i, v),
-            augment.mean,
-            augment.std,
-            out.numpy(),
-        )
+        colour_views(views.numpy(), decisions, augment.mean, augment.std, out.numpy())
 
     def _finish_batch(self, batch: Views, windows: Windows, images: Any) -> Views:
         """Resize and colour the views in the side stream, as the images are there; the host waits for nothing."""

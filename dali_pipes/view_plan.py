@@ -71,8 +71,8 @@ class ViewPlan(SamplePlan):
     sigma: NDArray[np.float32]
     solarise: NDArray[np.bool_]
 
-    def decisions(self, i: int, v: int) -> Decisions:
-        """Return what happens to the colours of sample i's view v."""
+    def decisions(self, i: int | slice, v: int) -> Decisions:
+        """Return what happens to the colours of sample i's view v, or of some samples'."""
         return Decisions(*(getattr(self, name)[i, v] for name in Decisions._fields))
 
 

@@ -18,6 +18,8 @@ from objcrop.kernels import nvrtc
 
 TILE, BLOCK = (32, 32), (32, 8)  # columns and rows of a view that a block makes, and its threads: of crop_resize.cu
 FILTERS = {"bilinear": 0, "bicubic": 1}
+# What `interpolate` calls, which takes no `out`: memory of its own for each view is asked of the system each time.
+_RESIZE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}
 
 
 class Windows(NamedTuple):
@@ -47,7 +49,7 @@ class _Memory:
 
     def __init__(self, address: int, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
         self.__array_interface__ = {
-            **{"version": 3, "typestr": "|u1", "data": (address, True)},
+            **{"version": 3, "typestr": "|u1", "data": (address, False)},  # torch warns of what cannot be written
             **{"shape": shape, "strides": strides},
         }
 
@@ -63,10 +65,16 @@ def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str
     return small[0].permute(1, 2, 0).contiguous()
 
 
-def crop_resize_one(windows: Windows, i: int, size: int, interpolation: str) -> torch.Tensor:
-    """Crop and resize one window in the CPU's memory: uint8 (size, size, 3)."""
-    upright = np.array(pixels_of(windows, i), order="C")  # a copy: tensors have no negative strides
-    return resize_uint8(torch.from_numpy(upright), (size, size), interpolation)
+@torch.no_grad()
+def crop_resize_into(out: torch.Tensor, windows: Windows, interpolation: str) -> None:
+    """Crop and resize windows in the CPU's memory into `out`, uint8 (N, size, size, 3)."""
+    resize, size = _RESIZE[interpolation], list(out.shape[1:3])
+    for i in range(len(out)):
+        pixels = pixels_of(windows, i)
+        if pixels.strides[0] < 0 or pixels.strides[1] != 3:  # stored turned: tensors have no negative strides
+            pixels = np.array(pixels, order="C")
+        window = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+        resize(window, size, False, out=out[i : i + 1].permute(0, 3, 1, 2))
 
 
 @torch.no_grad()
@@ -87,8 +95,7 @@ def crop_resize(windows: Windows, size: int, interpolation: str, device: torch.d
     """
     out = torch.empty(len(windows.corners), size, size, 3, dtype=torch.uint8, device=device)
     if device.type == "cpu":
-        for i in range(len(out)):
-            out[i] = crop_resize_one(windows, i, size, interpolation)
+        crop_resize_into(out, windows, interpolation)
         return out
     if not nvrtc.available():
         raise ObjcropError("cropping on a GPU needs CuPy: install the extra cuda13 (or cuda12), or take device='cpu'.")

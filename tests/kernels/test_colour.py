@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv1
 
-from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_cpu import colour_one, colour_views
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import blur_kernel_size, colour_reference
@@ -181,7 +181,22 @@ def test_who_compiles_and_who_finds_it_compiled_give_the_same_to_the_bit(tmp_pat
     first, second = (
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
     )
-    assert first == second and list(tmp_path.rglob("colour_cpu._colour-*.nbc"))
+    assert first == second and list(tmp_path.rglob("colour_cpu._colour_all-*.nbc"))
+
+
+def test_views_of_a_batch_are_those_alone_to_the_bit():
+    random, count, side = np.random.default_rng(0), 7, 32
+    views = random.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    flip, jitter, grey, solarise = random.random((4, count)) < 0.5
+    order = np.stack([random.permutation(4) for _ in views]).astype(np.uint8)
+    factors = random.uniform(0.6, 1.4, (count, 4)).astype(np.float32) - np.array([0, 0, 0, 1], np.float32)
+    sigma = np.array([0, 2, 0.1, 0, 1, 0.5, 0], np.float32)
+    decisions = Decisions(flip, jitter, factors, order, grey, sigma, solarise)
+    together, alone = np.full((2, *views.shape), np.nan, np.float32)
+    colour_views(views, decisions, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), together)
+    for i in range(count):
+        colour_one(views[i], Decisions(*(d[i] for d in decisions)), (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), alone[i])
+    assert np.array_equal(together, alone)
 
 
 def test_half_precision_is_channels_last():
