@@ -85,7 +85,7 @@ def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
     for table in (CONTENDERS, CEILINGS):
         for name in set(table) - LINEUP - {"reading"}:
             monkeypatch.delitem(table, name)
-    with asked_for(size=32, batch_size=4, images=8) as wanted:
+    with asked_for(size=32, batch_size=4, images=8, workers=1, threads=1) as wanted:
         result = bench_loader(wanted, repeats=2, images=8, sameness=True)
     assert result["left_out"] == {"PIL": "killed by SIGSEGV", "dali, cuda": "needs a GPU"}
     assert set(result["loaders"]) == LINEUP - set(result["left_out"]) and set(result["ceilings"]) == {"reading"}

@@ -143,7 +143,7 @@ def lines_of(told):
     return [json.loads(line) for line in whole.split("\n") if line]
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_kills_and_resumptions_lose_and_repeat_no_row(catalogs, tmp_path, kills):
     """Each time 1 to 3 ranks, each with a source of its own, are killed somewhere; others go on from the last state."""
     rng, state, seen = np.random.default_rng(1), None, []
