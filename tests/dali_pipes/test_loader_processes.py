@@ -41,6 +41,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow  # beside test_loader_ranks and ssl/test_distributed, where processes share an epoch, too
 def test_two_ranks_see_disjoint_rows_that_make_the_epoch(saved):
     (saved / "ranks.py").write_text(RANKS)
     run = subprocess.run(

@@ -128,7 +128,6 @@ main(sys.argv[3:])
 @pytest.mark.parametrize(
     ("kills", "loader", "more"),
     [
-        (1, "torch", {}),
         pytest.param(20, "torch", {}, marks=pytest.mark.slow),
         pytest.param(20, "dali", {}, marks=pytest.mark.slow),
         pytest.param(5, "torch", SWAV, marks=pytest.mark.slow, id="swav"),
