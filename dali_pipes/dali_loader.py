@@ -47,8 +47,8 @@ from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_into
 
 AT_ONCE = 4  # samples that a thread of a CPU finishes at once: their views lie in its cache from resizing to colouring
-# Of the plan's arrays those that colour a view, and of the batch's tensors those that come with the views.
 CHANCE = 8  # images that DALI refuses one and all: that is no chance
+# Of the batch's tensors those that come with the views.
 BESIDE_VIEWS = ("index", "requested", "labels", "substituted")
 
 

@@ -304,11 +304,11 @@ def colour_views(
     std: Sequence[float],
     out: NDArray[np.float32],
 ) -> None:
-    """Augment and normalise views, with the GIL released: some at once, for to begin costs as much as a tenth of one.
+    """Augment and normalise views, as `colour_reference` does, with the GIL released.
 
     Args:
         views: uint8 (N, H, W, 3), contiguous.
-        decisions: of these views.
+        decisions: of these views, arrays of N.
         mean: per channel.
         std: per channel.
         out: float32 (N, H, W, 3), contiguous; filled.
@@ -320,14 +320,3 @@ def colour_views(
     gain = tuple(np.float32(1 / s) for s in std)
     bias = tuple(np.float32(-m / s) for m, s in zip(mean, std))
     _colour_all(views, *how, sigma, solarise, half, gain, bias, planes, out)
-
-
-def colour_one(
-    view: NDArray[np.uint8],
-    decisions: Decisions,
-    mean: Sequence[float],
-    std: Sequence[float],
-    out: NDArray[np.float32],
-) -> None:
-    """Augment and normalise one view: `colour_views` without N."""
-    colour_views(view[None], Decisions(*(np.asarray(d)[None] for d in decisions)), mean, std, out[None])

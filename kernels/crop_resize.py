@@ -67,7 +67,13 @@ def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str
 
 @torch.no_grad()
 def crop_resize_into(out: torch.Tensor, windows: Windows, interpolation: str) -> None:
-    """Crop and resize windows in the CPU's memory into `out`, uint8 (N, size, size, 3)."""
+    """Crop and resize on the CPU.
+
+    Args:
+        out: uint8 (N, size, size, 3), contiguous; filled.
+        windows: N, their images in the CPU's memory.
+        interpolation: "bilinear" or "bicubic".
+    """
     resize, size = _RESIZE[interpolation], list(out.shape[1:3])
     for i in range(len(out)):
         pixels = pixels_of(windows, i)

@@ -18,7 +18,7 @@ from objcrop.dali_pipes.augment import Augment
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.philox import uniforms
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
-from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_cpu import colour_views
 from objcrop.ssl.transfer.segmenter import IGNORED
 
 
@@ -87,8 +87,10 @@ def scaled_crop(
     small = image.resize((right - x0, lower - y0), Image.Resampling.BILINEAR, box=source)
     pixels = np.array(small)
     coloured = np.empty(pixels.shape, np.float32)
-    decisions = plan.decisions(i, 0)._replace(flip=False)  # mirrored below, with what lies beyond the image
-    colour_one(pixels, decisions, augment.mean, augment.std, coloured)
+    decisions = plan.decisions(slice(i, i + 1), 0)._replace(
+        flip=[False]
+    )  # mirrored below, with what lies beyond the image
+    colour_views(pixels[None], decisions, augment.mean, augment.std, coloured[None])
     crop = torch.zeros(3, y1 - y0, x1 - x0)
     crop[:, : lower - y0, : right - x0] = torch.from_numpy(coloured).permute(2, 0, 1)
     # The source pixel under each one's centre, in whole numbers.

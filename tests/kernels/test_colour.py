@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv1
 
-from objcrop.kernels.colour_cpu import colour_one, colour_views
+from objcrop.kernels.colour_cpu import colour_views
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import blur_kernel_size, colour_reference
@@ -60,9 +60,8 @@ def by_reference(views, decisions, mean, std):
 
 def by_numba(views, decisions, mean, std):
     out = np.full(views.shape, np.nan, np.float32)
-    for v, d, o in zip(views.numpy(), decisions, out):
-        arrays = dict(factors=np.array(d["factors"], np.float32), order=np.array(d["order"], np.uint8))
-        colour_one(v, Decisions(**{**d, **arrays}), mean=mean, std=std, out=o)
+    stacked = Decisions(*(np.array([d[name] for d in decisions]) for name in Decisions._fields))
+    colour_views(views.numpy(), stacked, mean=mean, std=std, out=out)
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
@@ -159,16 +158,16 @@ def test_processors_without_wide_registers(tmp_path):
 COLOURS = """
 import hashlib
 import numpy as np
-from objcrop.kernels.colour_cpu import colour_one
+from objcrop.kernels.colour_cpu import colour_views
 from objcrop.kernels.colour_decisions import Decisions
 random, digest = np.random.default_rng(0), hashlib.sha256()
 for n in range(12):
     factors = random.uniform(0.6, 1.4, 4).astype(np.float32)
     factors[3] = 0.1
     order, sigma, side = random.permutation(4).astype(np.int8), np.float32(n % 3), (32, 97)[n % 2]
-    chosen = Decisions(n % 2 == 0, n % 5 > 0, factors, order, n % 7 == 6, sigma, n % 4 == 0)
-    out = np.empty((side, side, 3), np.float32)
-    colour_one(random.integers(0, 256, out.shape, dtype=np.uint8), chosen, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), out)
+    chosen = Decisions([n % 2 == 0], [n % 5 > 0], [factors], [order], [n % 7 == 6], [sigma], [n % 4 == 0])
+    out = np.empty((1, side, side, 3), np.float32)
+    colour_views(random.integers(0, 256, out.shape, dtype=np.uint8), chosen, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), out)
     digest.update(out.tobytes())
 print(digest.hexdigest())
 """
@@ -195,7 +194,9 @@ def test_views_of_a_batch_are_those_alone_to_the_bit():
     together, alone = np.full((2, *views.shape), np.nan, np.float32)
     colour_views(views, decisions, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), together)
     for i in range(count):
-        colour_one(views[i], Decisions(*(d[i] for d in decisions)), (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), alone[i])
+        one = slice(i, i + 1)
+        of_one = Decisions(*(d[one] for d in decisions))
+        colour_views(views[one], of_one, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), alone[one])
     assert np.array_equal(together, alone)
 
 
