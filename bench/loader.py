@@ -2,6 +2,7 @@
 
     objcrop bench loader --catalog voc.arrow --boxes gt.arrow -o bench/results/cpu_loader.json
     objcrop bench loader --device cuda --batch-size 64 --images 2048 …        on a GPU
+    objcrop bench loader --only PIL --only "dali, cpu" …              only these
     objcrop bench loader --where …        one loader, stage by stage: bench/where.py
 
 Our loaders make the same two moco-v2 views of the same images, from the same plan; rivals make theirs of the same
@@ -26,7 +27,7 @@ import gc
 import os
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -56,6 +57,7 @@ Batches = Callable[[Wanted], Generator[Any, None, None]]
 WARM_UP = 8  # batches: workers started, code compiled, queues in their rhythm
 SLOWEST = 20  # images a second that any machine decodes
 QUICKER = 8  # times as many images are measured of those that work on a GPU
+LONG = 10  # seconds after which a measurement ends, however few its images: not all that work on a GPU are quick
 
 
 @dataclass
@@ -77,7 +79,15 @@ class Taken:
     convert: float = 0.0
 
 
-def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = False) -> dict[str, Any]:
+def bench_loader(
+    wanted: Wanted,
+    *,
+    repeats: int,
+    images: int,
+    sameness: bool = False,
+    only: Sequence[str] = (),
+    report: Callable[[dict[str, Any]], None] = lambda result: None,
+) -> dict[str, Any]:
     """Measure every contender and ceiling.
 
     Args:
@@ -85,15 +95,24 @@ def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = 
         repeats: measurements of each.
         images: in each measurement; below ten batches a worker the rhythm of the workers shows.
         sameness: whether each contender is audited, too (bench/audit.py).
+        only: names of contenders and ceilings; none for all.
+        report: is handed the result so far after each contender's first turn, each further turn, and each audit.
 
     Returns:
         `loaders` and `ceilings`: for each name what `row_of` returns; `left_out`: name to reason; `verdict`.
+
+    Raises:
+        UsageError: `only` names what there is not.
     """
     from objcrop.bench.ceilings import CEILINGS
 
-    left_out = {name: why for name, contender in CONTENDERS.items() if (why := contender.left_out(wanted.device))}
-    lineup = [name for name in (*CONTENDERS, *CEILINGS) if name not in left_out]
+    everything = (*CONTENDERS, *CEILINGS)
+    asked = {one_of(name, everything, "only") for name in only} or set(everything)
+    reasons = {name: CONTENDERS[name].left_out(wanted.device) for name in CONTENDERS if name in asked}
+    left_out = {name: why for name, why in reasons.items() if why}
+    lineup = [name for name in everything if name in asked and name not in left_out]
     taken: dict[str, list[Taken]] = {name: [] for name in lineup}
+    same: dict[str, dict[str, Any]] = {}
     count = max(images // wanted.batch_size, 1)
     # Some decode the whole catalog before their first batch, without a word.
     quiet = QUIET + len(wanted.catalog) / SLOWEST
@@ -105,6 +124,7 @@ def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = 
                     taken[name].append(child(wanted, name, count))
                 except ChildDied as died:
                     left_out[name] = str(died)
+        report(_result(wanted, taken, left_out, same))
 
     # The first in a process of its own, whose memory and start are its alone.
     for name in tracked(lineup, len(lineup), "first turns"):
@@ -113,21 +133,31 @@ def bench_loader(wanted: Wanted, *, repeats: int, images: int, sameness: bool = 
     with Child(measure, quiet) as child:
         for _ in tracked(range(repeats - 1), repeats - 1, "further turns"):
             turn(child, lineup)
-    views = {name: len(crop_policy(wanted.crops).views) if CONTENDERS[name].ours else 2 for name in CONTENDERS}
-    rows = {name: row_of(taken[name], views.get(name, 0)) for name in lineup if name not in left_out}
-    loaders = {name: {"ours": CONTENDERS[name].ours, **row} for name, row in rows.items() if name in CONTENDERS}
-    if sameness:
-        for name, row in tracked(loaders.items(), len(loaders), "audits"):
-            row["sameness"] = sameness_of(name, wanted.device)
-    result = {
-        **wanted.told(),
-        "loaders": loaders,
-        "ceilings": {name: row for name, row in rows.items() if name in CEILINGS},
-        "left_out": left_out,
-        "verdict": [],
-    }
-    if {"torch, colour=pil", "dali, cpu"} <= rows.keys():
-        pil, dali = (rows[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
+    audited = [name for name in lineup if name in CONTENDERS and name not in left_out] if sameness else []
+    for name in tracked(audited, len(audited), "audits"):
+        same[name] = sameness_of(name, wanted.device)
+        report(_result(wanted, taken, left_out, same))
+    return _result(wanted, taken, left_out, same)
+
+
+def _result(
+    wanted: Wanted, taken: dict[str, list[Taken]], left_out: dict[str, str], same: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Return what `bench_loader` does, of what was taken so far."""
+    views = len(crop_policy(wanted.crops).views)
+    loaders, ceilings = {}, {}
+    for name, turns in taken.items():
+        if not turns or name in left_out:
+            continue
+        if name in CONTENDERS:
+            ours = CONTENDERS[name].ours
+            loaders[name] = {"ours": ours, **row_of(turns, views if ours else 2)}
+            loaders[name] |= {"sameness": same[name]} if name in same else {}
+        else:
+            ceilings[name] = row_of(turns, 0)
+    result = {**wanted.told(), "loaders": loaders, "ceilings": ceilings, "left_out": dict(left_out), "verdict": []}
+    if {"torch, colour=pil", "dali, cpu"} <= loaders.keys():
+        pil, dali = (loaders[name]["images_per_cpu_s"] for name in ("torch, colour=pil", "dali, cpu"))
         result["dali_over_pil_per_cpu_s"] = round(dali / pil, 2)
         result["verdict"] = [
             f"dali on the CPU: {dali / pil:.1f} times the images per processor second of the PIL chain."
@@ -173,7 +203,7 @@ def lap(begin: Batches, wanted: Wanted, count: int, warm_up: int = WARM_UP) -> T
         taken.start.lap(_until_done(islice(batches, 1), on_gpu))
         for _ in alive(islice(batches, warm_up - 1)):
             pass
-        taken.watch.lap(_until_done(alive(islice(batches, count)), on_gpu))
+        taken.watch.lap(_until_done(alive(_not_too_long(batches, count)), on_gpu))
         taken.memory = memory_of_all()
         taken.gpu_memory = free_before - torch.cuda.mem_get_info()[0] if on_gpu else 0
     return taken
@@ -208,6 +238,15 @@ def _until_done(batches: Iterator[Any], on_gpu: bool) -> Iterator[Any]:
     yield from batches
     if on_gpu:
         torch.cuda.synchronize()
+
+
+def _not_too_long(batches: Iterator[Any], count: int) -> Iterator[Any]:
+    """Yield so many batches, fewer where they take too long."""
+    ends = time.perf_counter() + LONG
+    for batch in islice(batches, count):
+        yield batch
+        if time.perf_counter() > ends:
+            return
 
 
 def free_memory(on_gpu: bool) -> int:

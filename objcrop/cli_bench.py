@@ -104,6 +104,9 @@ def bench_loader(
     sameness: Annotated[
         bool, typer.Option("--sameness", help="Also audit each: does it feed what it says? Takes minutes.")
     ] = False,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Name of a loader or ceiling to measure; again for more. Default: all.")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSON to write; a PNG beside it.", callback=writes(".json", beside=".png")),
@@ -117,18 +120,24 @@ def bench_loader(
     from objcrop.bench.tune import bench_tune
     from objcrop.bench.where import bench_where
 
+    if tune and where:
+        raise UsageError("--tune and --where are two benches; give one of them.")
+    if (tune or where) and (sameness or only):
+        raise UsageError("--sameness and --only are of many loaders, --tune and --where of one; leave either out.")
     options: dict[str, Any] = {"crops": crops, "size": size, "batch_size": batch_size, "device": device}
     options |= {"threads": threads, "workers": workers, "images": images}
     with asked_for(catalog, boxes, **options) as wanted:
+        report = (lambda result: None) if output is None else partial(write_result, output)
         if tune:
-            report = (lambda result: None) if output is None else partial(write_result, output)
             result = bench_tune(wanted, repeats=repeats, images=images, report=report)
             print_tried(result, console)
         elif where:
             result = bench_where(wanted, repeats=repeats, images=images)
             print_stages(result, console)
         else:
-            result = run_bench(wanted, repeats=repeats, images=images, sameness=sameness)
+            result = run_bench(
+                wanted, repeats=repeats, images=images, sameness=sameness, only=only or (), report=report
+            )
             print_loaders(result["loaders"], "loader", console)
             print_loaders(result["ceilings"], "ceiling", console)
             for name, reason in result["left_out"].items():

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from objcrop.bench import proposals as propose_bench
 from objcrop.bench.ceilings import CEILINGS
 from objcrop.bench.contenders import CONTENDERS
 from objcrop.bench.kernels import bench_kernels
-from objcrop.bench.loader import asked_for, audit_contender, bench_loader, plot_loader
+from objcrop.bench.loader import Taken, asked_for, audit_contender, bench_loader, plot_loader
 from objcrop.bench.machine import write_result
 from objcrop.bench.plan import THREADS, bench_plan
 from objcrop.bench.policies import bench_policies
@@ -102,6 +103,36 @@ def test_loader_and_one_that_crashes(tmp_path, monkeypatch):
     assert "torch, colour=pil: fails hue; cannot tell resumption." in said.getvalue()
     plot_loader(result, tmp_path / "loader.png")
     assert (tmp_path / "loader.png").stat().st_size > 5000
+
+
+def test_a_measurement_ends_in_time(monkeypatch):
+    """On a GPU eight times the images were taken of all, minutes a turn of what makes its views one by one."""
+
+    def begin(wanted):
+        while True:
+            yield [0, 0, 0]
+
+    with asked_for(size=32, batch_size=4, images=8) as wanted:
+        assert loader_bench.lap(begin, wanted, 40, warm_up=1).watch.images == [120]
+        monkeypatch.setattr(loader_bench, "LONG", 0)
+        assert loader_bench.lap(begin, wanted, 40, warm_up=1).watch.images == [3]
+
+
+def test_only_some_loaders(monkeypatch):
+    measured = []
+
+    def measure(wanted, name, count):
+        measured.append(name)
+        watch = Stopwatch([1.0], [1.0], [8])
+        return Taken(watch, watch)
+
+    monkeypatch.setattr(loader_bench, "Child", lambda function, quiet: nullcontext(measure))
+    with asked_for(size=32, batch_size=4, images=8, workers=1, threads=1) as wanted:
+        result = bench_loader(wanted, repeats=2, images=8, only=["reading", "PIL", "dali, cuda"])
+        with pytest.raises(UsageError, match="only is 'pil', but it must be one of"):
+            bench_loader(wanted, repeats=2, images=8, only=["pil"])
+    assert measured == ["PIL", "reading"] * 2 and result["left_out"] == {"dali, cuda": "needs a GPU"}
+    assert list(result["loaders"]) == ["PIL"] and list(result["ceilings"]) == ["reading"] and not result["verdict"]
 
 
 def test_where():

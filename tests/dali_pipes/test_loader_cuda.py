@@ -5,12 +5,14 @@ Parts of images are decoded in a child process: with some versions on some GPUs 
 
 import subprocess
 import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 
 from objcrop.dali_pipes.load_views import load_views
+from objcrop.formats import index
 
 pytestmark = pytest.mark.gpu
 
@@ -77,6 +79,23 @@ def test_the_torch_loader_copies_ahead_and_in_order(photos):
             assert all(torch.equal(a, b.cpu()) for a, b in zip(ours.views, other.views))
 
 
+def test_views_from_a_tar_are_those_from_its_folder(save_photos, tmp_path):
+    """Its files are ranges of one; a batch has more of them than are read at a time."""
+    (tmp_path / "photos").mkdir()
+    save_photos(tmp_path / "photos", 48)
+    folder, _ = index(tmp_path / "photos", "folder")
+    with tarfile.open(tmp_path / "photos.tar", "w") as tar:
+        for row, name in enumerate(folder.keys()):
+            tar.add(folder.path(row), name)
+    packed, _ = index(tmp_path / "photos.tar", "webdataset")
+    assert packed.fingerprint == folder.fingerprint
+    options = dict(crops="scene-scene", size=64, batch_size=48, device="cuda")
+    with load_views(folder, **options) as one, load_views(packed, **options) as other:
+        for ours, theirs in zip(one, other, strict=True):
+            assert torch.equal(ours.index, theirs.index)
+            assert all(torch.equal(a, b) for a, b in zip(ours.views, theirs.views))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("batch_size", "batches"), [(256, 400), (32, 20_000)])
@@ -85,7 +104,6 @@ def test_memory_is_small_and_stays_flat(tmp_path, batch_size, batches):
     from itertools import islice
 
     from objcrop.bench.loader import endless_views, free_memory
-    from objcrop.formats import index
     from objcrop.proposals import propose
     from objcrop.sample_scenes import draw_scenes
 
