@@ -1,4 +1,4 @@
-"""What no loader can outrun on these files: reading alone, decoding alone, and handing over what is ready.
+"""What our loader cannot outrun on these files: reading alone, decoding alone, and handing over what is ready.
 
 Files lie in the page cache after the first pass, and windows are worked out beforehand, so that each ceiling is the
 price of one thing: reading and checking the files' bytes, or that and decoding them. Part of `objcrop bench loader`.

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ def machine() -> dict[str, Any]:
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    # Names without folders: where someone's files lie is nobody's business.
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
     return {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -34,8 +37,7 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {name: v for name in PACKAGES if (v := _version(name))},
         "commit": commit(),
-        # Names without folders: where someone's files lie is nobody's business.
-        "command": " ".join(["objcrop", *(Path(word).name if word.startswith("/") else word for word in sys.argv[1:])]),
+        "command": shlex.join(["objcrop", *words]),
     }
 
 

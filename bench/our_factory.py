@@ -29,7 +29,7 @@ class Pairs:
         self.loader, self.numbers = loader, numbers
 
     def __iter__(self) -> Iterator[tuple[tuple[torch.Tensor, ...], np.ndarray]]:
-        return ((batch.views, self.numbers[np.asarray(batch.index)]) for batch in self.loader)
+        return ((batch.views, self.numbers[batch.index.cpu().numpy()]) for batch in self.loader)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.loader, name)

@@ -87,7 +87,9 @@ def _loader(result: Result) -> tuple[str, str]:
     said += [f"{dali / rate[name]:.1f} times {other}" for name, other in beside.items() if name in rate]
     # What crashes on a machine is in none of its rows.
     cached = rate.get("dali, cuda, cache=device")
-    more = "" if cached is None else f'; {cached:,.0f} with `cache="device"`'
+    by_hardware = rate.get("dali, cuda, hardware decoder")
+    more = "" if by_hardware is None else f"; {by_hardware:,.0f} with the hardware decoder"
+    more += "" if cached is None else f'; {cached:,.0f} with `cache="device"`'
     return f"{what}: images a second, `dali` on the GPU", ", ".join(said) + more
 
 
@@ -166,26 +168,36 @@ ROWS: dict[str, Callable[[Result], tuple[str, str]]] = {
 
 def loaders(results: Path) -> str:
     """Return one row a loader of the bench on a CPU, the cheapest first."""
-    result = read_result(results / "cpu_loader.json")
+    return _loaders(read_result(results / "cpu_loader.json"), "images_per_cpu_s", "images_per_s")
+
+
+def loaders_gpu(results: Path) -> str:
+    """Return one row a loader of the bench on a GPU, the fastest first."""
+    return _loaders(read_result(results / "h200_loader.json"), "images_per_s", "images_per_cpu_s")
+
+
+def _loaders(result: Result, first: str, second: str) -> str:
+    """Return the table, by the first of two rates; it leaves out columns of what was not measured."""
+    heads = {"images_per_s": "images a second", "images_per_cpu_s": "images a processor second"}
     rows = []
-    for name, row in sorted(result["loaders"].items(), key=lambda each: -each[1]["images_per_cpu_s"]):
-        low, high = (row[f"images_per_cpu_s_{end}"] for end in ("min", "max"))
+    for name, row in sorted(result["loaders"].items(), key=lambda each: -each[1][first]):
         same = row.get("sameness", {})
         wrong = [*same.get("failed", ()), *map("({})".format, same.get("cannot_tell", ()))]
-        rows.append(
-            [
-                f"**{name}**" if row["ours"] else name,
-                f"{row['images_per_cpu_s']:,.0f} ({low:,.0f} to {high:,.0f})",
-                f"{row['images_per_s']:,.0f}",
-                f"{row['start_s']:.1f}",
-                f"{row['memory_mib']:,.0f}",
-                f"{same['passed']} of {same['checks']}" if "passed" in same else "",
-                same.get("error") or ", ".join(wrong),
-            ]
-        )
-    heads = ["loader", "images a processor second", "a second", "start, s", "MiB", "checks", "fails (cannot tell)"]
+        cells = {
+            "loader": f"**{name}**" if row["ours"] else name,
+            heads[first]: f"{row[first]:,.0f} ({row[f'{first}_min']:,.0f} to {row[f'{first}_max']:,.0f})",
+            heads[second]: f"{row[second]:,.0f}",
+            "start, s": f"{row['start_s']:.1f}",
+            "MiB": f"{row['memory_mib']:,.0f}",
+            "GPU MiB": f"{row['gpu_memory_mib']:,.0f}" if "gpu_memory_mib" in row else "",
+            "checks": f"{same['passed']} of {same['checks']}" if "passed" in same else "",
+            "fails (cannot tell)": same.get("error") or ", ".join(wrong),
+        }
+        rows.append(cells)
+    measured = [head for head in rows[0] if any(cells[head] for cells in rows)]
+    table = _table(measured, [[cells[head] for head in measured] for cells in rows])
     left_out = "; ".join(f"{name}: {why}" for name, why in result["left_out"].items())
-    return _table(heads, rows) + f"\n\n`{result['machine']['command']}`\n\nLeft out: {left_out}."
+    return f"{table}\n\n`{result['machine']['command']}`" + (f"\n\nLeft out: {left_out}." if left_out else "")
 
 
 # ---- boxes
@@ -260,6 +272,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "telling": telling,
     "speed": speed,
     "loaders": loaders,
+    "loaders_gpu": loaders_gpu,
     "proposals": proposals,
     "policies": policies,
     "transfer": transfer,

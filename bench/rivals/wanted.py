@@ -97,8 +97,9 @@ class Wanted:
     def loader(self, **options: Any) -> ViewLoader:
         """Return one of our own loaders, on the device that is wanted unless told; options as in `load_views`."""
         augment = replace(RECIPES["moco-v2"][0], blur_p=self.blur_p, mean=self.mean, std=self.std)
-        options = {"device": self.device, "augment": augment, "seed": self.seed, **options}
         by_processes = options.get("backend") == "torch"
+        at_work = {"workers": self.workers} if by_processes else {"threads": self.threads}
+        options = {"device": self.device, "augment": augment, "seed": self.seed, **at_work, **options}
         return load_views(
             self.catalog,
             boxes=self.boxes if crop_policy(self.crops).needs_boxes else None,
@@ -107,8 +108,6 @@ class Wanted:
             batch_size=self.batch_size,
             rank=self.rank,
             world_size=self.world_size,
-            workers=self.workers if by_processes else None,
-            threads=None if by_processes else self.threads,
             **options,
         )
 

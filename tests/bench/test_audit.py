@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torchvision.transforms.v2 import functional as tv
 from objcrop.bench import audit
 from objcrop.bench.audit_images import draw_images, picture, read_gauges, read_swatches
 from objcrop.bench.chance import binomial_p, smirnov
+from objcrop.bench.our_factory import Pairs
 from objcrop.errors import UsageError
 
 SIZE = 64
@@ -195,6 +197,23 @@ def test_chances():
 def test_batches_that_are_not_as_asked(batch, sentence):
     with pytest.raises(UsageError, match=sentence):
         list(audit.walk([batch], 8))
+
+
+class OnAGpu(torch.Tensor):
+    """A tensor that NumPy may not read, until it is asked for on the CPU."""
+
+    def __array__(self, *_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+
+def test_our_loaders_index_is_read_from_a_gpu():
+    """Once the audit of our own loaders ended there with a TypeError."""
+    batch = SimpleNamespace(views=(), index=torch.tensor([2, 0]).as_subclass(OnAGpu))
+    ((_, numbers),) = Pairs([batch], np.array([5, 6, 7]))
+    assert numbers.tolist() == [7, 5]
 
 
 def test_the_command_and_our_own_loader(tmp_path, objcrop):

