@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import count, cycle, islice, repeat
+from itertools import cycle, islice, repeat
 from typing import Any, TypeVar, cast
 
 from objcrop.bench.rivals.wanted import Wanted
@@ -74,9 +74,7 @@ def like(loader: ViewLoader, kind: type[Kind]) -> Kind:
 
 def plans(loader: ViewLoader) -> Iterator[ViewPlan]:
     """Plan batch after batch without end."""
-    for epoch in count():
-        for batch in range(len(loader)):
-            yield loader.batches.plan((epoch, batch))
+    return (plan for _, plan in loader.plans_from((0, 0)))
 
 
 def read(

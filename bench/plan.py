@@ -24,8 +24,8 @@ from objcrop.catalog import Catalog
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.dali_pipes.crops import Crops
 from objcrop.dali_pipes.decode_crop_resize import fed, feed_of
-from objcrop.dali_pipes.epoch_order import batch_samples
 from objcrop.dali_pipes.read_image import Encoded
+from objcrop.dali_pipes.view_loader import GlobalBatches
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 
 FED = "obj-obj+dilate"
@@ -38,8 +38,9 @@ def bench_plan(*, images: int = 20_000, batch_size: int = 256, repeats: int = 5)
     result: dict[str, Any] = {"batch_size": batch_size, "catalog_images": images, "policies": {}, "feeding": {}}
 
     def batches(planner: ViewPlanner) -> Iterator[ViewPlan]:
+        batches = GlobalBatches(planner, batch_size, shuffle=True)
         for b in range(min(images // batch_size, planner.samples // batch_size)):
-            yield planner.plan(batch_samples(planner.samples, b, batch_size, 0, 0), 0)
+            yield batches.plan((0, b))
 
     planners = {}
     for name in POLICIES:

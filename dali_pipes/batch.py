@@ -59,7 +59,7 @@ class SamplePlan:
     def __len__(self) -> int:
         return len(self.sample)
 
-    def take(self: P, order: NDArray[np.int64]) -> P:
+    def take(self: P, order: NDArray[np.int64] | slice) -> P:
         """Return the plan of these of its samples, in this order."""
         return self._made(lambda name, array: array[order])
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes.bad_images import without_bad
 from objcrop.dali_pipes.dali_loader import DaliLoader
 from objcrop.dali_pipes.decode_crop_resize import Part, decode_whole, union_of, windows_at
 from objcrop.dali_pipes.read_image import BadImage, open_upright, upright_pixels
@@ -77,8 +78,8 @@ class CachedLoader(DaliLoader):
             except BaseException:
                 self._held.clear()  # some are missing
                 raise
-        for position in self._positions(start):
-            asked, plan = self._planned(position)
+        for (epoch, _), asked in self.plans_from(start):
+            plan = without_bad(asked, self.planner, epoch, self.bad_images.reasons)
             windows, pixels = self._windows(plan)
             yield self._finished(plan, asked, windows, pixels)
 

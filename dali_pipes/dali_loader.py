@@ -168,20 +168,14 @@ class DaliLoader(ViewLoader):
             self._rescue(fed, said)
             start = fed.position
 
-    def _planned(self, position: Position) -> tuple[ViewPlan, ViewPlan]:
-        """Return a batch's plan as asked for, and with the rows known to be bad replaced."""
-        asked = self.batches.plan(position)
-        return asked, without_bad(asked, self.planner, position[0], self.bad_images.reasons)
-
     def _planned_ahead(self, start: Position) -> Generator[tuple[Position, ViewPlan], None, None]:
         """Yield positions and plans as asked for, so early that images which lie far away are there in time."""
-        planned = ((position, self.batches.plan(position)) for position in self._positions(start))
 
         def rows_of(batch: tuple[Position, ViewPlan]) -> list[int]:
             position, asked = batch  # a row known to be bad is asked for by nobody
             return without_bad(asked, self.planner, position[0], self.bad_images.reasons).row.tolist()
 
-        yield from self.catalog.image_bytes.ahead_of(planned, rows_of)
+        yield from self.catalog.image_bytes.ahead_of(self.plans_from(start), rows_of)
 
     # ---- files
 

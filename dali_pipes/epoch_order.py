@@ -62,26 +62,20 @@ def permute(position: ArrayLike, n: int, seed: int, epoch: int) -> NDArray[np.in
     return out.astype(np.int64).reshape(np.shape(position))
 
 
-def batch_samples(
-    n: int, batch: int, batch_size: int, seed: int, epoch: int, *, shuffle: bool = True, rank: int = 0, world: int = 1
-) -> NDArray[np.int64]:
-    """Return one rank's samples of one global batch.
+def batch_positions(n: int, batch: int, batch_size: int, *, rank: int = 0, world: int = 1) -> NDArray[np.int64]:
+    """Return where one rank's samples of one global batch stand in the epoch's order.
 
-    The global batch is a slice of the epoch's order; ranks take interleaved rows of it, so the union over ranks does
-    not depend on how many there are.
+    The global batch is a slice of that order; ranks take interleaved rows of it, so the union over ranks does not
+    depend on how many there are.
 
     Args:
         n: number of samples in the epoch.
         batch: index of the global batch.
         batch_size: samples in a global batch, over all ranks.
-        seed: the run's seed.
-        epoch: the epoch.
-        shuffle: False leaves catalog order.
         rank: this process.
         world: number of processes.
 
     Returns:
         int64 array, at most ceil(batch_size / world) long (shorter at the end of an evaluation epoch).
     """
-    position = np.arange(batch * batch_size + rank, min((batch + 1) * batch_size, n), world)
-    return permute(position, n, seed, epoch) if shuffle and position.size else position
+    return np.arange(batch * batch_size + rank, min((batch + 1) * batch_size, n), world)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from objcrop.dali_pipes.epoch_order import batch_samples, permute
+from objcrop.dali_pipes.epoch_order import batch_positions, permute
 
 
 def test_bijection_for_every_size():
@@ -34,12 +34,7 @@ def test_epochs_and_seeds_differ_and_neighbours_part():
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_ranks_share_a_batch_without_overlap(world):
-    whole = batch_samples(103, 4, 24, 9, 2)
-    parts = [batch_samples(103, 4, 24, 9, 2, rank=r, world=world) for r in range(world)]
-    for r, part in enumerate(parts):
-        np.testing.assert_array_equal(part, whole[r::world])
-    assert len(whole) == 103 - 96
-
-
-def test_without_shuffle_the_order_is_the_catalogs():
-    np.testing.assert_array_equal(batch_samples(10, 1, 4, 0, 0, shuffle=False), [4, 5, 6, 7])
+    whole = batch_positions(103, 4, 24)
+    np.testing.assert_array_equal(whole, np.arange(96, 103))
+    for rank in range(world):
+        np.testing.assert_array_equal(batch_positions(103, 4, 24, rank=rank, world=world), whole[rank::world])

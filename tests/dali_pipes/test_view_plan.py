@@ -8,9 +8,12 @@ from torchvision.transforms import ColorJitter
 
 from objcrop.boxes import BoxTable
 from objcrop.catalog import Catalog
+from objcrop.dali_pipes import view_loader
 from objcrop.dali_pipes.augment import IMAGENET_MEAN, IMAGENET_STD, RECIPES, augment_recipe
 from objcrop.dali_pipes.crop_policy import POLICIES
 from objcrop.dali_pipes.crops import Crops
+from objcrop.dali_pipes.epoch_order import permute
+from objcrop.dali_pipes.load_views import load_views
 from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner, colour_decisions
 from objcrop.errors import UsageError
 
@@ -36,6 +39,24 @@ def test_a_row_does_not_depend_on_its_batch(photos, crops):
         for field in fields(ViewPlan):
             np.testing.assert_array_equal(getattr(together, field.name)[i], getattr(alone, field.name)[0])
     assert_same(together, planner(photos, crops).plan(samples, epoch=2))
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(5, 1), (9, 3), (24, 2)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_planned_at_once_are_those_planned_alone(photos, monkeypatch, batch_size, world, shuffle):
+    """From any position on, over the ends of epochs, whose last batches are short here."""
+    monkeypatch.setattr(view_loader, "PLANNED", 20)
+    for rank in range(world):
+        options = dict(crops="obj-obj+dilate", size=16, batch_size=batch_size, shuffle=shuffle, drop_last=False)
+        with load_views(photos[0], boxes=photos[1], **options, rank=rank, world_size=world) as loader:
+            loader._settle()
+            each = [(epoch, batch) for epoch in range(4) for batch in range(len(loader))][2:]
+            for at, (position, plan) in zip(each, loader.plans_from(each[0])):
+                assert position == at
+                epoch, batch = position
+                order = permute(np.arange(24), 24, 0, epoch) if shuffle else np.arange(24)
+                mine = order[batch * batch_size : (batch + 1) * batch_size][rank::world]
+                assert_same(plan, loader.planner.plan(mine, epoch))
 
 
 @pytest.mark.parametrize("crops", POLICIES)
