@@ -8,6 +8,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-cuda$(CUDA)
 UV     := $(shell command -v uv 2>/dev/null)
 
+# Else every process that a test or the demo starts compiles 3,000 modules anew, which is half of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-slow lint bench docs clean
 demo: $(STAMP)
 	$(BIN)/python -m objcrop demo
