@@ -62,7 +62,7 @@ def load_views(
     chosen = ViewOptions.read(options)
     idle = why_no_boxes(chosen)
     if boxes is not None and idle is not None:
-        raise UsageError(f"boxes cannot act here: {idle}; leave it out.")
+        raise UsageError(f"boxes cannot act here: {idle}; leave it out, or take crops that are, as obj-obj+dilate.")
 
     if boxes is None and chosen.view_boxes:
         raise UsageError("view_boxes is True, but there are no boxes; give boxes too.")

@@ -127,7 +127,10 @@ def refuse_idle_boxes(recipe: Recipe, given: bool, online: bool) -> None:
         if not given:
             raise UsageError(f"method {recipe.method} looks at boxes; pass --boxes, made by `objcrop propose`.")
     elif given and not recipe.policy.needs_boxes:
-        raise UsageError(f"boxes cannot act here: crops '{recipe.crops}' are not drawn from boxes; leave --boxes out.")
+        raise UsageError(
+            f"boxes cannot act here: crops '{recipe.crops}' are not drawn from boxes; leave --boxes out, or take crops "
+            "that are, as obj-obj+dilate."
+        )
     if recipe.rescore_every is not None and not online:
         raise UsageError(
             f"rescore_every ({recipe.rescore_every}) cannot act here: only --boxes {PREFIX}anchors are scored anew; "
