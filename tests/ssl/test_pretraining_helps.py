@@ -19,18 +19,20 @@ RUNS = {
 RUNS["simclr"] |= dict(weight_decay=1e-4, dim=32, temperature=0.2)
 # Their losses are far from 0 at best: near the logarithm of the keys, and -8.
 ON_PARTS = {
-    "densecl": dict(steps=300, queue=64, base_lr=0.3, ema=0.99),
+    "densecl": dict(steps=300, queue=64, base_lr=0.1, ema=0.99),
     "soco": dict(batch_size=32, steps=150, base_lr=4.0, ema=0.95, pyramid_width=16, region_width=64),
 }
+# Rates and steps of DenseCL and SwAV were chosen of three and four by one seed on one machine, an Intel Xeon; SwAV is a
+# hundredth ahead of the untrained network there.
 # On photos, whose losses fall slowly: SwAV's begins near the logarithm of its 30 prototypes.
 EASY = dict(size=32, dim=64, scale=(0.3, 1.0), cache="host", device="cpu", log_every_steps=10)
 ON_PHOTOS = {
     "swav": dict(
-        arch="timm/test_resnet", batch_size=64, steps=300, local_views=4, local_size=16, local_scale=(0.1, 0.4)
+        arch="timm/test_resnet", batch_size=64, steps=400, local_views=4, local_size=16, local_scale=(0.1, 0.4)
     ),
     "cmc": dict(arch="lab/resnet18", batch_size=32, steps=250, negatives=256, optimiser="adam", base_lr=0.008),
 }
-ON_PHOTOS["swav"] |= dict(prototypes=30, queue=640, queue_epoch=1, base_lr=5.0, augment="moco-v2")
+ON_PHOTOS["swav"] |= dict(prototypes=30, queue=640, queue_epoch=1, base_lr=2.0, augment="moco-v2")
 
 
 @pytest.fixture(scope="module")
