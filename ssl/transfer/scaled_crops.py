@@ -87,9 +87,8 @@ def scaled_crop(
     small = image.resize((right - x0, lower - y0), Image.Resampling.BILINEAR, box=source)
     pixels = np.array(small)
     coloured = np.empty(pixels.shape, np.float32)
-    decisions = plan.decisions(slice(i, i + 1), 0)._replace(
-        flip=[False]
-    )  # mirrored below, with what lies beyond the image
+    # Mirrored below, with what lies beyond the image.
+    decisions = plan.decisions(slice(i, i + 1), 0)._replace(flip=[False])
     colour_views(pixels[None], decisions, augment.mean, augment.std, coloured[None])
     crop = torch.zeros(3, y1 - y0, x1 - x0)
     crop[:, : lower - y0, : right - x0] = torch.from_numpy(coloured).permute(2, 0, 1)

@@ -144,6 +144,12 @@ def test_only_some_loaders(monkeypatch):
     assert list(result["loaders"]) == ["PIL"] and list(result["ceilings"]) == ["reading"] and not result["verdict"]
 
 
+@pytest.mark.parametrize("words", [("--tune", "--where"), ("--tune", "--only", "PIL"), ("--where", "--sameness")])
+def test_options_of_another_bench_are_refused(objcrop, words):
+    run = objcrop("bench", "loader", *words)
+    assert run.returncode == 2 and words[0] in run.stderr and len(run.stderr.splitlines()) == 1
+
+
 def test_where():
     with asked_for(size=32, batch_size=4, images=8) as wanted:
         result = bench_where(wanted, repeats=1, images=8)
