@@ -53,7 +53,8 @@ def one_of(value: str, names: object, what: str) -> str:
     """
     known = list(names)  # type: ignore[call-overload]
     if value not in known:
-        raise UsageError(f"{what} is '{value}', but it must be one of: {', '.join(known)}.")
+        listed = ", ".join(f'"{name}"' if "," in name else name for name in known)
+        raise UsageError(f"{what} is '{value}', but it must be one of: {listed}.")
     return value
 
 

@@ -138,7 +138,7 @@ def test_only_some_loaders(monkeypatch):
     monkeypatch.setattr(loader_bench, "Child", lambda function, quiet: nullcontext(measure))
     with asked_for(size=32, batch_size=4, images=8, workers=1, threads=1) as wanted:
         result = bench_loader(wanted, repeats=2, images=8, only=["reading", "PIL", "dali, cuda"])
-        with pytest.raises(UsageError, match="only is 'pil', but it must be one of"):
+        with pytest.raises(UsageError, match="only is 'pil', but it must be one of: \"torch, colour=pil\", "):
             bench_loader(wanted, repeats=2, images=8, only=["pil"])
     assert measured == ["PIL", "reading"] * 2 and result["left_out"] == {"dali, cuda": "needs a GPU"}
     assert list(result["loaders"]) == ["PIL"] and list(result["ceilings"]) == ["reading"] and not result["verdict"]
