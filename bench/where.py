@@ -20,7 +20,9 @@ from contextlib import closing
 from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from objcrop.bench.ceilings import like, part_of_the_loader, plans
 from objcrop.bench.loader import endless_views, lap
@@ -31,6 +33,7 @@ from objcrop.dali_pipes.view_loader import Position, ViewLoader
 from objcrop.dali_pipes.view_plan import ViewPlan
 from objcrop.dali_pipes.views import Views
 from objcrop.kernels.colour_decisions import Decisions
+from objcrop.kernels.crop_resize import Windows
 from objcrop.progress import tracked
 
 
@@ -90,8 +93,8 @@ def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, No
 class LoaderWithoutColour(DaliLoader):
     """The real loader, less the colour: views stay uint8 on a GPU, and unfilled on a CPU."""
 
-    def _colour(self, views: torch.Tensor, decisions: Decisions, v: int, out: torch.Tensor) -> None:
-        pass
+    def _make_views(self, out: NDArray[Any], v: int, windows: Windows, decisions: Decisions | None) -> None:
+        super()._make_views(np.empty(out.shape, np.uint8), v, windows, None)
 
     def _colour_batch(self, v: int, pixels: torch.Tensor, decisions: Decisions) -> torch.Tensor:
         return pixels

@@ -1,7 +1,7 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
-A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: torch's uint8 resize
-and the fused colour loop, a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
+A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: one compiled
+loop for a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
 plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not.
 A batch in which DALI stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
@@ -44,7 +44,7 @@ from objcrop.dali_pipes.view_plan import ViewPlan, ViewPlanner
 from objcrop.dali_pipes.views import Views
 from objcrop.errors import ObjcropError
 from objcrop.kernels.colour_decisions import Decisions
-from objcrop.kernels.crop_resize import Windows, crop_resize, crop_resize_into
+from objcrop.kernels.crop_resize import Windows, crop_resize
 
 AT_ONCE = 4  # samples that a thread of a CPU finishes at once: their views lie in its cache from resizing to colouring
 CHANCE = 8  # images that DALI refuses one and all: that is no chance
@@ -261,16 +261,13 @@ class DaliLoader(ViewLoader):
 
     def _finish_cpu(self, batch: Views, windows: Windows) -> Views:
         """Resize and colour views on the pool's threads, a few at once; each goes to its own place in the batch."""
-        sizes, augment, own = self.planner.sizes, self.planner.augment, self.planner.transform is not None
+        sizes, own = self.planner.sizes, self.planner.transform is not None
         out = [self._memory.empty((len(batch), size, size, 3), np.uint8 if own else np.float32) for size in sizes]
 
         def some(part: slice) -> None:
-            for v, size in enumerate(sizes):
+            for v in range(len(sizes)):
                 of_part = Windows(*(each[v, part] for each in windows))
-                views = out[v][part] if own else torch.empty((len(of_part.corners), size, size, 3), dtype=torch.uint8)
-                crop_resize_into(views, of_part, augment[v].interpolation)
-                if not own:
-                    self._colour(views, batch.plan.decisions(part, v), v, out[v][part])
+                self._make_views(out[v][part].numpy(), v, of_part, None if own else batch.plan.decisions(part, v))
 
         share = min(-(-len(batch) // self.threads), AT_ONCE)
         for _ in self._pool.map(some, (slice(at, at + share) for at in range(0, len(batch), share))):
@@ -278,11 +275,16 @@ class DaliLoader(ViewLoader):
         views = tuple(o.permute(0, 3, 1, 2).to(o.dtype if own else self.dtype) for o in out)
         return self._transformed(replace(batch, views=views))
 
-    def _colour(self, views: torch.Tensor, decisions: Decisions, v: int, out: torch.Tensor) -> None:
-        from objcrop.kernels.colour_cpu import colour_views
+    def _make_views(self, out: NDArray[Any], v: int, windows: Windows, decisions: Decisions | None) -> None:
+        """Resize windows into views, uint8, or, where something is decided of their colours, finish them, float32."""
+        from objcrop.kernels.colour_cpu import crop_colour_into  # numba takes a second to come
+        from objcrop.kernels.crop_resize_cpu import crop_resize_into
 
         augment = self.planner.augment[v]
-        colour_views(views.numpy(), decisions, augment.mean, augment.std, out.numpy())
+        if decisions is None:
+            crop_resize_into(out, windows, augment.interpolation)
+        else:
+            crop_colour_into(out, windows, augment.interpolation, decisions, augment.mean, augment.std)
 
     def _finish_batch(self, batch: Views, windows: Windows, images: Any) -> Views:
         """Resize and colour the views in the side stream, as the images are there; the host waits for nothing."""

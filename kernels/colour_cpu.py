@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from objcrop.compiled import compiled
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_reference import blur_kernel_size
+from objcrop.kernels.crop_resize import Windows
+from objcrop.kernels.crop_resize_cpu import addressed, level, resize_row, resized
 
 BAND = 2048  # pixels worked on at a time, or a row: 24 KiB of float32
 PAGE = 1024  # values of float32 in a memory page
@@ -44,12 +46,12 @@ def _luma(r, g, b):
 
 
 @_part
-def _spread(pixels, r, g, b):
-    """Take bytes (n * 3,) apart into planes of 0..1."""
+def _take_apart(pixels, r, g, b):
+    """Take a row of `resize_row` apart into planes of 0..1."""
     for i in range(r.size):
-        r[i] = pixels[3 * i + 0] * np.float32(1 / 255)
-        g[i] = pixels[3 * i + 1] * np.float32(1 / 255)
-        b[i] = pixels[3 * i + 2] * np.float32(1 / 255)
+        r[i] = np.float32(level(pixels[4 * i])) * np.float32(1 / 255)
+        g[i] = np.float32(level(pixels[4 * i + 1])) * np.float32(1 / 255)
+        b[i] = np.float32(level(pixels[4 * i + 2])) * np.float32(1 / 255)
 
 
 @_part
@@ -221,13 +223,13 @@ def _of_planes(planes, begin, end):
 
 
 @_part
-def _colour(pixels, flip, jitter, factors, order, grey, taps, solarise, gain, bias, planes, out):
-    """Colour pixels (H, W, 3) into out (H, W, 3).
+def _colour(of_window, flip, jitter, factors, order, grey, taps, solarise, gain, bias, planes, out):
+    """Resize a window, as `resized` tells of it, and colour it into out (H, W, 3).
 
     The planes (3, more than H * W) have room for `taps.size - 1` rows before the first row and behind the last.
     """
     height, width = out.shape[:2]
-    flat, lines = pixels.reshape(-1), out.reshape(height, -1)
+    lines, pixels = out.reshape(height, -1), np.empty(4 * width, np.float32)
     reach = taps.size - 1
     first = reach * width
     rows = max(1, BAND // width)
@@ -239,7 +241,9 @@ def _colour(pixels, flip, jitter, factors, order, grey, taps, solarise, gain, bi
     for y in range(0, height, rows):
         begin, end = y * width, min(y + rows, height) * width
         r, g, b = _of_planes(planes, first + begin, first + end)
-        _spread(flat[3 * begin : 3 * end], r, g, b)
+        for line in range(y, min(y + rows, height)):
+            resize_row(of_window, line, pixels)
+            _take_apart(pixels, *_of_planes(planes, first + line * width, first + (line + 1) * width))
         if jitter:
             _jitter(r, g, b, order[:before_contrast], factors, np.float32(0))
             total += _sum_of_luma(r, g, b)
@@ -278,11 +282,14 @@ def _colour(pixels, flip, jitter, factors, order, grey, taps, solarise, gain, bi
 
 
 @_compiled
-def _colour_all(views, flip, jitter, factors, order, grey, sigma, solarise, half, gain, bias, planes, out):
-    for i in range(len(views)):
+def _colour_all(windows, cubic, decisions, half, gain, bias, planes, out):
+    corners, steps, sizes = windows
+    flip, jitter, factors, order, grey, sigma, solarise = decisions
+    for i in range(len(out)):
+        of_window = resized(corners[i], steps[i], sizes[i], cubic, out.shape[1:3])
         taps = _half_gaussian(half, np.float64(sigma[i]))
         how = flip[i], jitter[i], factors[i], order[i], grey[i], taps, solarise[i], gain, bias
-        _colour(views[i], *how, planes, out[i])
+        _colour(of_window, *how, planes, out[i])
 
 
 def _planes_for(height: int, width: int, reach: int) -> NDArray[np.float32]:
@@ -297,6 +304,33 @@ def _planes_for(height: int, width: int, reach: int) -> NDArray[np.float32]:
     return room[: 3 * plane].reshape(3, plane)
 
 
+def crop_colour_into(
+    out: NDArray[np.float32],
+    windows: Windows,
+    interpolation: str,
+    decisions: Decisions,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> None:
+    """Resize windows to levels, as `crop_resize`, augment and normalise them, as `colour_reference`, without the GIL.
+
+    Args:
+        out: float32 (N, H, W, 3), contiguous; filled.
+        windows: N, their images in the CPU's memory.
+        interpolation: "bilinear" or "bicubic".
+        decisions: of these views, arrays of N.
+        mean: per channel.
+        std: per channel.
+    """
+    height, width = out.shape[1:3]
+    half = blur_kernel_size(width) // 2
+    planes = _planes_for(height, width, half + 1)
+    decided = tuple(np.ascontiguousarray(d, kind) for d, kind in zip(decisions, _KINDS))
+    gain = tuple(np.float32(1 / s) for s in std)
+    bias = tuple(np.float32(-m / s) for m, s in zip(mean, std))
+    _colour_all(addressed(windows), interpolation == "bicubic", decided, half, gain, bias, planes, out)
+
+
 def colour_views(
     views: NDArray[np.uint8],
     decisions: Decisions,
@@ -304,19 +338,8 @@ def colour_views(
     std: Sequence[float],
     out: NDArray[np.float32],
 ) -> None:
-    """Augment and normalise views, as `colour_reference` does, with the GIL released.
-
-    Args:
-        views: uint8 (N, H, W, 3), contiguous.
-        decisions: of these views, arrays of N.
-        mean: per channel.
-        std: per channel.
-        out: float32 (N, H, W, 3), contiguous; filled.
-    """
-    height, width = views.shape[1:3]
-    half = blur_kernel_size(width) // 2
-    planes = _planes_for(height, width, half + 1)
-    *how, sigma, solarise = (np.ascontiguousarray(d, kind) for d, kind in zip(decisions, _KINDS))
-    gain = tuple(np.float32(1 / s) for s in std)
-    bias = tuple(np.float32(-m / s) for m, s in zip(mean, std))
-    _colour_all(views, *how, sigma, solarise, half, gain, bias, planes, out)
+    """Augment and normalise views, uint8 (N, H, W, 3), contiguous; the rest as of `crop_colour_into`."""
+    count, height, width, _ = views.shape
+    corners = views.ctypes.data + 3 * height * width * np.arange(count)
+    whole = Windows(corners, np.full((count, 2), (3, 3 * width)), np.full((count, 2), (width, height)))
+    crop_colour_into(out, whole, "bilinear", decisions, mean, std)

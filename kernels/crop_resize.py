@@ -1,6 +1,6 @@
 """Windows of images in memory resized to square views, antialiased, upright whatever frame the images lie in.
 
-On a GPU by the kernel of crop_resize.cu, on a CPU by torch's uint8 interpolation. Either reads the window and nothing
+On a GPU by the kernel of crop_resize.cu, on a CPU by crop_resize_cpu. Either reads the window and nothing
 around it, so that a view does not depend on how much of its image was decoded.
 """
 
@@ -18,8 +18,6 @@ from objcrop.kernels import nvrtc
 
 TILE, BLOCK = (32, 32), (32, 8)  # columns and rows of a view that a block makes, and its threads: of crop_resize.cu
 FILTERS = {"bilinear": 0, "bicubic": 1}
-# What `interpolate` calls, which takes no `out`: memory of its own for each view is asked of the system each time.
-_RESIZE = {"bilinear": torch.ops.aten._upsample_bilinear2d_aa.out, "bicubic": torch.ops.aten._upsample_bicubic2d_aa.out}
 
 
 class Windows(NamedTuple):
@@ -56,31 +54,18 @@ class _Memory:
 
 def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
     """Resize uint8 (h, w, 3) to (*size, 3), antialiased: within 1 of 255 of PIL at an eighth of its time."""
-    pixels = window[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
-    if pixels.is_cuda:  # torch resizes bytes on the CPU alone
-        pixels = pixels.float()
-    small = interpolate(pixels, size=size, mode=interpolation, antialias=True, align_corners=False)
-    if pixels.is_cuda:
-        small = small.round().clamp(0, 255).to(torch.uint8)
-    return small[0].permute(1, 2, 0).contiguous()
+    if window.is_cuda:  # torch resizes bytes on the CPU alone
+        pixels = window[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last).float()
+        small = interpolate(pixels, size=size, mode=interpolation, antialias=True, align_corners=False)
+        return small.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
+    from objcrop.kernels.crop_resize_cpu import crop_resize_into
 
-
-@torch.no_grad()
-def crop_resize_into(out: torch.Tensor, windows: Windows, interpolation: str) -> None:
-    """Crop and resize on the CPU.
-
-    Args:
-        out: uint8 (N, size, size, 3), contiguous; filled.
-        windows: N, their images in the CPU's memory.
-        interpolation: "bilinear" or "bicubic".
-    """
-    resize, size = _RESIZE[interpolation], list(out.shape[1:3])
-    for i in range(len(out)):
-        pixels = pixels_of(windows, i)
-        if pixels.strides[0] < 0 or pixels.strides[1] != 3:  # stored turned: tensors have no negative strides
-            pixels = np.array(pixels, order="C")
-        window = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
-        resize(window, size, False, out=out[i : i + 1].permute(0, 3, 1, 2))
+    pixels = window.contiguous()
+    height, width, _ = pixels.shape
+    whole = Windows(np.array([pixels.data_ptr()]), np.array([[3, 3 * width]]), np.array([[width, height]]))
+    out = torch.empty(1, *size, 3, dtype=torch.uint8)
+    crop_resize_into(out.numpy(), whole, interpolation)
+    return out[0]
 
 
 @torch.no_grad()
@@ -101,7 +86,9 @@ def crop_resize(windows: Windows, size: int, interpolation: str, device: torch.d
     """
     out = torch.empty(len(windows.corners), size, size, 3, dtype=torch.uint8, device=device)
     if device.type == "cpu":
-        crop_resize_into(out, windows, interpolation)
+        from objcrop.kernels.crop_resize_cpu import crop_resize_into  # numba takes a second to come
+
+        crop_resize_into(out.numpy(), windows, interpolation)
         return out
     if not nvrtc.available():
         raise ObjcropError("cropping on a GPU needs CuPy: install the extra cuda13 (or cuda12), or take device='cpu'.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numba
+from numba.core import event
 
 
 def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -24,3 +26,20 @@ def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., A
             return numba.jit(signature, **how)(function)
 
     return decorator
+
+
+class _SayOnce(event.Listener):
+    """Says what there is to wait for when the first loop is compiled that was not found on disk."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        if not self.said and event.data["dispatcher"].py_func.__module__.startswith("objcrop."):
+            self.said = True
+            logging.getLogger("objcrop").warning("Compiling loops for this processor, once: some twenty seconds.")
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _SayOnce())

@@ -53,7 +53,7 @@ def test_an_abandoned_walk_is_forgotten(loader, caplog):
     with pytest.raises(KeyError):
         for _ in loader:
             raise KeyError
-    assert not caplog.records
+    assert "while an earlier one is still open" not in caplog.text
     held = iter(loader)
     next(held)
     assert [walk(loader), walk(loader)] == expected(loader)[:2]

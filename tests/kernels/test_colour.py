@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tv1
 
-from objcrop.kernels.colour_cpu import colour_views
+from objcrop.dali_pipes.decode_crop_resize import windows_at
+from objcrop.kernels.colour_cpu import colour_views, crop_colour_into
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.colour_pil import colour_pil
 from objcrop.kernels.colour_reference import blur_kernel_size, colour_reference
 from objcrop.kernels.colour_torch import colour_torch
+from objcrop.kernels.crop_resize import Windows, crop_resize
 
 PLAIN = dict(flip=False, jitter=False, factors=[1, 1, 1, 0], order=[0, 1, 2, 3], grey=False, sigma=0.0, solarise=False)
 RAW = dict(mean=(0, 0, 0), std=(1, 1, 1))
@@ -178,9 +180,10 @@ def test_who_compiles_and_who_finds_it_compiled_give_the_same_to_the_bit(tmp_pat
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, "-c", COLOURS]
     first, second = (
-        subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+        subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)
     )
-    assert first == second and list(tmp_path.rglob("colour_cpu._colour_all-*.nbc"))
+    assert first.stdout == second.stdout and list(tmp_path.rglob("colour_cpu._colour_all-*.nbc"))
+    assert first.stderr.count("Compiling loops for this processor, once") == 1 and not second.stderr
 
 
 def test_views_of_a_batch_are_those_alone_to_the_bit():
@@ -198,6 +201,23 @@ def test_views_of_a_batch_are_those_alone_to_the_bit():
         of_one = Decisions(*(d[one] for d in decisions))
         colour_views(views[one], of_one, (0.4, 0.5, 0.6), (0.2, 0.2, 0.2), alone[one])
     assert np.array_equal(together, alone)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_windows_are_coloured_as_the_views_they_become_to_the_bit(interpolation):
+    random, size = np.random.default_rng(2), 40
+    image = random.integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    windows = np.array([[[0, 0, 120, 90]], [[7, 3, 47, 43]], [[100, 50, 103, 90]], [[2, 5, 95, 61]]], np.int32)
+    turns = np.array([1, 1, 6, 2], np.int8)
+    there = windows_at(np.full(4, image.ctypes.data), windows, np.full(4, 120, np.int32), turns)
+    of_view = Windows(*(part[0] for part in there))
+    decided = random_decisions(4, random)
+    stacked = Decisions(*(np.array([d[name] for d in decided]) for name in Decisions._fields))
+    at_once, in_two = np.full((2, 4, size, size, 3), np.nan, np.float32)
+    crop_colour_into(at_once, of_view, interpolation, stacked, **RAW)
+    views = crop_resize(of_view, size, interpolation, torch.device("cpu")).numpy()
+    colour_views(views, stacked, **RAW, out=in_two)
+    np.testing.assert_array_equal(at_once, in_two)
 
 
 def test_half_precision_is_channels_last():

@@ -1,7 +1,11 @@
-"""Cropped and resized: the CUDA source (on the CPU, in four thread orders) and torch's way against PIL."""
+"""Cropped and resized: the CUDA source (on the CPU, in four thread orders) and the CPU's loops against PIL."""
 
 import ctypes
+import math
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from PIL import Image
 from objcrop.dali_pipes.decode_crop_resize import windows_at
 from objcrop.exif import stored_windows, upright_array
 from objcrop.kernels import nvrtc
-from objcrop.kernels.crop_resize import BLOCK, FILTERS, TILE, Windows, crop_resize, pixels_of
+from objcrop.kernels.crop_resize import BLOCK, FILTERS, TILE, Windows, crop_resize, pixels_of, resize_uint8
 
 PIL_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SIZES = [(61, 47), (200, 9), (1, 1), (3, 80), (128, 128)]
@@ -63,16 +67,101 @@ def by_kernel(library, windows, size, interpolation, order=0):
 @pytest.mark.parametrize("windows", [WHOLE, INNER], ids=["whole", "inner"])
 def test_both_are_pils_within_a_level(windows, size, interpolation, on_cpu):
     expected = by_pil(windows, size, interpolation)
-    there = in_memory(IMAGES, windows)
-    theirs = crop_resize(there, size, interpolation, CPU).numpy().astype(int)
-    ours = by_kernel(on_cpu, there, size, interpolation)
     if interpolation == "bicubic":
-        # Where the cubic overshoots, as it does in noise, what is clamped between the axes makes a difference.
-        assert np.abs(theirs - expected).mean() < 0.3
+        # Where the cubic overshoots, as it does in noise, what PIL clamps between the axes makes a difference.
+        assert np.abs(by_torch(windows, size) - expected).mean() < 0.3
         expected = by_torch(windows, size)
-    else:
-        assert np.abs(theirs - expected).max() <= 1
-    assert np.abs(ours - expected).max() <= 1
+    there = in_memory(IMAGES, windows)
+    on_a_gpu = by_kernel(on_cpu, there, size, interpolation)
+    on_a_cpu = crop_resize(there, size, interpolation, CPU).numpy().astype(int)
+    for made in (on_a_gpu, on_a_cpu):
+        assert np.abs(made - expected).max() <= 1
+    assert (on_a_gpu != on_a_cpu).mean() < 0.01  # of what lies between two levels
+
+
+def weights_by_hand(length, size, interpolation):
+    """Of `size` pixels the first of each, and the weights of those from there on (size, even)."""
+    scale = length / size
+    support = {"bilinear": 1, "bicubic": 2}[interpolation] * max(scale, 1.0)
+    first, weights = [], []
+    for x in range(size):
+        centre = scale * (x + 0.5)
+        begin, end = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
+        far = [abs((i - centre + 0.5) / max(scale, 1.0)) for i in range(begin, end)]
+        if interpolation == "bilinear":
+            tent = [max(1 - d, 0) for d in far]
+        else:
+            tent = [(1.5 * d - 2.5) * d * d + 1 if d < 1 else ((-0.5 * d + 2.5) * d - 4) * d + 2 for d in far]
+            tent = [0.0 if d >= 2 else weight for d, weight in zip(far, tent)]
+        first.append(begin)
+        weights.append([weight / sum(tent) for weight in tent] + [0.0] * 9)
+    most = math.ceil(2 * support)
+    return first, np.array([row[: most + most % 2] for row in weights], np.float32)
+
+
+def by_numpy(window, shape, interpolation):
+    """In single precision, product by product and pair by pair, so that it must agree to the bit."""
+    for axis, size in enumerate(shape):
+        first, weights = weights_by_hand(window.shape[axis], size, interpolation)
+        moved = np.moveaxis(window, axis, 0).astype(np.float32)
+        moved = np.concatenate([moved, np.zeros((weights.shape[1], *moved.shape[1:]), np.float32)])
+        made = []
+        for begin, of_one in zip(first, weights):
+            parts = [weight * moved[begin + t] for t, weight in enumerate(of_one)]
+            pairs = [near + far for near, far in zip(parts[::2], parts[1::2])]
+            total = pairs[0]
+            for pair in pairs[1:]:
+                total = total + pair
+            made.append(total)
+        window = np.moveaxis(np.stack(made), 0, axis)
+    return np.clip(window + np.float32(0.5), 0, 255).astype(np.uint8)
+
+
+def test_the_cpus_loops_are_exact():
+    random = np.random.default_rng(3)
+    windows = [(1, 1), (2, 7), (40, 33), (90, 200), (31, 31), (224, 150), (16, 5)]
+    for (height, width), shape in zip(windows, [(5, 5), (31, 31), (33, 40), (24, 96), (31, 31), (224, 224), (3, 64)]):
+        window = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        for interpolation in FILTERS:
+            made = resize_uint8(torch.from_numpy(window), shape, interpolation).numpy()
+            np.testing.assert_array_equal(made, by_numpy(window, shape, interpolation), f"{shape} {interpolation}")
+
+
+BESIDE_NOTHING = """
+import ctypes, mmap
+import numpy as np
+from objcrop.kernels.crop_resize import Windows
+from objcrop.kernels.crop_resize_cpu import crop_resize_into
+page, libc = mmap.PAGESIZE, ctypes.CDLL(None, use_errno=True)
+room = mmap.mmap(-1, 8 * page)
+begin = ctypes.addressof(ctypes.c_char.from_buffer(room))
+for closed in (0, 7):
+    assert not libc.mprotect(ctypes.c_void_p(begin + closed * page), ctypes.c_size_t(page), 0)
+for width, height, size in ((1, 1, 9), (2, 3, 31), (61, 100, 224), (100, 61, 7), (7, 300, 33), (89, 91, 90)):
+    held = 3 * width * height
+    for corner, right, down in (
+        (begin + page, 3, 3 * width),
+        (begin + 7 * page - held, 3, 3 * width),
+        (begin + 7 * page - 3, -3, -3 * width),
+        (begin + 7 * page - held, 3 * height, 3),
+    ):
+        window = Windows(np.array([corner]), np.array([[right, down]]), np.array([[width, height]]))
+        for interpolation in ("bilinear", "bicubic"):
+            crop_resize_into(np.empty((1, size, size, 3), np.uint8), window, interpolation)
+"""
+
+
+def test_nothing_beside_a_window_is_read():
+    """Where the memory ends with the window: in a process of its own, which would be killed."""
+    run = subprocess.run([sys.executable, "-c", BESIDE_NOTHING], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_processor_without_wide_registers_makes_the_same_to_the_bit(tmp_path):
+    plain = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    own = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "loops_are_exact"]
+    run = subprocess.run(own, env={**os.environ, **plain}, capture_output=True, text=True)
+    assert run.returncode == 0 and "1 passed" in run.stdout, run.stdout
 
 
 @pytest.mark.parametrize("interpolation", FILTERS)
@@ -82,7 +171,7 @@ def test_a_view_is_its_window_alone(interpolation, on_cpu):
     upright = [image[y0:y1, x0:x1].copy() for image, (x0, y0, x1, y1) in zip(IMAGES, windows.tolist())]
     alone = in_memory(upright, np.array([[0, 0, *image.shape[1::-1]] for image in upright], np.int32))
     ways = {"kernel": lambda windows, size: by_kernel(on_cpu, windows, size, interpolation)}
-    ways["torch"] = lambda windows, size: crop_resize(windows, size, interpolation, CPU).numpy()
+    ways["loops"] = lambda windows, size: crop_resize(windows, size, interpolation, CPU).numpy()
     for name, way in ways.items():
         for size in (3, 40):
             expected = way(alone, size)
