@@ -204,8 +204,9 @@ def test_views_of_a_batch_are_those_alone_to_the_bit():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_windows_are_coloured_as_the_views_they_become_to_the_bit(interpolation):
-    random, size = np.random.default_rng(2), 40
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 40, 97])
+def test_windows_are_coloured_as_the_views_they_become_to_the_bit(size, interpolation):
+    random = np.random.default_rng(2)
     image = random.integers(0, 256, (90, 120, 3), dtype=np.uint8)
     windows = np.array([[[0, 0, 120, 90]], [[7, 3, 47, 43]], [[100, 50, 103, 90]], [[2, 5, 95, 61]]], np.int32)
     turns = np.array([1, 1, 6, 2], np.int8)
