@@ -78,6 +78,11 @@ def _join(address: str) -> None:
         ray.init(address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:  # no answer, no address, another version of Ray or Python
         reason = " ".join(str(error).split())[:200]
+        if "AF_UNIX path length" in reason:
+            raise ObjcropError(
+                "the folder of temporary files has too long a name for Ray's sockets: let the variable RAY_TMPDIR name "
+                f"a short one, such as /tmp/ray ({reason})."
+            ) from None
         raise ObjcropError(
             f"there is no Ray cluster to join at '{address}' ({reason}); start one with `ray start --head`, name "
             "another, or take local."

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -16,6 +17,14 @@ from objcrop.proposals.from_images import propose_from_images
 from objcrop.ray_cluster import ray_cluster
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+
+
+@pytest.fixture(autouse=True)
+def short_names(monkeypatch):
+    """The test processes' own folders of temporary files lie too deep for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as folder:
+        monkeypatch.setenv("RAY_TMPDIR", folder)
+        yield
 
 
 @pytest.fixture
@@ -157,6 +166,13 @@ def test_a_machine_that_does_not_see_the_images(labelled, tmp_path):
 @needs_ray
 def test_an_address_where_no_cluster_is(address, error, words):
     with pytest.raises(error, match=words), ray_cluster(address):
+        raise AssertionError("joined")
+
+
+@needs_ray
+def test_a_folder_too_deep_for_sockets(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / ("deep" * 30)))
+    with pytest.raises(ObjcropError, match="let the variable RAY_TMPDIR name a short one"), ray_cluster("local"):
         raise AssertionError("joined")
 
 
