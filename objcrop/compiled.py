@@ -23,7 +23,8 @@ def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., A
     """
 
     def decorator(function: Callable[..., Any]) -> Callable[..., Any]:
-        how = {"nopython": True, "nogil": True, **options}
+        # Said outright, for what is first called by a loop that may be inexact would be compiled inexact too.
+        how = {"nopython": True, "nogil": True, "fastmath": False, **options}
         try:
             kept = numba.jit(cache=True, **how)(function)
         except RuntimeError:  # numba: no locator available, in a read-only installation
