@@ -5,7 +5,8 @@
 The loader is run as chains that end a stage later each: planned; files read; decoded (the views' union on a CPU, the
 whole image on a GPU); resized; coloured, which is the whole loader. A stage costs what its chain takes more than the
 chain before, in milliseconds of processor time an image; stages much smaller than the spread may come out below 0. On a
-GPU that is the host's time alone, and the rates of the chains say where the device becomes the limit. Nothing is copied
+CPU the last two are one loop in the loader: cut short behind resizing, it writes bytes that the loader does not. On a
+GPU the time is the host's alone, and the rates of the chains say where the device becomes the limit. Nothing is copied
 at the end: views are made where they are wanted, and on a GPU the files' bytes cross over inside decoding.
 
 `ready` is the mean number of batches that lie ready when the consumer asks, which here takes and does nothing else: 0
@@ -91,7 +92,7 @@ def _loaded(wanted: Wanted, kind: type[DaliLoader]) -> Generator[Views, None, No
 
 
 class LoaderWithoutColour(DaliLoader):
-    """The real loader, less the colour: views stay uint8 on a GPU, and unfilled on a CPU."""
+    """The real loader, less the colour: views stay uint8 on a GPU; on a CPU they are bytes aside."""
 
     def _make_views(self, out: NDArray[Any], v: int, windows: Windows, decisions: Decisions | None) -> None:
         super()._make_views(np.empty(out.shape, np.uint8), v, windows, None)

@@ -1,9 +1,9 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
-A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: one compiled
-loop for a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
-plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not.
-A batch in which DALI stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
+A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: one compiled loop for
+a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no plain image goes PIL's way
+before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not. A batch in which it stumbles
+all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from objcrop.errors import ObjcropError
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize
 
-AT_ONCE = 4  # samples that a thread of a CPU finishes at once: their views lie in its cache from resizing to colouring
+AT_ONCE = 4  # samples that a thread of a CPU finishes at once, beside which Python runs: fewer calls, yet even shares
 CHANCE = 8  # images that DALI refuses one and all: that is no chance
 # Of the batch's tensors those that come with the views.
 BESIDE_VIEWS = ("index", "requested", "labels", "substituted")

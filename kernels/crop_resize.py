@@ -53,19 +53,20 @@ class _Memory:
 
 
 def resize_uint8(window: torch.Tensor, size: tuple[int, int], interpolation: str) -> torch.Tensor:
-    """Resize uint8 (h, w, 3) to (*size, 3), antialiased: within 1 of 255 of PIL at an eighth of its time."""
-    if window.is_cuda:  # torch resizes bytes on the CPU alone
-        pixels = window[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last).float()
-        small = interpolate(pixels, size=size, mode=interpolation, antialias=True, align_corners=False)
-        return small.round().clamp(0, 255).to(torch.uint8)[0].permute(1, 2, 0).contiguous()
-    from objcrop.kernels.crop_resize_cpu import crop_resize_into
+    """Resize uint8 (h, w, 3) to (*size, 3) by torch, antialiased: whole photos, of which it makes large ones faster.
 
-    pixels = window.contiguous()
-    height, width, _ = pixels.shape
-    whole = Windows(np.array([pixels.data_ptr()]), np.array([[3, 3 * width]]), np.array([[width, height]]))
-    out = torch.empty(1, *size, 3, dtype=torch.uint8)
-    crop_resize_into(out.numpy(), whole, interpolation)
-    return out[0]
+    Args:
+        window: uint8 (h, w, 3), RGB; the result lies on its device.
+        size: height and width of the result.
+        interpolation: "bilinear", within 1 of 255 of PIL's and of ours, or "bicubic".
+    """
+    pixels = window[None].permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    if pixels.is_cuda:  # torch resizes bytes on the CPU alone
+        pixels = pixels.float()
+    small = interpolate(pixels, size=size, mode=interpolation, antialias=True, align_corners=False)
+    if pixels.is_cuda:
+        small = small.round().clamp(0, 255).to(torch.uint8)
+    return small[0].permute(1, 2, 0).contiguous()
 
 
 @torch.no_grad()

@@ -13,6 +13,8 @@ from typing import Any
 import numba
 from numba.core import event
 
+from objcrop.launcher import launched
+
 
 def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return a decorator.
@@ -60,12 +62,14 @@ class _SayOnce(event.Listener):
 
     said = False
 
-    def on_start(self, event: event.Event) -> None:
-        if not self.said and event.data["dispatcher"].py_func.__module__.startswith("objcrop."):
+    def on_start(self, begun: event.Event) -> None:
+        place = launched()
+        ours = begun.data["dispatcher"].py_func.__module__.startswith("objcrop.")
+        if ours and not self.said and (place is None or place.rank == 0):
             self.said = True
-            logging.getLogger("objcrop").warning("Compiling loops for this processor, once: some twenty seconds.")
+            logging.getLogger("objcrop").warning("Compiling loops for this processor: up to half a minute, once.")
 
-    def on_end(self, event: event.Event) -> None:
+    def on_end(self, ended: event.Event) -> None:
         pass
 
 

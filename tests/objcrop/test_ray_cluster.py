@@ -22,7 +22,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.fixture(autouse=True)
 def short_names(monkeypatch):
     """The test processes' own folders of temporary files lie too deep for sockets."""
-    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-") as folder:
+    with tempfile.TemporaryDirectory(dir="/tmp", prefix="ray-", ignore_cleanup_errors=True) as folder:
         monkeypatch.setenv("RAY_TMPDIR", folder)
         yield
 
