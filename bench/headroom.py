@@ -18,16 +18,23 @@ class Headroom(Generic[Batch]):
         batches: handed out.
         first: seconds until the very first batch was there, the loader's start; these count nowhere else.
         seconds: of the loop, from the first batch on; what lies between two walks is left out.
-        waited: of those, seconds that the device had nothing to do for want of a batch.
     """
 
     def __init__(self, loader: Iterable[Batch], say: Callable[[str], object] = print) -> None:
         self.loader, self.say = loader, say
-        self.batches, self.first, self.seconds, self.waited = 0, 0.0, 0.0, 0.0
+        self.batches, self.first, self.seconds, self._waited = 0, 0.0, 0.0, 0.0
         self._gaps: deque[tuple[_Mark, _Mark]] = deque()
 
     def __len__(self) -> int:
         return len(cast(Sized, self.loader))
+
+    @property
+    def waited(self) -> float:
+        """Seconds of the loop that the device had nothing to do for want of a batch, as far as it has come."""
+        while self._gaps and self._gaps[0][1].passed():
+            asked, come = self._gaps.popleft()
+            self._waited += asked.until(come)
+        return self._waited
 
     @property
     def share(self) -> float:
@@ -52,7 +59,7 @@ class Headroom(Generic[Batch]):
                     come.wait()
                     self.first, began = asked.until(come), come
                 self.batches += 1
-                self._settle()
+                _ = self.waited  # so no event is kept for longer than the queue of the device's work is
                 yield batch
                 asked = _mark()
             self._gaps.append((asked, _mark()))
@@ -61,7 +68,6 @@ class Headroom(Generic[Batch]):
         end = _mark()
         end.wait()
         self.seconds += began.until(end)
-        self._settle()
         self.say(str(self))
 
     def __str__(self) -> str:
@@ -70,12 +76,6 @@ class Headroom(Generic[Batch]):
             f"with a loader that never waits the loop would be {self.speed_up:.2f} times as fast "
             f"(start: {self.first:.1f} s, not counted)."
         )
-
-    def _settle(self) -> None:
-        """Add up the waits that the device has passed; so no event is kept for longer than its queue of work is."""
-        while self._gaps and self._gaps[0][1].passed():
-            asked, come = self._gaps.popleft()
-            self.waited += asked.until(come)
 
 
 def headroom(loader: Iterable[Batch], say: Callable[[str], object] = print) -> Headroom[Batch]:

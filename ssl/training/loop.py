@@ -7,7 +7,6 @@ resumed goes on as if nothing had happened.
 from __future__ import annotations
 
 import inspect
-import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
@@ -91,12 +90,11 @@ class Loop(ABC):
     def train(self) -> Path:
         """Take all steps that are left; return the last checkpoint's path."""
         options, saved_at = self.options, self.step
+        batches = self.watch.batches(self.loader)
         with self.watch, StopSignal() as stop:
             while self.step < self.total:
                 self.before_epoch()
-                asked_for = time.perf_counter()
-                for batch in self.loader:
-                    self.watch.waited += time.perf_counter() - asked_for
+                for batch in batches:
                     try:
                         self.watch.add(self.take_step(batch), torch.from_numpy(batch.plan.row))
                     except torch.OutOfMemoryError as error:
@@ -119,7 +117,6 @@ class Loop(ABC):
                         saved_at = self.step
                     if self.step == self.total:
                         break
-                    asked_for = time.perf_counter()
                 if saved_at != self.step:
                     self._save()
                     saved_at = self.step

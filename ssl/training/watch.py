@@ -12,14 +12,15 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from objcrop.bench.headroom import Headroom, headroom
 from objcrop.errors import ObjcropError
 from objcrop.extras import from_extra, require
 from objcrop.progress import quiet, terminal
@@ -29,6 +30,7 @@ from objcrop.ssl.training.recipe import Embedding, acting
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.whole_file import whole_file
 
+Batch = TypeVar("Batch")
 COLLAPSED = 0.1  # of the standard deviation 1/√dim that embeddings spread evenly over the sphere have
 
 
@@ -71,6 +73,8 @@ class Watch:
         self.warned = False
         self.losses: list[torch.Tensor] = []
         self.rows: list[torch.Tensor] = []
+        self.room: Headroom[Any] | None = None
+        self.waited = 0.0  # up to the last report
         self._reset()
 
     def __enter__(self) -> Watch:
@@ -88,8 +92,12 @@ class Watch:
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.steps = self.images = 0
-        self.waited = 0.0
         self.began = time.perf_counter()
+
+    def batches(self, loader: Iterable[Batch]) -> Iterable[Batch]:
+        """Return a loader's batches, to be walked once an epoch, with an eye on how long the device waits for them."""
+        self.room = headroom(loader, say=lambda sentence: None)
+        return self.room
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums, so that a report after a resumed break says what it would have said."""
@@ -147,6 +155,7 @@ class Watch:
         """
         self.settle(step)
         took = max(time.perf_counter() - self.began, 1e-9)
+        waited = self.room.first + self.room.waited if self.room is not None else 0.0
         line: dict[str, Any] = {
             "step": step,
             "epoch": epoch,
@@ -154,13 +163,14 @@ class Watch:
             **{name: round(value, 6) for name, value in more.items()},
             "lr": rate,
             "images_per_s": round(self.images / took, 1),
-            "starvation": round(self.waited / took, 4),
+            "starvation": round((waited - self.waited) / took, 4),
         }
         if self.leads:
             self.folder.log(line)
             for writer in self.writers:
                 writer.write(line)
             self._show(line)
+        self.waited = waited
         self._reset()
 
     def _show(self, line: dict[str, Any]) -> None:

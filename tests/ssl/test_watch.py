@@ -8,7 +8,9 @@ import types
 import pytest
 import torch
 
+from objcrop.bench import headroom
 from objcrop.errors import ObjcropError, UsageError
+from objcrop.ssl.training import watch as watching
 from objcrop.ssl.training.plot_run import plot_run
 from objcrop.ssl.training.recipe import resolve
 from objcrop.ssl.training.run_folder import RunFolder, read_metrics
@@ -34,6 +36,52 @@ def test_a_line_holds_the_mean_of_the_steps_since_the_last(tmp_path):
     first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert (first["step"], first["loss"], first["online_map"]) == (3, 3.0, 0.5) and second["loss"] == 7.0
     assert first["images_per_s"] > 0 and 0 <= first["starvation"] <= 1
+
+
+def test_a_batch_that_comes_while_the_gpu_works_was_not_waited_for(tmp_path, monkeypatch):
+    """Once the host's waits were counted, and a loader that kept up with a GPU was said to starve it."""
+    now, busy_until = 0.0, 0.0
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            self.reached = max(now, busy_until)
+
+        def query(self):
+            return now >= self.reached
+
+        def synchronize(self):
+            nonlocal now
+            now = max(now, self.reached)
+
+        def elapsed_time(self, other):
+            return 1000 * (other.reached - self.reached)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    for module in (watching, headroom):
+        monkeypatch.setattr(module, "time", clock)
+
+    def loader():
+        nonlocal now
+        for wait in (6, 1, 1, 5, 1):
+            now += wait
+            yield wait
+
+    with watch(tmp_path / "run") as watched:
+        monkeypatch.setattr(watched, "began", now)
+        for step, _ in enumerate(watched.batches(loader())):
+            busy_until = max(busy_until, now) + 2
+            watched.add({"loss": torch.tensor(1.0), "embedding_std": torch.tensor(0.2)}, torch.arange(4))
+            if step in (2, 4):
+                now = busy_until  # the loss is read
+                watched.report(step + 1, 0, 0.1, {})
+    first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert first["starvation"] == 6 / 12  # the very first batch alone
+    assert second["starvation"] == round(5 / 9, 4)  # what is asked for of an idle GPU is waited for
 
 
 def test_tensorboard_reads_what_was_written_and_a_resumed_run_overwrites(tmp_path):
