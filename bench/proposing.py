@@ -1,4 +1,6 @@
-"""Claim: on an H200 `propose --method bing | anchors` runs at 80 % of the rate of decoding alone, or more.
+"""How much of the rate of decoding alone `propose --method bing | anchors` keeps: 80 % is wanted on a GPU.
+
+An H200 beside 16 cores kept 21 % (BING) and 29 % (anchors); bench/GPU_QUEUE.md says what is known of why.
 
     objcrop bench proposals voc.arrow --rate --device cuda -o bench/results/h200_proposals_rate.json
 

@@ -41,7 +41,15 @@ def _table(heads: list[str], rows: list[list[str]]) -> str:
 
 
 # The few that the README shows.
-TELLING = ("cpu_loader", "cpu_sources", "cpu_plan", "h200_compiled_train", "h200_where", "h200_kernels")
+TELLING = (
+    "h200_cpu_loader",
+    "cpu_loader",
+    "cpu_sources",
+    "cpu_plan",
+    "h200_compiled_train",
+    "h200_where",
+    "h200_kernels",
+)
 
 
 def speed(results: Path) -> str:
@@ -75,9 +83,10 @@ def _loader(result: Result) -> tuple[str, str]:
     cpu = {name: row["images_per_cpu_s"] for name, row in result["loaders"].items()}
     what = f"two `{result['crops']}` moco-v2 views of {result['size']} px, {_data(result)}"
     if result["device"] == "cpu":
-        pil, dali = cpu["torch, colour=pil"], cpu["dali, cpu"]
+        pil, dali = cpu["PIL"], cpu["dali, cpu"]
+        what += f", {result['threads']} threads or processes"
         return (
-            f"{what}: images a processor second, `torch` with PIL colour → `dali` on the CPU",
+            f"{what}: images a processor second, PIL and a DataLoader → `dali` on the CPU",
             f"{pil:,.0f} → {dali:,.0f}, {dali / pil:.1f} times",
         )
     dali, best = rate["dali, cuda"], max(rate[name] for name in result["ceilings"] if name.startswith("decoding"))

@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.functional import conv2d
 
@@ -172,18 +171,22 @@ def normed_gradients(images: torch.Tensor) -> torch.Tensor:
     return (dx + dy).clamp_(max=255)
 
 
+# What is the same for every batch is kept where it is used: a GPU to which it is copied anew must be waited for, some
+# hundred times a batch.
 @functools.lru_cache(maxsize=256)
-def _between(cells: int, pixels: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+def _between(cells: int, pixels: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return which two pixels of a line each of `cells` lies between, and how near the second, in 128 steps."""
     at = (((2 * np.arange(cells) + 1) * pixels - cells) / (2 * cells)).clip(0, pixels - 1)
     first = np.floor(at).astype(np.int64)
-    return first, np.minimum(first + 1, pixels - 1), (np.rint((at - first) * 128) / 128).astype(np.float32)
+    nearness = (np.rint((at - first) * 128) / 128).astype(np.float32)
+    one, other, near = map(torch.from_numpy, (first, np.minimum(first + 1, pixels - 1), nearness))
+    return one.to(device), other.to(device), near.to(device)
 
 
 def _shrunk(images: torch.Tensor, axis: int, window_side: int) -> torch.Tensor:
     pixels = images.shape[axis]
     cells = max(8, round(8 * pixels / window_side))
-    first, second, nearness = (torch.from_numpy(each).to(images.device) for each in _between(cells, pixels))
+    first, second, nearness = _between(cells, pixels, images.device)
     one, other = images.index_select(axis, first), images.index_select(axis, second)
     return one + (other - one) * (nearness[:, None] if axis == 2 else nearness)
 
@@ -216,6 +219,7 @@ def usable(size: int, canvas: int) -> bool:
     return max(SIZES[size]) <= 2 * canvas
 
 
+@functools.lru_cache(maxsize=256)
 def window_boxes(size: int, shape: tuple[int, int], canvas: int, device: str | torch.device = "cpu") -> torch.Tensor:
     """Return the boxes of a score map's places, float32 (h × w, 4) x0, y0, x1, y1 on the canvas, cut to it."""
     h, w = shape

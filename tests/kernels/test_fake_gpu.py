@@ -12,7 +12,7 @@ from objcrop.dali_pipes.view_plan import colour_decisions
 from objcrop.kernels import batch_norm as norm
 from objcrop.kernels import nvrtc
 from objcrop.kernels.anchor_score import anchor_shapes, normalise_maps, score_anchors
-from objcrop.kernels.bing import bing, load_bing
+from objcrop.kernels.bing import _between, bing, load_bing, window_boxes
 from objcrop.kernels.colour import colour
 from objcrop.kernels.colour_decisions import Decisions
 from objcrop.kernels.crop_resize import Windows, crop_resize
@@ -29,6 +29,13 @@ POINTERS = {
     "bool": torch.bool,
 }
 NUMBERS = {"float": np.float32, "int": np.int32, "double": np.float64}
+
+
+@pytest.fixture(autouse=True)
+def no_fakes_are_kept():
+    yield
+    for kept in (_between, window_boxes):
+        kept.cache_clear()
 
 
 def parameters(name, function):
@@ -119,6 +126,15 @@ def test_torchs_operations_stay_on_the_gpu(call, monkeypatch):
     assert MODEL.sizes and MODEL.whole_template  # known before it moves
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert all(tensor.device == GPU for tensor in call())
+
+
+def test_bing_copies_nothing_to_a_gpu_twice(monkeypatch):
+    """What every batch needs was once copied anew for each of 36 sizes, and each copy waited for all before it."""
+    assert MODEL.sizes and MODEL.whole_template
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        binged()
+        monkeypatch.setattr(torch, "from_numpy", lambda array: pytest.fail("copied again"))
+        binged()
 
 
 @pytest.mark.parametrize("crops", ["obj-obj+dilate", "scene"])
