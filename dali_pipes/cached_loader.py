@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,8 +71,8 @@ class CachedLoader(DaliLoader):
         super().close()
         self._held.clear()
 
-    def _produce(self, start: Position) -> Iterator[Views]:
-        """Yield batches from a position on."""
+    def _decoded(self, start: Position) -> Generator[Callable[[], Views], None, None]:
+        """Yield what finishes each batch from a position on."""
         if not self._held:
             try:
                 self._decode()
@@ -81,7 +82,7 @@ class CachedLoader(DaliLoader):
         for (epoch, _), asked in self.plans_from(start):
             plan = without_bad(asked, self.planner, epoch, self.bad_images.reasons)
             windows, pixels = self._windows(plan)
-            yield self._finished(plan, asked, windows, pixels)
+            yield partial(self._finished, plan, asked, windows, pixels)
 
     def image(self, row: int) -> torch.Tensor:
         """Return an image as it is kept, uint8 (h, w, 3), a view of the cache."""

@@ -1,9 +1,9 @@
 """The DALI loader: the product on a GPU, and several times the torch loader's speed on a CPU.
 
 A producer thread reads the files, runs the graph of decode_crop_resize, finishes the views (CPU: one compiled loop for
-a few views a thread; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no plain image goes PIL's way
-before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not. A batch in which it stumbles
-all the same is looked at file by file, and the graph is rebuilt at the same batch.
+a few views a thread, beside the next batch; GPU: two kernels a view) and keeps `prefetch` batches ready. What is no
+plain image goes PIL's way before DALI sees it: a lossless copy of what PIL reads, a substitute for what it does not. A
+batch in which it stumbles all the same is looked at file by file, and the graph is rebuilt at the same batch.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, NamedTuple
@@ -83,12 +84,18 @@ class DaliLoader(ViewLoader):
         # What kernels in the side stream still read, each with the event behind them.
         self._read_later: deque[tuple[Any, Any]] = deque()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-view")
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="objcrop-read")  # do not queue behind views
         self._producer: threading.Thread | None = None
 
     @cached_property
     def _memory(self) -> ReusedMemory:
-        """For views on a CPU: one batch is made, `prefetch` lie ready, and the consumer holds one or two."""
-        return ReusedMemory(kept=len(self.planner.sizes) * (self.prefetch + 3))
+        """For views on a CPU: beside what is ready one is made, one handed on, and the consumer holds one or two."""
+        return ReusedMemory(kept=len(self.planner.sizes) * (self._room + 4))
+
+    @property
+    def _room(self) -> int:
+        """How many batches lie ready: `prefetch`, of which on a CPU one is in the making while another is handed on."""
+        return self.prefetch if self.batchwise else max(self.prefetch - 1, 1)
 
     @cached_property
     def _files(self) -> ReusedMemory:
@@ -98,13 +105,14 @@ class DaliLoader(ViewLoader):
         return file_memory(self.batch_size // self.world_size, self.threads, self.prefetch + 3)
 
     def close(self) -> None:
-        """Stop the producer, which lets go of its memory, and the pool."""
+        """Stop the producer, which lets go of its memory, and the pools."""
         super().close()
         self._pool.shutdown()
+        self._readers.shutdown()
 
     def _stream(self, start: Position) -> Iterator[Views]:
         """Run `_produce` in a thread; whatever it raises is raised here."""
-        ready: queue.Queue[tuple[Views, Any] | BaseException] = queue.Queue(maxsize=self.prefetch)
+        ready: queue.Queue[tuple[Views, Any] | BaseException] = queue.Queue(maxsize=self._room)
         stopped = threading.Event()
 
         def wanted() -> bool:
@@ -151,7 +159,27 @@ class DaliLoader(ViewLoader):
             self._producer.join()
 
     def _produce(self, start: Position) -> Iterator[Views]:
-        """Yield batches from a position on, rebuilding the graph whenever a batch held a bad file."""
+        """Yield batches from a position on; on a CPU one is finished while the next is read, and any failure waits."""
+        with closing(self._decoded(start)) as decoded:
+            if self.batchwise:
+                yield from (finish() for finish in decoded)
+                return
+            with ThreadPoolExecutor(1, thread_name_prefix="objcrop-finish") as beside:
+                yield beside.submit(next(decoded)).result()  # the first at once: somebody waits
+                making: Future[Views] | None = None
+                while True:
+                    try:
+                        finish = next(decoded)
+                    except Exception:
+                        if making is not None:
+                            yield making.result()
+                        raise
+                    before, making = making, beside.submit(finish)
+                    if before is not None:
+                        yield before.result()
+
+    def _decoded(self, start: Position) -> Generator[Callable[[], Views], None, None]:
+        """Yield what finishes each batch from a position on, rebuilding the graph whenever one held a bad file."""
         while True:
             run = _GraphRun(self, start)
             try:
@@ -162,7 +190,7 @@ class DaliLoader(ViewLoader):
                         fed, said = run.oldest(), str(error)  # the error itself would hold the graph
                         break
                     windows = windows_in(decoded, fed.windows, orientations_of(fed.images))
-                    yield self._finished(fed.plan, fed.asked, with_views(windows, fed.images), decoded)
+                    yield partial(self._finished, fed.plan, fed.asked, with_views(windows, fed.images), decoded)
             finally:
                 run.close()
             self._rescue(fed, said)
@@ -198,7 +226,7 @@ class DaliLoader(ViewLoader):
 
     def _images(self, rows: list[int], windows: NDArray[np.int32]) -> list[Encoded | BadImage]:
         """Return images as DALI is given them, or why one is bad; windows: int32 (N, V, 4) of their views."""
-        unions, read = union_of(windows), (self._by_pil, self._pool, self.threads, self._files)
+        unions, read = union_of(windows), (self._by_pil, self._readers, self.threads, self._files)
         if not self.decode_scaled:
             return read_encoded(self.catalog, rows, unions, *read)
         scales = scales_of(windows, self.planner.sizes)
@@ -207,7 +235,7 @@ class DaliLoader(ViewLoader):
             views_of, row = partial(self._views_of, windows[i].tolist()), rows[i]
             return views_or_encoded(self.catalog, row, int(scales[i]), views_of, unions[i], row in self._by_pil)
 
-        coming = {i: self._pool.submit(one, i) for i in np.flatnonzero(scales > 1).tolist()}
+        coming = {i: self._readers.submit(one, i) for i in np.flatnonzero(scales > 1).tolist()}
         small = np.flatnonzero(scales == 1)
         found = iter(read_encoded(self.catalog, [rows[i] for i in small], unions[small], *read))
         return [coming[i].result() if i in coming else next(found) for i in range(len(rows))]

@@ -2,12 +2,13 @@
 
 import threading
 import weakref
-from itertools import islice
+from itertools import count, islice
 
 import pytest
 import torch
 
 from objcrop.dali_pipes.cached_loader import CachedLoader
+from objcrop.dali_pipes.dali_loader import DaliLoader, _GraphRun
 from objcrop.dali_pipes.load_views import load_views
 from objcrop.errors import ObjcropError, UsageError
 
@@ -150,3 +151,46 @@ def test_a_cache_that_was_not_filled_is_filled_another_time(photos, monkeypatch)
                 next(iter(loader))
         first, wanted = next(iter(loader)), next(iter(other))
     assert all(torch.equal(*views) for views in zip(first.views, wanted.views))
+
+
+@pytest.mark.parametrize("where", ["decoding", "finishing"])
+def test_batches_before_one_that_fails_are_handed_out_and_none_behind_it(photos, monkeypatch, where):
+    """One batch is finished while the next is decoded: neither may get lost with the other, nor overtake it."""
+    kind, name = {"decoding": (_GraphRun, "next_batch"), "finishing": (DaliLoader, "_finish_cpu")}[where]
+    plain, calls = getattr(kind, name), count()
+
+    def fails(self, *arguments):
+        if next(calls) == 2:
+            raise KeyError(where)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(kind, name, fails)
+    options = dict(crops="centre", size=16, batch_size=4, shuffle=False, rank=0, world_size=1)
+    with load_views(photos[0], **options, **BACKENDS["dali"]) as loader, pytest.raises(KeyError, match=where):
+        for at, batch in enumerate(loader):
+            assert batch.index.tolist() == list(range(4 * at, 4 * at + 4))
+    assert at == 1
+
+
+def test_the_next_batch_is_decoded_while_one_is_finished(photos, monkeypatch):
+    """On 16 cores most of them waited, now for the views, now for the files."""
+    asked, (decode, finish) = threading.Semaphore(0), (_GraphRun.next_batch, DaliLoader._finish_cpu)
+    finished = count()
+
+    def decoded(self):
+        asked.release()
+        return decode(self)
+
+    def waits(self, *arguments):
+        asked.acquire()
+        if next(finished):  # but the first, for which somebody waits
+            asked.acquire()  # in vain, were the next not asked for before this one is done
+            asked.release()
+        return finish(self, *arguments)
+
+    monkeypatch.setattr(_GraphRun, "next_batch", decoded)
+    monkeypatch.setattr(DaliLoader, "_finish_cpu", waits)
+    options = dict(crops="centre", size=16, batch_size=4, shuffle=False, rank=0, world_size=1)
+    with load_views(photos[0], **options, **BACKENDS["dali"]) as loader:
+        assert len(walk(loader)) == 6
+        asked.release(100)  # so that what is still in the making ends

@@ -61,5 +61,5 @@ def test_a_loader_keeps_what_it_works_with_and_nothing_when_it_is_closed(photos)
     with load_views(photos[0], **how) as loader:
         held = [list(loader)]
         held.clear()
-        assert 0 < sum(len(free) for free in loader._making._memory._free.values()) <= 2 * (1 + 3)
+        assert 0 < sum(len(free) for free in loader._making._memory._free.values()) <= 2 * (1 + 4)
     assert loader._making is None and "_memory" not in vars(loader)
