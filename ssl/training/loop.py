@@ -7,6 +7,7 @@ resumed goes on as if nothing had happened.
 from __future__ import annotations
 
 import inspect
+import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,8 @@ from objcrop.ssl.training.recipe import acting
 from objcrop.ssl.training.run_folder import RunFolder
 from objcrop.ssl.training.stop_signal import Stopped, StopSignal
 from objcrop.ssl.training.watch import Watch
+
+SAVING = 1 / 20  # the share of a run's time, at most, that writes checkpoints at epochs' ends
 
 
 class Loop(ABC):
@@ -54,6 +57,7 @@ class Loop(ABC):
         self.options, self.loader, self.folder, self.device = options, loader, folder, device
         self.leads, self.world = rank_and_world_size()[0] == 0, rank_and_world_size()[1]
         self.step = 0
+        self._written, self._writing = time.perf_counter(), 0.0  # the last checkpoint: when, and what it took
 
     @abstractmethod
     def take_step(self, batch: Any) -> dict[str, torch.Tensor]:
@@ -117,8 +121,7 @@ class Loop(ABC):
                         saved_at = self.step
                     if self.step == self.total:
                         break
-                if saved_at != self.step:
-                    self._save()
+                if saved_at != self.step and self._save(at_once=self.step == self.total):
                     saved_at = self.step
         return self.folder.checkpoint
 
@@ -136,10 +139,18 @@ class Loop(ABC):
         """Return the options that a checkpoint holds."""
         return acting(self.options)
 
-    def _save(self) -> None:
-        """Write the checkpoint; returns on every rank once it lies there whole."""
+    def _save(self, at_once: bool = True) -> bool:
+        """Write the checkpoint, or see that it may wait: an epoch may be over sooner than a checkpoint is written.
+
+        Returns:
+            Whether it was written: on every rank alike, once it lies there whole.
+        """
+        # Whether it is written or not, which a clock decides, so that a run gives the same each time.
         self.watch.settle(self.step)
         self.average_norms()
+        began = time.perf_counter()
+        if not at_once and not any_rank(self.leads and self._writing <= SAVING * (began - self._written), self.device):
+            return False
         if self.leads:
             content = {
                 "step": self.step,
@@ -151,6 +162,9 @@ class Loop(ABC):
             }
             save_checkpoint(self.folder.checkpoint, content)
         wait_for_ranks("the checkpoint is written")
+        self._written = time.perf_counter()
+        self._writing = self._written - began
+        return True
 
     def _restore(self) -> dict[str, Any]:
         saved, mine = load_newest(self.folder.checkpoint), self.recorded()

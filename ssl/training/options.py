@@ -55,7 +55,7 @@ class Watched(Options):
     )
     tensorboard: bool = option(False, flag, "write TensorBoard's files into the run folder")
     wandb: str | None = option(None, text(), "project of Weights & Biases to report to; default: none")
-    checkpoint_every_steps: int | None = option(None, COUNT, "beside each epoch's end; default: epochs only")
+    checkpoint_every_steps: int | None = option(None, COUNT, "beside the ends of epochs (of short ones, of every few)")
     log_every_steps: int = option(10, COUNT, "steps between two lines in metrics.jsonl")
 
 
