@@ -13,6 +13,7 @@ import tarfile
 import zipfile
 
 import pytest
+import yaml
 from packaging.metadata import Metadata
 
 from objcrop import __version__
@@ -68,6 +69,8 @@ def test_metadata(built):
     with zipfile.ZipFile(built[1]) as wheel:
         told = Metadata.from_email(wheel.read(f"objcrop-{__version__}.dist-info/METADATA"))
     assert str(told.version) == __version__ and told.license_expression == "Apache-2.0"
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["references"]
+    assert set(told.project_urls.values()) == {paper["url"] for paper in cited}
     assert {extra for _, extra in EXTRAS.values()} < set(told.provides_extra)
 
 
