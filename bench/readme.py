@@ -122,10 +122,12 @@ def _train(result: Result) -> tuple[str, str]:
     median = {name: row["median"] for name, row in result["figures"].items()}
     what = f"{result['method']}, {result['arch']} at {result['size']} px, batches of {result['batch_size']}"
     what += ", `--compile`" * result.get("compile", False)
+    device_waits = "waits" in result or result.get("device") == "cpu"  # others say how long a GPU's host waited
     return (
         f"training, {what}, loader `{result['loader']}`: images a second, slow-down by the loader",
         f"{median['real_images_per_s']:,.1f}, {median['slow_down']:.1%}; the loader alone could feed "
-        f"{median['loader_over_step']:.1f} such steps, and was waited for {median['starvation']:.1%} of the time",
+        f"{median['loader_over_step']:.1f} such steps"
+        + (f", and was waited for {median['starvation']:.1%} of the time" if device_waits else ""),
     )
 
 

@@ -8,8 +8,8 @@ Three things are measured in turn, `repeats` times: the loader alone; the step o
 at the two ends of a stretch only, so that its queue of work stays as full as in training. Two figures come of it, each
 from the stretches of one turn, medians with the smallest and largest:
 
-- starvation: the share of the time of steps with the loader that the host waits for a batch. On a GPU that is an upper
-  bound of what the GPU waits, and a high one where steps are compiled to graphs: the host is ahead of it;
+- starvation: the share of the time of steps with the loader in which the device has nothing to do for want of a batch
+  (bench/headroom.py). Results without `waits` are older: they say how long the host waited, which on a GPU is too much;
 - slow-down: t_real / t_synthetic − 1, which also holds what the loader takes from the step by working beside it.
 """
 
@@ -30,6 +30,7 @@ from typing import Any
 import torch
 
 from objcrop.bench.ceilings import like
+from objcrop.bench.headroom import headroom
 from objcrop.bench.loader import endless_views, load_or_draw, name_of_data
 from objcrop.bench.where import CountedLoader
 from objcrop.dali_pipes.dali_loader import DaliLoader
@@ -50,7 +51,7 @@ class Stretch:
 
     Attributes:
         seconds: from the first request to the end of the last step.
-        waited: of those, for batches.
+        waited: of those, while the device had nothing to do for want of a batch.
         images: in all batches.
     """
 
@@ -108,6 +109,7 @@ def bench_train(
         "steps": steps,
         "repeats": repeats,
         "data": name_of_data(catalog),
+        "waits": "of the device",
         "figures": figures,
         "turns": {"alone": raw(alone), "synthetic": raw(synthetic), "real": raw(real)},
         "ready": round(statistics.mean(ready), 2) if ready else None,
@@ -167,18 +169,16 @@ def stretch(
         step: what is done with each.
         steps: how many.
         finish: waits until the device has done what it was told.
-        clock: seconds.
+        clock: seconds, from the first request to the last step's end.
     """
     finish()
-    began, waited, images = clock(), 0.0, 0
-    for _ in range(steps):
-        asked = clock()
-        batch = next(batches)
-        waited += clock() - asked
+    began, images = clock(), 0
+    room = headroom(islice(batches, steps), say=lambda sentence: None)
+    for batch in room:
         step(batch)
         images += len(batch)
     finish()
-    return Stretch(clock() - began, waited, images)
+    return Stretch(clock() - began, room.first + room.waited, images)
 
 
 def raw(stretches: list[Stretch]) -> dict[str, list[float]]:

@@ -59,6 +59,7 @@ def test_the_readme_is_read_in_three_minutes():
                 "arch": "resnet50",
                 "size": 224,
                 "batch_size": 256,
+                "waits": "of the device",
                 "loader": "dali",
                 "figures": {
                     "real_images_per_s": {"median": 2100.0},

@@ -1,9 +1,11 @@
 """Starvation, slow-down and stages, by hand-made clocks."""
 
 import time
+import types
 
 import pytest
 
+from objcrop.bench import headroom
 from objcrop.bench.ceilings import like
 from objcrop.bench.train import Stretch, figures_of, stretch, verdict_of
 from objcrop.bench.where import CountedLoader, LoaderWithoutColour, stage_costs
@@ -22,8 +24,9 @@ class Clock:
         self.now += seconds
 
 
-def test_stretch_tells_waiting_from_stepping():
+def test_stretch_tells_waiting_from_stepping(monkeypatch):
     clock, finished = Clock(), []
+    monkeypatch.setattr(headroom, "time", types.SimpleNamespace(perf_counter=clock))
 
     def batches():
         while True:
