@@ -56,9 +56,9 @@ def may_make_hosts():
         return False
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def network():
-    """Two hosts, and a third for a server of objects."""
+    """Two hosts, and a third for a server of objects; a test's own, since one that was cut off stays so."""
     if not may_make_hosts():
         pytest.skip("network namespaces need root and `ip netns`")
     with hosts("a", "b", "storage") as made:
@@ -91,6 +91,7 @@ def test_two_hosts(network, photos, tmp_path, how):
         first = starts("a", 1)
         until(lambda: taken(tmp_path, "a", 1, 1), first)
         second = starts("b", 2)
+        until(lambda: taken(tmp_path, "b", 2, 2), second)
         if how != "nothing":
             until(lambda: taken(tmp_path, "a", 8, 2) and taken(tmp_path, "b", 8, 2), first)
             if how == "killed":
@@ -131,7 +132,8 @@ def test_two_hosts_read_a_bucket_on_a_third(network, photos, tmp_path):
         bucket = Server(0).environment(f"10.77.0.3:{int(storage.stdout.readline())}")
         with host(spaces["a"], "a", 1, port, steps, tmp_path, **bucket) as first:
             until(lambda: taken(tmp_path, "a", 1, 1), first)
-            with host(spaces["b"], "b", 2, port, steps, tmp_path, **bucket):
+            with host(spaces["b"], "b", 2, port, steps, tmp_path, **bucket) as second:
+                until(lambda: taken(tmp_path, "b", 2, 2), second)
                 until(lambda: taken(tmp_path, "a", steps, 2), first)
                 until(lambda: not descendants(first.pid), first)
     assert check_rows(tmp_path, photos, steps)[-1] == 2

@@ -65,9 +65,10 @@ def compiler_named() -> Iterator[None]:
     except (RuntimeError, AssertionError) as error:
         of_compiler = type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
         if of_compiler or str(error).startswith("expected size"):  # the latter: Inductor's, of how tensors lie
+            way = way_out("leave --compile out", "leave compile out")
             raise ObjcropError(
-                f"torch.compile failed ({in_a_line(error, typed=True)}): give it a C++ compiler where it lacks one, "
-                f"or {way_out('leave --compile out', 'leave compile out')}, and steps are slower."
+                f"torch.compile failed ({in_a_line(error, typed=True)}): give it a C++ compiler and Python's headers "
+                f"where it lacks them (g++ and python3-dev, say), or {way}, and steps are slower."
             ) from error
         raise
 

@@ -52,6 +52,7 @@ def test_machines_go_and_come(data, photos):
         first = starts("first")
         until(lambda: taken(data, "first", 4, 1), first)
         second = starts("second")
+        until(lambda: taken(data, "second", 5, 2), second)
         until(lambda: taken(data, "second", 10, 2) and taken(data, "first", 10, 2), first)
         end_all_of(second)
         (data / "hold.2.10").unlink()
@@ -61,8 +62,9 @@ def test_machines_go_and_come(data, photos):
         assert third.returncode == 0, errors[-3000:]
         until(lambda: not descendants(first.pid), first)  # the agent waits five minutes more for one that is gone
     worlds = check_rows(data, photos, steps)
-    # The second died in step 10, before that was saved; the last checkpoint of both is that of the epoch, at step 9.
-    assert worlds == [1] * 4 + [2] * 5 + [1] * 11 + [2] * 10
+    # The second died in step 10, before that was saved; the last checkpoint of both is that of step 8, or of the epoch,
+    # at step 9, where the clock finds it worth writing.
+    assert worlds in [[1] * 4 + [2] * (saved - 4) + [1] * (20 - saved) + [2] * 10 for saved in (8, 9)]
 
 
 def test_processes_meet_in_a_store_that_others_met_in_before(monkeypatch):
