@@ -36,7 +36,7 @@ LOOPS = {
     "plain_pytorch": (),
     "lightning_simsiam": (),
     "lightly_moco": ("--queue", "16"),
-    "transformers_trainer": (),  # where transformers is installed
+    "transformers_trainer": (),
 }
 # Runs an example and keeps the rows that its process was handed.
 RECORD = """
@@ -62,7 +62,6 @@ def loop(name):
 
 @pytest.mark.parametrize("name", [pytest.param("plain_pytorch", marks=pytest.mark.slow), *list(LOOPS)[1:]])
 def test_loops(data, name):
-    pytest.importorskip("transformers" if name == "transformers_trainer" else "torch")
     run = subprocess.run([sys.executable, *loop(name)], cwd=data, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     assert "loss " in run.stdout and "nan" not in run.stdout
@@ -70,7 +69,6 @@ def test_loops(data, name):
 
 @pytest.mark.parametrize("name", ["plain_pytorch", *(pytest.param(n, marks=pytest.mark.slow) for n in list(LOOPS)[1:])])
 def test_loops_under_torchrun(data, name):
-    pytest.importorskip("transformers" if name == "transformers_trainer" else "torch")
     (data / "record.py").write_text(RECORD)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = torchrun("record.py", *loop(name))
