@@ -177,6 +177,7 @@ class DaliLoader(ViewLoader):
                     before, making = making, beside.submit(finish)
                     if before is not None:
                         yield before.result()
+                    del before, finish  # and so the batch and its images
 
     def _decoded(self, start: Position) -> Generator[Callable[[], Views], None, None]:
         """Yield what finishes each batch from a position on, rebuilding the graph whenever one held a bad file."""
