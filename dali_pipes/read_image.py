@@ -81,7 +81,6 @@ def _upright(catalog: Catalog, row: int, data: bytes, scale: int = 1) -> Photo:
     return Photo(image.transpose(turn), scale, (int(x0), int(y0)))
 
 
-AT_LEAST = 8  # files that a task reads
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -190,7 +189,7 @@ def read_encoded(
         windows: (N, 4), or None for the whole images; see `encoded`.
         by_pil: rows of which PIL makes a copy; see `encoded`.
         pool: where the reading runs.
-        threads: parts that the rows are cut into, or fewer: a small part would cost more than its reading.
+        threads: parts that the rows are cut into, since a task of its own for each would cost more than its reading.
         memory: where files are read to.
 
     Returns:
@@ -219,7 +218,7 @@ def read_encoded(
         return [one(i, file) for i, file in zip(part, files)]
 
     catalog.image_bytes.ahead(rows)
-    share = max(-(-len(rows) // threads), AT_LEAST)
+    share = max(-(-len(rows) // threads), 1)
     parts = [range(at, min(at + share, len(rows))) for at in range(0, len(rows), share)]
     return [image for part in pool.map(some, parts) for image in part]
 
