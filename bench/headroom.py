@@ -31,9 +31,7 @@ class Headroom(Generic[Batch]):
     @property
     def waited(self) -> float:
         """Seconds of the loop that the device had nothing to do for want of a batch, as far as it has come."""
-        while self._gaps and self._gaps[0][1].passed():
-            asked, come = self._gaps.popleft()
-            self._waited += asked.until(come)
+        self._settle()
         return self._waited
 
     @property
@@ -59,7 +57,7 @@ class Headroom(Generic[Batch]):
                     come.wait()
                     self.first, began = asked.until(come), come
                 self.batches += 1
-                _ = self.waited  # so no event is kept for longer than the queue of the device's work is
+                self._settle()
                 yield batch
                 asked = _mark()
             self._gaps.append((asked, _mark()))
@@ -76,6 +74,12 @@ class Headroom(Generic[Batch]):
             f"with a loader that never waits the loop would be {self.speed_up:.2f} times as fast "
             f"(start: {self.first:.1f} s, not counted)."
         )
+
+    def _settle(self) -> None:
+        """Add up the waits that the device has passed; so no event is kept for longer than its queue of work is."""
+        while self._gaps and self._gaps[0][1].passed():
+            asked, come = self._gaps.popleft()
+            self._waited += asked.until(come)
 
 
 def headroom(loader: Iterable[Batch], say: Callable[[str], object] = print) -> Headroom[Batch]:

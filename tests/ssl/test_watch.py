@@ -7,6 +7,7 @@ import types
 
 import pytest
 import torch
+from gpu_clock import Clock, pretend_gpu
 
 from objcrop.bench import headroom
 from objcrop.errors import ObjcropError, UsageError
@@ -40,44 +41,22 @@ def test_a_line_holds_the_mean_of_the_steps_since_the_last(tmp_path):
 
 def test_a_batch_that_comes_while_the_gpu_works_was_not_waited_for(tmp_path, monkeypatch):
     """Once the host's waits were counted, and a loader that kept up with a GPU was said to starve it."""
-    now, busy_until = 0.0, 0.0
-
-    class Event:
-        def __init__(self, enable_timing):
-            pass
-
-        def record(self):
-            self.reached = max(now, busy_until)
-
-        def query(self):
-            return now >= self.reached
-
-        def synchronize(self):
-            nonlocal now
-            now = max(now, self.reached)
-
-        def elapsed_time(self, other):
-            return 1000 * (other.reached - self.reached)
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
-    clock = types.SimpleNamespace(perf_counter=lambda: now)
+    clock = Clock()
+    pretend_gpu(clock, monkeypatch)
     for module in (watching, headroom):
-        monkeypatch.setattr(module, "time", clock)
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: clock.now))
 
     def loader():
-        nonlocal now
         for wait in (6, 1, 1, 5, 1):
-            now += wait
+            clock.now += wait
             yield wait
 
     with watch(tmp_path / "run") as watched:
-        monkeypatch.setattr(watched, "began", now)
         for step, _ in enumerate(watched.batches(loader())):
-            busy_until = max(busy_until, now) + 2
+            clock.launch(2)
             watched.add({"loss": torch.tensor(1.0), "embedding_std": torch.tensor(0.2)}, torch.arange(4))
             if step in (2, 4):
-                now = busy_until  # the loss is read
+                clock.now = clock.busy_until  # the loss is read
                 watched.report(step + 1, 0, 0.1, {})
     first, second = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert first["starvation"] == 6 / 12  # the very first batch alone
